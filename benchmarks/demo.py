@@ -1,0 +1,112 @@
+"""The demo's scores over several seeds, against the same DeepLab trained on the truth.
+
+    python benchmarks/demo.py [--seeds 0 1 2] [--into FOLDER] [--set key=value ...]
+
+Each seed runs the whole pipeline (the drawn data set, too, is another one) in a copy of this working tree; the ceiling
+is the demo's segmenter, trained on the true label maps of the same scenes for as many steps. Prints a table of held-out
+clustering mIoU with means, and the ratio of the final model to the ceiling.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from unseg import records  # noqa: E402
+
+
+def call(root: Path, *command: str) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    log = root / "log.txt"
+    with log.open("a") as file:
+        done = subprocess.run(command, cwd=root, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "PATH": path})
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed in {root}:\n{log.read_text()[-2000:]}")
+
+
+def copy(into: Path, seed: int, settings: list[str]) -> dict[str, Any]:
+    """The tracked files of this tree with another seed; returns the params."""
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, names):
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, into / name)
+    params: dict[str, Any] = yaml.safe_load((into / "params.yaml").read_text())
+    params["seed"] = seed
+    for setting in settings:
+        key, text = setting.split("=", 1)
+        *head, last = key.split(".")
+        node = params
+        for part in head:
+            node = node[part]
+        node[last] = yaml.safe_load(text)
+    (into / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    if not (into / ".git").exists():
+        call(into, "git", "init", "-q")
+    return params
+
+
+def miou(root: Path, name: str) -> float:
+    return float(json.loads((root / f"results/clustering-{name}/metrics.json").read_text())["miou"])
+
+
+def ceiling(root: Path) -> float:
+    """Train the same segmenter on the truth of the training images."""
+    truth, learned = records.Labels(root / "data/truth.zip", "semantic/"), records.to_learn(root / "data/images.json")
+    classes = len(records.class_names(root / "data/truth.zip")) - 1
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["cluster"]["k"] = classes
+    folder = params["data"]["images"]
+    supervised = root / "supervised"
+    supervised.mkdir(exist_ok=True)
+    (supervised / "params.yaml").write_text(yaml.safe_dump(params))
+    for name in ("unseg", "stages", "data"):
+        (supervised / name).symlink_to(root / name)
+    records.write_labels(supervised / "truth-train.zip", ((i.file_name, truth[i]) for i in learned))
+    stage = (sys.executable, "-m")
+    call(supervised, *stage, "stages.train_segmenter", "data/images.json", "truth-train.zip", folder, "s.safetensors", "s.tsv")
+    call(supervised, *stage, "stages.predict", "data/images.json", folder, "s.safetensors", "p.zip")
+    out = "results/clustering-truth"
+    call(supervised, *stage, "stages.evaluate_clustering", "data/images.json", "data/truth.zip", "p.zip", out)
+    return miou(supervised, "truth")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--into", type=Path, help="keep the runs here (a temporary folder otherwise)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change params.yaml in every run")
+    options = parser.parse_args()
+    into = options.into or Path(tempfile.mkdtemp())
+    rows: list[dict[str, float]] = []
+    for seed in options.seeds:
+        root = into / f"seed{seed}"
+        root.mkdir(parents=True)
+        params, start = copy(root, seed, options.set), time.monotonic()
+        call(root, "dvc", "repro")
+        row = {"minutes": (time.monotonic() - start) / 60}
+        row |= {name: miou(root, name) for name in ("masks", "detector", *params["rounds"])}
+        quality = json.loads((root / "results/instances.json").read_text())
+        row["linear"] = float(json.loads((root / "results/linear.json").read_text())["miou"])
+        row["truth"] = ceiling(root)
+        row["ratio"] = row[params["final"]] / row["truth"]
+        print(f"seed {seed}", *(f"{k} {v:.3f}" for k, v in row.items()), sep="  ", flush=True)
+        print("  masks:", json.dumps(quality.get("masks", {}).get("quality", {})), flush=True)
+        rows.append(row)
+    print("mean  ", *(f"{k} {sum(r[k] for r in rows) / len(rows):.3f}" for k in rows[0]), sep="  ")
+    if options.into is None:
+        shutil.rmtree(into)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Mining: O(N d) in batches against the plain N x N graph, one image at a time; alone, and with the ViT's forward.
+
+    python -m benchmarks.mine [rounds]
+
+The paper's figures: ViT-S/16 (random weights: speed does not depend on them) at 640 x 848, so N = 2,120 patches, 6 heads
+of 64 channels. The ways take turns, so that whatever else the machine does slows them all; a figure is the median of the
+rounds, after one to warm up. Plain: float32, explicit softmax attention, every block whole, one image at a time. Ours:
+`vit.last_block` (all but the last block's attention and MLP), fused attention, bf16, a batch.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy import ndimage
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from unseg import affinity, vit
+
+ROWS, COLS, PATCH, HEADS, WIDTH, DEPTH = 40, 53, 16, 6, 384, 12
+PATCHES, KEEP, BATCH, IMAGES = ROWS * COLS, 0.4, 8, 2  # BATCH for mining alone, IMAGES with the forward
+
+
+def plain(query: Tensor, keys: Tensor) -> np.ndarray:
+    """Equations 1 and 2 as they are written: query [H, d], keys [H, N, d] to the object's region [rows, cols]."""
+    attention = torch.einsum("hd,hnd->hn", query, keys).mean(0)  # [N]
+    rows = keys.transpose(0, 1).flatten(1)  # [N, D]
+    likeness = rows @ rows.T  # [N, N], summed over the heads: H times the mean, of the same sign
+    proposals = attention.argsort(descending=True, stable=True)[: int(KEEP * len(attention))]
+    voters = proposals[likeness[proposals[0], proposals] > 0]
+    mask = (likeness[voters].sum(0) > 0).view(ROWS, COLS).numpy()
+    regions, _ = ndimage.label(mask)
+    return np.asarray(regions == regions.flat[int(proposals[0])])
+
+
+def ours(query: Tensor, keys: Tensor) -> list[np.ndarray]:
+    """As plain, of a batch: query [B, H, d], keys [B, H, N, d]."""
+    mined = affinity.mine(query.float(), keys.float(), KEEP, center=False)
+    pairs = zip(mined.masks.view(-1, ROWS, COLS).numpy(), mined.source.tolist(), strict=True)
+    return [affinity.region_of(mask, source) for mask, source in pairs]
+
+
+def forward(model: VisionTransformer, image: Tensor) -> tuple[Tensor, Tensor]:
+    """The usual way to the last block's queries and keys: a hook, and the whole network."""
+    found: list[Tensor] = []
+    hook = model.blocks[-1].attn.qkv.register_forward_hook(lambda m, i, o: found.append(o))
+    model.forward_features(image)
+    hook.remove()
+    query, keys, _ = found[0][0].unflatten(1, (3, HEADS, -1)).permute(1, 2, 0, 3)  # [H, 1 + N, d]
+    return query[:, 0], keys[:, 1:]
+
+
+def compare(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each way."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, way in ways.items():
+            begin = time.perf_counter()
+            way()
+            if turn:
+                times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def operations(blocks: int) -> tuple[float, float]:
+    """Multiply-adds times two, of an image: in products with weights (patches, `blocks` blocks), and in attention."""
+    tokens = 1 + PATCHES
+    weights = 2 * PATCHES * 3 * PATCH**2 * WIDTH + blocks * 2 * tokens * 12 * WIDTH**2
+    return float(weights), float(blocks * 4 * tokens**2 * WIDTH)
+
+
+@torch.inference_mode()
+def main(rounds: int = 3) -> None:
+    print(f"{torch.get_num_threads()} threads, N = {PATCHES}, {HEADS} heads of {WIDTH // HEADS}, medians of {rounds} rounds")
+    torch.manual_seed(0)
+    query, keys = torch.randn(BATCH, HEADS, 64), torch.randn(BATCH, HEADS, PATCHES, 64)
+    keys += 0.5 * torch.randn(BATCH, HEADS, 1, 64)
+    agree = np.mean([np.array_equal(plain(q, k), o) for q, k, o in zip(query, keys, ours(query, keys), strict=True)])
+    t = compare(
+        {"plain": lambda: [plain(q, k) for q, k in zip(query, keys, strict=True)], "ours": lambda: ours(query, keys)}, rounds
+    )
+    print(
+        f"mining alone: plain {1e3 * t['plain'] / BATCH:.1f} ms, ours {1e3 * t['ours'] / BATCH:.2f} ms an image (batch {BATCH}),"
+    )
+    print(f"  {t['plain'] / t['ours']:.0f} times as fast; same regions: {agree:.0%}")
+
+    shape = vit.Backbone("none", PATCH, WIDTH, DEPTH, HEADS)
+    explicit, fused = vit.build(shape, 224).eval(), vit.build(shape, 224).eval()
+    for block in explicit.blocks:
+        block.attn.fused_attn = False
+    images = torch.randn(IMAGES, 3, ROWS * PATCH, COLS * PATCH)
+
+    def batched() -> list[np.ndarray]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return ours(*vit.last_block(fused, images))
+
+    left, right = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    left16, right16 = left.bfloat16(), right.bfloat16()
+    t = compare(
+        {
+            "plain": lambda: [plain(*forward(explicit, image[None])) for image in images],
+            "ours": batched,
+            "fp32": lambda: left @ right,
+            "bf16": lambda: left16 @ right16,
+        },
+        rounds,
+    )
+    peak = {name: 2 * 2048**3 / t[name] for name in ("fp32", "bf16")}
+    whole, needed = sum(operations(DEPTH)), sum(operations(DEPTH - 1))
+    floor = needed / peak["bf16"]
+    print(f"with the forward: plain {t['plain'] / IMAGES:.2f} s, ours {t['ours'] / IMAGES:.2f} s an image (batch {IMAGES}),")
+    print(f"  {t['plain'] / t['ours']:.1f} times as fast")
+    print(f"forward: {whole / 1e9:.0f} GFLOP whole, {needed / 1e9:.0f} GFLOP without the last block")
+    print(f"matmul peak of this run: fp32 {peak['fp32'] / 1e9:.0f}, bf16 {peak['bf16'] / 1e9:.0f} GFLOP/s")
+    print(f"floor at the bf16 peak: {floor:.2f} s an image; ours takes {t['ours'] / IMAGES / floor:.1f} times the floor")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,54 @@
+"""Label maps: pseudo-labels of the training images from sure detections, and two stages' predictions of the judged ones."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from unseg import params, photos
+from unseg.console import InputError, run, track
+from unseg.labels import Aggregation, paint
+from unseg.records import Image, by_image, read_images, read_json, to_judge, to_learn, write_labels
+
+AGAIN = "make it again from the same data/images.json"
+
+
+def main(
+    images: str, root: str, instances: str, detections: str, labels: str, masks_predictions: str, detector_predictions: str
+) -> None:
+    p = params.group("aggregate", Aggregation)
+    certain = replace(p, uncertain="background")  # a prediction says something of every pixel
+    mined = replace(certain, shape="mask", threshold=0.0)  # the masks as they are, whatever is made of the detections
+    known = {image.id for image in read_images(images)}
+    masks = grouped(instances, [{**a, "score": 1.0} for a in read_json(instances)["annotations"]], known)
+    found = grouped(detections, read_json(detections), known)
+    write(labels, root, to_learn(images), detections, found, p)
+    write(masks_predictions, root, to_judge(images), instances, masks, mined)
+    write(detector_predictions, root, to_judge(images), detections, found, certain)
+
+
+def grouped(path: str, records: list[dict[str, Any]], known: set[int]) -> dict[int, list[dict[str, Any]]]:
+    groups = by_image(records)
+    if strange := sorted(groups.keys() - known):
+        raise InputError(f"{path}: no image has the id {strange[0]}; {AGAIN}")
+    return groups
+
+
+def write(
+    path: str, root: str, images: Sequence[Image], source: str, groups: dict[int, list[dict[str, Any]]], p: Aggregation
+) -> None:
+    """Paint one map at a time into the zip; source is the file that the groups come from."""
+
+    def one(image: Image) -> np.ndarray:
+        pixels = np.asarray(photos.read(root, image)) if p.shape == "grabcut" and image.id in groups else None
+        try:
+            return paint(groups.get(image.id, []), image.size, p, pixels)
+        except ValueError as error:
+            raise InputError(f"{source}, image {image.id} ({image.file_name}): {error}; {AGAIN}") from None
+
+    write_labels(path, ((image.file_name, one(image)) for image in track(images, f"paint {path}")))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,30 @@
+"""K-means gives every mask a label. Clusters are found on the training images' masks; the held-out ones are assigned."""
+
+import numpy as np
+
+from unseg import clustering, params, records
+from unseg.console import InputError, run
+
+
+def main(tokens: str, masks: str, out: str) -> None:
+    p, seed = params.group("cluster", clustering.Clustering), params.value("seed", int)
+    stored, coco = np.load(tokens), records.read_json(masks)
+    learned = {i["id"] for i in coco["images"] if i["split"] != "val"}
+    order = {int(a["id"]): a["image_id"] in learned for a in coco["annotations"]}
+    chosen = np.array([order[int(i)] for i in stored["ids"]], bool)
+    fit = stored["tokens"][chosen]
+    if p.support is not None:
+        fit = np.concatenate([fit, np.load(p.support)["tokens"]])
+    try:
+        labels = clustering.kmeans(stored["tokens"], fit, p, seed)
+    except ValueError as error:
+        raise InputError(f"{tokens}: {error}") from None
+    label_of = dict(zip(stored["ids"].tolist(), labels.tolist(), strict=True))
+    annotations = [{**a, "category_id": label_of[a["id"]]} for a in coco["annotations"]]
+    categories = [{"id": k, "name": f"cluster {k}"} for k in range(p.k)]
+    records.write_json(out, {"images": coco["images"], "annotations": annotations, "categories": categories})
+    print("objects a cluster:", *np.bincount(labels[chosen], minlength=p.k).tolist())
+
+
+if __name__ == "__main__":
+    run(main)

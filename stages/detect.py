@@ -1,0 +1,21 @@
+"""The detector's instances on every image."""
+
+from unseg import detector, params, records
+from unseg.console import Meter, run
+
+
+def main(index: str, folder: str, weights: str, out: str) -> None:
+    q = params.group("detect", detector.Detect)
+    model, precision = detector.load(weights, q)
+    every = records.read_images(index)
+    found = []
+    with Meter(len(every), "detect") as meter:
+        for results in detector.detect(model, precision, folder, every, q.pixels):
+            found += results
+            meter.step()
+    records.write_json(out, sorted(found, key=lambda r: r["image_id"]))  # stable: the surest of an image stays first
+    print(f"{len(found)} detections in {len(every)} images")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,14 @@
+"""The generated data set. (Runs only when params.yaml's data.root is data/raw/demo.)"""
+
+from pathlib import Path
+
+from unseg import demo, params
+from unseg.console import run
+
+
+def main(root: str) -> None:
+    demo.write(Path(root), params.group("demo", demo.Demo), params.value("seed", int))
+
+
+if __name__ == "__main__":
+    run(main)

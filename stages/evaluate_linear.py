@@ -1,0 +1,33 @@
+"""mIoU of a linear probe on the segmenter's frozen features."""
+
+from unseg import linear, metrics, params, records, segmenter, training
+from unseg.console import run
+
+PROTOCOL = "1x1 convolution on frozen features, trained on the truth of the training images; mean IoU over classes, void left out"
+
+
+def main(index: str, folder: str, truth: str, weights: str, out: str) -> None:
+    p, q, seed = params.group("linear", linear.Linear), params.group("predict", segmenter.Predict), params.value("seed", int)
+    net, classes, maps = segmenter.load(weights), records.class_names(truth), records.Labels(truth, "semantic/")
+    learned = [i for i in records.to_learn(index) if i in maps]
+    judged = [i for i in records.to_judge(index) if i in maps]
+    if not learned or not judged:
+        needs = f"ground truth: {truth} has no label map of a training and of a judged image"
+        records.write_json(out, {"images": 0, "needs": needs})
+        return
+    with training.Scratch("evaluate_linear", [p, seed], [index, truth, weights, folder]) as scratch:
+        probed = linear.probe(p, net, len(classes), folder, learned, maps, seed, scratch)
+        counts = linear.judge(probed, folder, judged, maps, q)
+        ious = metrics.iou(counts)
+        scores = {
+            "miou": metrics.rounded(metrics.mean(ious)),
+            "pixel_accuracy": metrics.rounded(metrics.pixel_accuracy(counts)),
+            "class_iou": {name: metrics.rounded(v) for name, v in zip(classes, ious, strict=True)},
+            "images": len(judged),
+            "protocol": PROTOCOL,
+        }
+        records.write_json(out, scores)
+
+
+if __name__ == "__main__":
+    run(main)

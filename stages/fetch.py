@@ -1,0 +1,39 @@
+"""Official self-supervised weights, checked and kept under timm's names; `models/dvc.yaml` lists them."""
+
+import json
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unseg import official, resnet, vit
+from unseg.console import InputError, run
+from unseg.records import whole
+
+
+def main(name: str, output: str) -> None:
+    if name not in official.RECIPES:
+        raise InputError(f"no weights are called {name!r}; there are {', '.join(official.RECIPES)}")
+    recipe = official.RECIPES[name]
+    file = official.obtain(recipe)
+    sha256 = official.digest(file, "sha256")
+    print(f"{file}: {file.stat().st_size} bytes, SHA-256 {sha256}")
+    try:
+        state = weights(str(file), recipe.patch)
+    except InputError as error:
+        raise InputError(f"this is not the official {recipe.file}: {error}; {recipe.url} has it") from None
+    source = json.dumps({"kind": "backbone", "sha256": sha256, "source": recipe.url}, sort_keys=True)
+    with whole(output) as part:
+        save_file({key: state[key].contiguous() for key in sorted(state)}, part, {"unseg": source})
+
+
+def weights(file: str, patch: int | None) -> dict[str, Tensor]:
+    """Every key of the model, and no other. patch in pixels: a ViT-S; None: a ResNet-50 without classifier."""
+    if patch:
+        return vit.load(vit.Backbone(file, patch, width=384, depth=12, heads=6)).state_dict()
+    body = resnet.Body("resnet50", width=64)
+    resnet.initialise(body, file, "a ResNet-50")
+    return body.net.state_dict()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,35 @@
+"""Index the photographs that can be read; list the others with the reason; keep the ground truth apart."""
+
+from collections import Counter
+from dataclasses import asdict
+
+from unseg import datasets, params, truth
+from unseg.console import InputError, run
+from unseg.datasets import Data
+from unseg.examine import examine
+from unseg.records import Labels, write_json, write_zip
+
+
+def main(images: str, rejected: str, truth_zip: str) -> None:
+    data = params.group("data", Data)
+    found = datasets.find(data)
+    index, bad = examine(data, found)
+    write_json(rejected, {"rejected": [asdict(r) for r in bad]})
+    splits = Counter(i.split for i in index)
+    print(f"{data.images}: {len(index)} images ({datasets.total(splits)})" if index else f"{data.images}: no image")
+    if bad:
+        reasons = Counter(r.reason.split(":")[0] for r in bad)
+        print(f"{len(bad)} rejected ({datasets.total(reasons)}): see {rejected}")
+    if found.ignored:
+        print(f"{found.ignored.total()} other files ignored ({datasets.total(found.ignored)})")
+    for split, file in (("train", data.train or data.images), ("val", data.val)):
+        if file and not splits[split] and not splits["both"]:
+            raise InputError(f"data.{split}: {file}: none of its images can be used; {rejected} says why")
+    write_json(images, {"images": [asdict(i) for i in index]})
+    write_zip(truth_zip, truth.members(data, index))
+    known = Labels(truth_zip, "semantic/")
+    print(f"{sum(i in known for i in index)} of them with ground truth")
+
+
+if __name__ == "__main__":
+    run(main)

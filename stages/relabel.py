@@ -1,0 +1,23 @@
+"""Label maps of the training images again, from a segmenter and a CRF."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from unseg import labels, params, photos, records, segmenter
+from unseg.console import run, track
+
+
+def main(index: str, folder: str, weights: str, out: str) -> None:
+    q, crf, net = params.group("predict", segmenter.Predict), params.group("crf", labels.Crf), segmenter.load(weights)
+    learned = records.to_learn(index)
+
+    def refined() -> Iterator[tuple[str, np.ndarray]]:
+        for image, p in track(segmenter.every_probability(net, folder, learned, q), "relabel", len(learned)):
+            yield image.file_name, labels.refine(p.float().cpu().numpy(), np.asarray(photos.read(folder, image)), crf)
+
+    records.write_labels(out, refined())
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,95 @@
+"""One self-contained HTML page of what each stage made and how good it is, and its contact sheets as pictures.
+
+Clusters get their classes' colours here, from what evaluate_clustering matched; nothing is learned from it.
+"""
+
+import csv
+import math
+from pathlib import Path
+
+from unseg import page, params, pictures, quality, sections, sheets
+from unseg.console import InputError, run
+from unseg.page import Section
+from unseg.records import Labels, by_image, class_names, read_images, read_json, to_judge, to_learn, whole
+
+
+def main(
+    images: str,
+    root: str,
+    truth: str,
+    masks: str,
+    instances: str,
+    detections: str,
+    labels: str,
+    predictions: str,
+    results: str,
+    output: str,
+    folder: str,
+) -> None:
+    report, final = params.group("report", page.Report), params.value("final", str)
+    first, found, clustered = params.value("rounds", list[str])[0], Path(results), read_json(instances)
+    steps = [f"clustering-{step}/metrics.json" for step in dict.fromkeys(("masks", "detector", first, final))]
+    names = ("ViT masks", "+ detector", f"+ segmentation model ({first})", f"+ CRF round ({final})")
+    metrics = {name: read_json(found / name) for name in (*steps, "linear.json", "instances.json")}
+    scores = metrics[steps[-1]]
+    confusion, ious = (read_json(found / f"clustering-{final}" / name) for name in ("confusion.json", "class_iou.json"))
+    trainings = {"Detector": read_tsv(found / "detector.tsv")}
+    trainings[f"Segmenter {final}"] = read_tsv(found / f"segmenter-{final}.tsv")
+    precision = read_json(found / "precision_recall.json")
+
+    classes, matched = class_names(truth), {row["cluster"]: c for c, row in enumerate(ious) if row["cluster"] is not None}
+    scheme = pictures.scheme(1 + max((c["id"] for c in clustered["categories"]), default=-1), classes, matched)
+    made = sheets.Run(
+        root=root,
+        images=read_images(images),
+        judged=to_judge(images),
+        learned=to_learn(images),
+        rejected=len(read_json(Path(images).with_name("rejected.json"))["rejected"]),
+        mined=by_image(read_json(masks)["annotations"]),
+        cluster={a["id"]: a["category_id"] for a in clustered["annotations"]},
+        detections=by_image(read_json(detections)),
+        labels=Labels(labels),
+        predictions=Labels(predictions),
+        truth=Labels(truth, "semantic/"),
+        classes=classes,
+        scheme=scheme,
+    )
+    judged, learned = sheets.contacts(made, report.pictures)
+    cards = sheets.cluster_cards(made, report.exemplars)
+    sheets.write_sheets(Path(folder), judged, learned, cards)
+
+    numbers = quality.label_free(made)
+    without = Section("quality", "Quality without labels", page.join([sections.facts(numbers), sections.missing(metrics)]))
+    table = sections.components([(name, metrics[step]) for name, step in zip(names, steps, strict=False)])
+    scored = Section("components", "Components", table)
+    parts = [
+        *((scored, without) if "miou" in scores else (without, scored)),
+        Section("judged", "Judged images", page.join([sections.legend(scheme, classes), sections.contact(judged)])),
+        *([Section("learned", "Training images", sections.contact(learned))] if learned else []),
+        Section("clusters", "Clusters", sections.clusters(cards, scheme, classes)),
+        Section("classes", "Classes", sections.classes(ious, confusion, scores, scheme)),
+        Section("instances", "Instances", sections.instances(metrics["instances.json"])),
+        Section("linear", "Linear probe", sections.linear(metrics["linear.json"])),
+        Section("curves", "Curves", sections.curves(trainings, precision)),
+        Section("numbers", "All numbers", sections.everything(metrics)),
+    ]
+    lead = page.join([sections.about(made), sections.headline(sections.telling(numbers, scores, metrics))])
+    with whole(output) as part:
+        part.write_bytes(page.document("unseg report", lead, parts))
+
+
+def read_tsv(path: Path) -> dict[str, list[float]]:
+    """Columns by name; those with a value that is not finite are left out."""
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        columns = {key: [float(row[key]) for row in rows] for key in (rows[0] if rows else {})}
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} is not a table of numbers ({error}); make it again") from None
+    return {key: values for key, values in columns.items() if all(map(math.isfinite, values))}
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,21 @@
+"""Mask R-CNN on the labelled masks of the training images."""
+
+from unseg import detector, params, records, training
+from unseg.console import InputError, run
+
+
+def main(index: str, instances: str, folder: str, weights: str, history: str) -> None:
+    p, k, seed = params.group("detector", detector.Detector), params.value("cluster.k", int), params.value("seed", int)
+    learned = records.to_learn(index)
+    ids = {i.id for i in learned}
+    annotations = [a for a in records.read_json(instances)["annotations"] if a["image_id"] in ids]
+    if not annotations:
+        raise InputError(f"{instances} has no object in a training image; look at data/masks.json and at mine in params.yaml")
+    with training.Scratch("train_detector", [p, k, seed], [index, instances, folder]) as scratch:
+        model, values = detector.train(p, k, folder, learned, annotations, seed, scratch)
+        detector.save(weights, model, p, k)
+        training.write_history(history, values)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,17 @@
+"""DeepLab-v3 on the label maps of the training images."""
+
+from unseg import params, records, segmenter, training
+from unseg.console import run
+
+
+def main(index: str, labels: str, folder: str, weights: str, history: str) -> None:
+    p, k, seed = params.group("segmenter", segmenter.Segmenter), params.value("cluster.k", int), params.value("seed", int)
+    learned, maps = records.to_learn(index), records.Labels(labels)
+    with training.Scratch("train_segmenter", [p, k, seed], [index, labels, folder]) as scratch:
+        model, values = segmenter.train(p, k, folder, learned, maps, seed, scratch, "segmenter")
+        segmenter.save(weights, model, p, k)
+        training.write_history(history, values)
+
+
+if __name__ == "__main__":
+    run(main)

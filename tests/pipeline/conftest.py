@@ -1,0 +1,105 @@
+"""A throw-away clone of the pipeline at toy size, in which one thing is changed and the stages that run are read back."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "demo": {"train": 10, "val": 4, "size": 64},
+    "backbone": {"width": 32, "depth": 2, "heads": 2},
+    "embedder": {"width": 32, "depth": 2, "heads": 2},
+    "croc": {"epochs": 1, "batch": 4, "outputs": 16, "outputs_centroid": 16, "hidden": 32, "bottleneck": 16, "precision": "fp32"},
+    "croc.views": {"size": 32},
+    "croc.clustering": {"tokens": 6},
+    "mine": {"resize": 64},
+    "embed": {"resize": 32, "longest": 64},
+    "cluster": {"k": 3, "starts": 1},
+    "detector": {"width": 8, "fpn": 16, "hidden": 16, "short_sides": [64], "long_side": 64, "rois": 8, "proposals": 10,
+                 "iterations": 2, "batch": 2, "lr_steps": [1]},
+    "detect": {"short_side": 64, "max_detections": 3},
+    "segmenter": {"width": 8, "size": 32, "epochs": 1, "batch": 4, "precision": "fp32"},
+    "linear": {"epochs": 1, "batch": 4},
+    "crf": {"iterations": 2},
+    "report": {"pictures": 2, "exemplars": 2},
+}  # fmt: skip
+
+
+class Pipeline:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.env = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+            "UNSEG_WORKERS": "0",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+    def sh(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=self.root, capture_output=True, text=True, env=self.env)
+
+    def repro(self, *arguments: str) -> list[str]:
+        """`dvc repro`; the names of the stages that ran, in their order."""
+        done = self.sh("dvc", "repro", *arguments)
+        assert done.returncode == 0, done.stderr + done.stdout
+        return re.findall(r"Running stage '(?:[^':]*:)?([^']+)'", done.stdout + done.stderr)
+
+    def set(self, key: str, value: object) -> None:
+        yaml = YAML()
+        file = self.root / "params.yaml"
+        document = node = yaml.load(file.read_text())
+        *head, last = key.split(".")
+        for part in head:
+            node = node[part]
+        assert last in node, key
+        node[last] = value
+        with file.open("w") as out:
+            yaml.dump(document, out)
+
+
+def clone(into: Path) -> Pipeline:
+    """The files of this working tree that Git knows or would take, at toy size, outputs not included."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file() and not name.startswith(("tests/", "results/")) and not name.endswith("dvc.lock"):
+            (into / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, into / name)
+    pipeline = Pipeline(into)
+    for group, values in TINY.items():
+        for key, value in values.items():
+            pipeline.set(f"{group}.{key}", value)
+    assert pipeline.sh("git", "init", "-q").returncode == 0
+    return pipeline
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """Every stage has run once. Shared by the workers of pytest-xdist; not to be changed."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    root = shared / "warm"
+    with FileLock(f"{root}.lock"):
+        if not (root / "done").exists():
+            shutil.rmtree(root, ignore_errors=True)
+            pipeline = clone(root)
+            assert len(pipeline.repro()) == 21
+            (root / "done").touch()
+    return Pipeline(root)
+
+
+@pytest.fixture
+def pipe(warm: Pipeline, tmp_path: Path) -> Pipeline:
+    root = tmp_path / "repo"
+    shutil.copytree(warm.root, root, symlinks=True)
+    return Pipeline(root)

@@ -1,0 +1,66 @@
+"""dvc.yaml tells the truth: a stage's code deps are exactly the first-party modules it can import."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[2]
+
+
+def path_of(module: str) -> Path | None:
+    path = ROOT / (module.replace(".", "/") + ".py")
+    return path if path.exists() else None
+
+
+def closure(path: Path, seen: set[str] | None = None) -> set[str]:
+    seen = set() if seen is None else seen
+    relative = path.relative_to(ROOT).as_posix()
+    if relative in seen:
+        return seen
+    seen.add(relative)
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            if found := path_of(name):
+                closure(found, seen)
+    return seen
+
+
+def stages() -> Iterator[object]:
+    for file in [ROOT / "dvc.yaml", *ROOT.glob("*/dvc.yaml")]:
+        for name, stage in YAML(typ="safe").load(file.read_text())["stages"].items():
+            yield pytest.param(stage.get("do", stage), id=name)
+
+
+def modules_of(stage: dict) -> list[Path]:
+    return [p for word in stage["cmd"].split()[2:4] if (p := path_of(word))]  # python -m launcher? stage
+
+
+@pytest.mark.parametrize("stage", list(stages()))
+def test_code_deps_are_the_import_closure(stage):
+    want = set().union(*(closure(path) for path in modules_of(stage)))
+    assert want
+    assert {d for d in stage["deps"] if str(d).endswith(".py")} == want
+
+
+@pytest.mark.parametrize("stage", list(stages()))
+def test_every_path_in_the_command_is_declared(stage):
+    outs = [o if isinstance(o, str) else next(iter(o)) for key in ("outs", "metrics") for o in stage.get(key, [])]
+    declared = set(stage["deps"]) | set(outs)
+    for word in stage["cmd"].split():
+        if "/" in word or word.startswith("${"):
+            assert any(d == word or d.startswith(word + "/") for d in declared), word
+
+
+def test_imports_go_one_way():
+    for file in (ROOT / "unseg").glob("*.py"):
+        assert "stages" not in {name.split("/")[0] for name in closure(file)}, file
+    for file in (ROOT / "stages").glob("*.py"):
+        assert {name for name in closure(file) if name.startswith("stages/")} == {f"stages/{file.name}"}

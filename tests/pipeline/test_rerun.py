@@ -1,0 +1,65 @@
+"""Which stages run after a change. The table is the specification."""
+
+import pytest
+
+SEGMENTER = {
+    *("train_segmenter@r0", "relabel@0", "train_segmenter@r1", "predict@r0", "predict@r1"),
+    *("evaluate_clustering@r0", "evaluate_clustering@r1", "evaluate_linear", "report"),
+}
+AGGREGATE = {"aggregate", "evaluate_components@masks", "evaluate_components@detector"} | SEGMENTER
+DETECTOR = {"train_detector", "detect", "evaluate_instances"} | AGGREGATE
+CRF = {"relabel@0", "train_segmenter@r1", "predict@r1", "evaluate_clustering@r1", "evaluate_linear", "report"}
+
+# Stages that a change may leave out, where what they read comes out the same: a detector does not change the masks' scores.
+UNCHANGED = {"evaluate_components@masks"}
+
+CHANGES = {
+    ("report.pictures", 1): {"report"},
+    ("linear.lr", 0.2): {"evaluate_linear", "report"},
+    ("crf.iterations", 3): CRF,
+    ("segmenter.lr", 0.1): SEGMENTER,
+    ("aggregate.threshold", 0.01): AGGREGATE - UNCHANGED,
+    ("detect.min_score", 0.001): {"detect", "evaluate_instances"} | AGGREGATE - UNCHANGED,
+    ("detector.lr", 0.002): DETECTOR - UNCHANGED,
+    ("cluster.k", 4): {"cluster"} | DETECTOR,
+    ("embed.resize", 24): {"embed", "cluster"} | DETECTOR,
+    ("mine.keep", 0.5): {"mine", "embed", "cluster"} | DETECTOR,
+    ("croc.lr", 0.1): {"croc", "mine", "embed", "cluster"} | DETECTOR,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("key", "value"), CHANGES, ids=lambda v: str(v))
+def test_a_param_reruns_only_what_depends_on_it(pipe, key, value):
+    pipe.set(key, value)
+    assert set(pipe.repro()) == CHANGES[key, value]
+
+
+@pytest.mark.slow
+def test_nothing_runs_twice(pipe):
+    assert pipe.repro() == []
+
+
+@pytest.mark.slow
+def test_going_back_is_free(pipe):
+    before = pipe.sh("cat", "dvc.lock").stdout
+    pipe.set("mine.keep", 0.3)
+    assert pipe.repro()
+    pipe.set("mine.keep", 0.2)
+    assert pipe.repro() == []
+    assert pipe.sh("cat", "dvc.lock").stdout == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "stages"),
+    [
+        ("stages/report.py", {"report"}),
+        ("unseg/labels.py", {"aggregate", "relabel@0"}),
+        ("unseg/clustering.py", {"cluster"}),
+    ],
+)
+def test_editing_a_module_reruns_its_stages_only(pipe, module, stages):
+    with (pipe.root / module).open("a") as file:
+        file.write("\n# a comment\n")
+    assert set(pipe.repro()) == stages

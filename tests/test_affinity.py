@@ -1,0 +1,209 @@
+"""How one object is mined from an image's keys (unseg/affinity.py).
+
+The plain implementation, with its N x N graph, is here: the library's never makes one.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
+from torch import Tensor
+
+from unseg.affinity import Mining, mine, region_of, to_pixels
+
+PROPERTY = settings(max_examples=60, deadline=None)
+GRIDS = ((1, 6), (3, 4), (5, 5))
+
+
+def plain(query: Tensor, keys: Tensor, keep: float, center: bool) -> tuple[np.ndarray, int]:
+    """One image at a time, by the graph itself: query [H, d], keys [H, N, d] float64 to mask [N] bool and source."""
+    attention = (query[:, None] * keys).sum(2).mean(0)  # [N], Eq. 1
+    if center:
+        keys = keys - keys.mean(1, keepdim=True)
+    likeness = torch.stack([k @ k.T for k in keys]).mean(0)  # [N, N], Eq. 2
+    order = sorted(range(keys.shape[1]), key=lambda j: (-float(attention[j]), j))
+    proposals = order[: max(1, math.floor(keep * keys.shape[1]))]
+    voters = [j for j in proposals if likeness[proposals[0], j] > 0]
+    return (likeness[voters].sum(0) > 0).numpy(), proposals[0]
+
+
+def draw(seed: int, images: int, heads: int, patches: int, width: int) -> tuple[Tensor, Tensor]:
+    """Query [B, H, d] and keys [B, H, N, d], float64; keys share a part, so that signs are not a coin's."""
+    g = torch.Generator().manual_seed(seed)
+    query = torch.randn(images, heads, width, generator=g, dtype=torch.float64)
+    keys = torch.randn(images, heads, patches, width, generator=g, dtype=torch.float64)
+    return query, keys + 0.5 * torch.randn(images, heads, 1, width, generator=g, dtype=torch.float64)
+
+
+def row(*keys: float, keep: float, center: bool = False) -> tuple[list[int], int]:
+    """One head of one channel, query 1: the patches in the mask, and the source."""
+    mined = mine(torch.ones(1, 1, 1), torch.tensor(keys, dtype=torch.float32).view(1, 1, -1, 1), keep, center)
+    return mined.masks[0].int().tolist(), int(mined.source)
+
+
+def test_a_row_of_five_patches() -> None:
+    #   key            2  1 -1  1 -2      query 1, so attention is the key itself
+    #   2 of 5 kept    s  v               the source's likeness to its voter is 2 > 0
+    #   votes          6  3 -3  3 -6      rows 0 and 1 of k k^T, added
+    #   similar        1  1  0  1  0      patch 3 is alike but not connected
+    mask, source = row(2, 1, -1, 1, -2, keep=0.4)
+    assert (mask, source) == ([1, 1, 0, 1, 0], 0)
+    assert region_of(np.array([mask], bool), source).tolist() == [[True, True, False, False, False]]
+
+
+def test_a_vote_of_nothing_is_no_vote() -> None:
+    # key 0 is unlike nothing and alike to nothing: neither a voter nor in the mask
+    assert row(2, 0, -1, keep=1) == ([1, 0, 0], 0)
+    # it is proposed, and must not bring its own likeness in: 0 . 0 = 0, patch 3 = (0, 1) is alike to patch 1 alone
+    keys = torch.tensor([[2.0, 0], [0, 3], [-1, 0], [0, 1]]).view(1, 1, 4, 2)
+    mined = mine(torch.tensor([[[1.0, 0.5]]]), keys, 0.5, False)
+    assert mined.masks[0].int().tolist() == [1, 0, 0, 0]
+
+
+def test_heads_sum_their_affinities() -> None:
+    # head a says 0 is like 1 (1 . 1), head b says it is unlike, twice as strongly (-2): the sum, -1, must decide
+    keys = torch.tensor([[[1.0], [1.0]], [[math.sqrt(2)], [-math.sqrt(2)]]])[None]  # [1, 2, 2, 1]
+    assert mine(torch.tensor([[[1.0], [0.1]]]), keys, 1, False).masks[0].tolist() == [True, False]
+    # two heads that say alike do not outvote one that says unlike more strongly: 1 + 1 - 4
+    keys = torch.tensor([[[1.0], [1.0]], [[1.0], [1.0]], [[2.0], [-2.0]]])[None]
+    assert mine(torch.tensor([[[1.0], [1.0], [0.1]]]), keys, 1, False).masks[0].tolist() == [True, False]
+
+
+def test_the_mean_key_hides_the_object_unless_it_is_subtracted() -> None:
+    assert row(12, 11, 9, 8, keep=0.5) == ([1, 1, 1, 1], 0)
+    assert row(12, 11, 9, 8, keep=0.5, center=True) == ([1, 1, 0, 0], 0)
+
+
+def test_equal_attention_goes_to_the_lower_patch() -> None:
+    # 200 patches tie for two places; the two that are kept point apart from all the others in their second channel
+    keys = torch.ones(1, 1, 200, 2)
+    keys[0, 0, :, 1] = -2.0
+    keys[0, 0, 3:5, 1] = 2.0
+    keys[0, 0, :3, 0] = 0.0  # the first three have less attention
+    mined = mine(torch.tensor([[[1.0, 0.0]]]), keys, 2 / 200, False)
+    assert mined.source.tolist() == [3]
+    assert mined.masks[0].nonzero().flatten().tolist() == [3, 4]
+
+
+def test_at_least_one_patch_is_proposed_and_no_share_is_rounded_up() -> None:
+    assert row(3, 2, 1, keep=0.01) == ([1, 1, 1], 0)
+    # 2 of 5 patches: the third, which would turn the vote, is not asked
+    keys = torch.tensor([[3.0, 0], [2, 1], [1, 9], [-9, 1], [-9, -9]]).view(1, 1, 5, 2)
+    assert mine(torch.tensor([[[1.0, 0.0]]]), keys, 0.5, False).masks[0].int().tolist() == [1, 1, 1, 0, 0]
+
+
+def test_a_source_without_a_key_is_its_own_object() -> None:
+    assert row(0, 0, keep=1) == ([1, 0], 0)
+
+
+def test_1000_key_sets_give_the_plain_implementations_masks() -> None:
+    seen, positive = 0, 0
+    for case in range(250):
+        rng = np.random.default_rng(case)
+        heads, width, patches = (int(rng.integers(*r)) for r in ((1, 7), (1, 17), (2, 120)))
+        keep, center = float(rng.choice([0.05, 0.2, 0.4, 0.73, 1.0])), bool(case % 2)
+        query, keys = draw(case, 4, heads, patches, width)
+        mined = mine(query, keys, keep, center)
+        for image in range(4):
+            mask, source = plain(query[image], keys[image], keep, center)
+            assert mined.masks[image].numpy().tolist() == mask.tolist(), (case, image)
+            assert int(mined.source[image]) == source
+            seen, positive = seen + 1, positive + float(mask.mean())
+    assert seen == 1000
+    assert 0.2 < positive / seen < 0.9  # masks worth comparing
+
+
+@PROPERTY
+@given(st.integers(0, 10**6), st.integers(1, 4), st.sampled_from(GRIDS), st.floats(0.05, 1), st.booleans())
+def test_properties(seed: int, heads: int, grid: tuple[int, int], keep: float, center: bool) -> None:
+    patches = grid[0] * grid[1]
+    query, keys = draw(seed, 3, heads, patches, 4)
+    mined = mine(query, keys, keep, center)
+    assert mined.masks.gather(1, mined.source[:, None]).all()  # the source is in its mask
+    for mask, source in zip(mined.masks.numpy(), mined.source.tolist(), strict=True):
+        region = region_of(mask.reshape(grid), source)
+        assert region.flat[source]
+        assert ndimage.label(region)[1] == 1
+        assert not (region & ~mask.reshape(grid)).any()
+
+    def same(query: Tensor, keys: Tensor) -> bool:
+        return torch.equal(mine(query, keys, keep, center).masks, mined.masks)
+
+    assert same(query, 8 * keys)  # signs and order are all that matters
+    assert same(0.25 * query, keys)
+    order = torch.randperm(heads, generator=torch.Generator().manual_seed(seed))
+    assert same(query[:, order], keys[:, order])
+    mirrored = keys.unflatten(2, grid).flip(3).flatten(2, 3)
+    assert torch.equal(mine(query, mirrored, keep, center).masks, mined.masks.unflatten(1, grid).flip(2).flatten(1))
+    alone = mine(query[1:2], keys[1:2], keep, center)  # what an image gives does not depend on its neighbours
+    assert torch.equal(alone.masks[0], mined.masks[1])
+
+
+def test_a_block_of_alike_keys_around_the_source_is_the_object() -> None:
+    # specification B.9, acceptance test 1: block A is 3 x 3, all else resembles the opposite
+    inside = torch.zeros(6, 6, dtype=torch.bool)
+    inside[1:4, 2:5] = True
+    keys = torch.where(inside.flatten()[:, None], torch.tensor([1.0, 0.2]), torch.tensor([-1.0, 0.2]))  # [36, 2]
+    keys[2 * 6 + 3] *= 2  # the CLS token's maximum, in the middle of A
+    mined = mine(torch.tensor([[[1.0, 0.0]]]), keys[None, None], 0.2, False)
+    assert int(mined.source) == 15
+    assert np.array_equal(region_of(mined.masks[0].view(6, 6).numpy(), 15), inside.numpy())
+
+
+def test_of_two_blobs_the_one_with_the_source_is_the_object() -> None:
+    # specification B.9, acceptance test 2: the blobs meet at a corner, which is no connection
+    mask = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1]], bool)
+    assert region_of(mask, 5).tolist() == [[True, True, False, False], [True, True, False, False], [False] * 4]
+    assert region_of(mask, 10).tolist() == [[False] * 4, [False] * 4, [False, False, True, True]]
+
+
+def test_attention_that_is_negative_everywhere_still_has_a_maximum() -> None:
+    # specification B.9, acceptance test 3: the least negative patch is the source, nothing is arbitrary
+    assert row(-3, -1, -2, -9, keep=0.5) == ([1, 1, 1, 1], 1)
+
+
+def nearest(mask: np.ndarray, resized: tuple[int, int], size: tuple[int, int], patch: int) -> np.ndarray:
+    """The patch in which the centre of each pixel lies, in whole numbers and pixel by pixel."""
+    out = np.zeros(size, bool)
+    for y in range(size[0]):
+        for x in range(size[1]):
+            row = (2 * y + 1) * resized[0] // (2 * size[0]) // patch
+            out[y, x] = mask[row, (2 * x + 1) * resized[1] // (2 * size[1]) // patch]
+    return out
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), *[st.integers(1, 40)] * 4, st.sampled_from([1, 3, 8]))
+def test_to_pixels_takes_the_nearest_patch(data: st.DataObject, h: int, w: int, rh: int, rw: int, patch: int) -> None:
+    mask = data.draw(arrays(bool, (-(-rh // patch) + 1, -(-rw // patch))))  # one row of padding more than needed
+    assert np.array_equal(to_pixels(mask, (rh, rw), (h, w), patch), nearest(mask, (rh, rw), (h, w), patch))
+
+
+def test_to_pixels_at_every_size() -> None:
+    # the centres of pixels fall on the borders of patches: no rounding may decide where they belong
+    for resized in range(1, 97):
+        mask = np.arange(96) % 2 == 0
+        for size in range(1, 97):
+            want = mask[(2 * np.arange(size) + 1) * resized // (2 * size)]
+            assert np.array_equal(to_pixels(mask[None], (1, resized), (1, size), 1)[0], want), (resized, size)
+
+
+def test_padding_falls_away() -> None:
+    mask = np.zeros((2, 3), bool)
+    mask[1], mask[:, 2] = True, True  # 16 x 24 pixels, of which the photograph has 8 x 16
+    assert not to_pixels(mask, (8, 16), (4, 8), 8).any()
+    mask[0, 1] = True
+    assert to_pixels(mask, (8, 16), (4, 8), 8).tolist() == [[False] * 4 + [True] * 4] * 4
+
+
+@pytest.mark.parametrize(("key", "value"), [("resize", 0), ("keep", 0.0), ("keep", 1.1), ("precision", "fp16")])
+def test_settings_out_of_range(key: str, value: Any) -> None:
+    good = {"resize": 640, "keep": 0.4, "center": False, "component": True, "precision": "fp32"}
+    with pytest.raises(ValueError, match=rf"mine\.{key} is"):
+        Mining(**(good | {key: value}))

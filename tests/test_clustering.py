@@ -1,0 +1,130 @@
+"""Labels for objects by K-means on whitened tokens (unseg/clustering.py)."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import adjusted_rand_score
+
+from unseg.clustering import Clustering, kmeans, normalise
+
+NORMALISE = ("std", "pca", "none")
+
+
+def clustering(**changed: Any) -> Clustering:
+    values = {"k": 3, "whiten": "std", "algorithm": "full", "starts": 3, "iterations": 50, "support": None}
+    return Clustering(**(values | changed))  # type: ignore[arg-type]
+
+
+def blobs(sizes: tuple[int, ...], width: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [M, D] float32 in as many directions as sizes, and which blob each is of, shuffled."""
+    rng = np.random.default_rng(seed)
+    name = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    directions = np.linalg.qr(rng.normal(size=(width, width)))[0][: len(sizes)]
+    return (directions[name] + rng.normal(0, 0.05, (len(name), width))).astype(np.float32), name
+
+
+def test_whiten_then_normalise_by_hand() -> None:
+    # deviations 1 and 10; no mean is removed
+    x = np.array([[1, 10], [3, 10], [1, 30], [3, 30]], np.float32)
+    r = 1 / math.sqrt(10)
+    want = np.array([[math.sqrt(0.5), math.sqrt(0.5)], [3 * r, r], [r, 3 * r], [math.sqrt(0.5), math.sqrt(0.5)]])
+    assert np.allclose(normalise(x, x, "std"), want)
+    assert np.allclose(normalise(x, x, "none"), x / np.linalg.norm(x, axis=1, keepdims=True))
+    assert np.allclose(normalise(x, np.array([[0, 0], [6, 2]]), "std")[0], np.array([1 / 3, 10]) / math.hypot(1 / 3, 10))
+
+
+def test_a_constant_channel_and_a_row_of_zeros_stay() -> None:
+    x = np.array([[0, 0], [0, 4], [0, 8]], np.float32)
+    assert normalise(x, x, "std").tolist() == [[0, 0], [0, 1], [0, 1]]
+    for objects in range(1, 60):  # the mean of equal numbers is not always that number
+        x = np.stack([np.full(objects, 0.1), np.arange(objects) - 5.0], 1)
+        deviation = x[:, 1].std() if objects > 1 else 1.0
+        want = np.stack([x[:, 0], x[:, 1] / deviation], 1)
+        assert np.allclose(normalise(x, x, "std"), want / np.linalg.norm(want, axis=1, keepdims=True))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(4, 30), st.integers(1, 6), st.sampled_from(NORMALISE))
+def test_rows_have_length_1_and_channels_no_scale(seed: int, objects: int, width: int, whiten: str) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(1, 1, (objects, width))
+    out = normalise(x, x, whiten)
+    assert out.dtype == np.float64
+    assert np.allclose(np.linalg.norm(out, axis=1), 1)
+    if whiten == "std":
+        scale = rng.uniform(0.1, 10, width)
+        assert np.allclose(normalise(x * scale, x * scale, "std"), out)
+
+
+def test_pca_whitens() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 3)) @ rng.normal(size=(3, 3)) + 4
+    turned = x @ np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    out, other = normalise(x, x, "pca"), normalise(turned, turned, "pca")
+    assert np.allclose(out @ out.T, other @ other.T)  # likenesses do not depend on the axes
+    # before each row is scaled to length 1, every direction has deviation 1: check it through the directions' share
+    assert np.allclose((out**2).mean(0), 1 / 3, atol=0.05)
+
+
+@pytest.mark.parametrize("objects", [5, 12])
+def test_pca_of_fewer_objects_than_channels(objects: int) -> None:
+    """What the objects do not span has no deviation to divide by, and says nothing about others either."""
+    rng = np.random.default_rng(0)
+    fit = rng.normal(size=(objects, 4)) @ rng.normal(size=(4, 40))  # lie in four directions of forty
+    other = fit + rng.normal(0, 1e-3, fit.shape)  # but for a little that no direction of them holds
+    assert np.allclose(normalise(other, fit, "pca"), normalise(fit, fit, "pca"), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "whiten"), [*(("full", w) for w in NORMALISE), ("minibatch", "std"), ("minibatch", "none")]
+)
+def test_blobs_are_found_and_numbered_by_size(algorithm: str, whiten: str) -> None:
+    tokens, name = blobs((20, 60, 40))
+    labels = kmeans(tokens, tokens, clustering(algorithm=algorithm, whiten=whiten), seed=0)
+    assert labels.dtype == np.int64
+    assert np.array_equal(labels, np.array([2, 0, 1])[name])
+
+
+@pytest.mark.parametrize("algorithm", ["full", "minibatch"])
+def test_the_same_seed_gives_the_same_raw_labels(algorithm: str) -> None:
+    # specification B.9, acceptance test 9
+    tokens = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+    p = clustering(k=7, algorithm=algorithm, starts=1)
+    first, again = (kmeans(tokens, tokens, p, seed=4) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert set(first.tolist()) == set(range(7))  # over-clustering by k alone; every cluster has an object
+    sizes = np.bincount(first)
+    assert (np.diff(sizes) <= 0).all()
+    others = [kmeans(tokens, tokens, p, seed=s) for s in (1, 2, 3)]
+    assert any(adjusted_rand_score(first, o) < 0.999 for o in others)
+
+
+def test_support_is_clustered_along_and_left_out() -> None:
+    tokens, name = blobs((20, 60, 40))
+    few = tokens[:6]
+    labels = kmeans(few, tokens, clustering(), seed=0)
+    assert np.array_equal(labels, np.array([2, 0, 1])[name[:6]])
+    assert kmeans(tokens[:0], tokens, clustering(), seed=0).shape == (0,)
+
+
+def test_the_scale_of_a_channel_does_not_matter_under_std() -> None:
+    tokens, _ = blobs((20, 60, 40))
+    scaled = tokens * np.array([1, 1000, 1, 1, 0.01, 1], np.float32)
+    assert np.array_equal(*(kmeans(t, t, clustering(), seed=0) for t in (tokens, scaled)))
+
+
+def test_too_few_different_objects() -> None:
+    tokens = np.repeat(np.eye(2, dtype=np.float32), 5, 0)
+    with pytest.raises(ValueError, match=r"2 different objects cannot make 3 clusters; lower cluster\.k"):
+        kmeans(tokens, tokens, clustering(), seed=0)
+    assert set(kmeans(tokens, tokens, clustering(k=2), seed=0).tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize(("key", "value"), [("k", 0), ("k", 255), ("whiten", "zca"), ("algorithm", "faiss")])
+def test_settings_out_of_range(key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"cluster\.{key} is"):
+        clustering(**{key: value})

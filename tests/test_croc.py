@@ -1,0 +1,551 @@
+"""CrOC's clustering, centroids, losses and training (unseg/croc.py, unseg/pretraining.py), against the specification.
+
+The oracle is the specification's section 3 written out, token by token and cluster by cluster, in float64.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+from torch import Tensor
+
+from unseg import croc, pretraining, training, views, vit
+from unseg.croc import Clustering, Clusters, join_locate_split, merge, sinkhorn, transport_cost
+from unseg.records import Image
+
+F64 = torch.float64
+SIDE = 4  # patches a side of the small views below
+
+
+def clustering(**changed: Any) -> Clustering:
+    values = {"features": "keys", "tokens": 5, "centroids_max": 4, "position_weight": 4.0, "sharpness": 20.0, "iterations": 5}
+    values |= {"token_temperature": 2.0, "cluster_temperature": 2.0, "cost_norm": "batch"}
+    return Clustering(**(values | changed))  # type: ignore[arg-type]
+
+
+# ---- the oracle
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / math.sqrt(sum(v * v for v in x))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.array([math.exp(v) for v in x])
+    return e / e.sum()
+
+
+def raw_cost(z: np.ndarray, x: np.ndarray, c: np.ndarray, y: np.ndarray, weight: float) -> np.ndarray:
+    """6 a to c but for the scaling: [T, K]."""
+    apart = np.array([[math.hypot(*(y[k] - x[n])) for k in range(len(c))] for n in range(len(z))])
+    alike = np.array([[float(z[n] @ unit(c[k])) for k in range(len(c))] for n in range(len(z))])
+    return weight * apart / apart.max() - alike
+
+
+def plan_of(cost: np.ndarray, rho: np.ndarray, gamma: np.ndarray, sharpness: float, iterations: int) -> np.ndarray:
+    """6 d: [T, K]."""
+    p = np.exp(-sharpness * cost)
+    p = p / p.sum()
+    for _ in range(iterations):
+        for n in range(len(rho)):
+            p[n] *= rho[n] / p[n].sum()
+        for k in range(len(gamma)):
+            p[:, k] *= gamma[k] / p[:, k].sum()
+    return p
+
+
+def joined(p: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """6 g and h: [T, K - 1]."""
+    c = [sum(p[n, k] * z[n] for n in range(len(z))) / p[:, k].sum() for k in range(p.shape[1])]
+    pairs = [(i, j) for i in range(len(c)) for j in range(i)]
+    i, j = max(pairs, key=lambda pair: float(c[pair[0]] @ c[pair[1]]))
+    rest = [p[:, k] for k in range(p.shape[1]) if k not in (i, j)]
+    return np.stack([*rest, p[:, i] + p[:, j]], 1)
+
+
+def oracle(features: np.ndarray, where: np.ndarray, p: Clustering, seeds: np.ndarray) -> tuple[Any, Any, Any]:
+    """As join_locate_split: weights [2, B, H, N, K], valid [B, H, K], chosen [B, H]."""
+    _, images, heads, patches, _ = features.shape
+    patches -= 1
+    state = []
+    for image in range(images):
+        for head in range(heads):
+            own = [[unit(token) for token in features[v, image, head]] for v in (0, 1)]
+            z = np.array(own[0][1:] + own[1][1:])
+            r = np.array([own[n // patches][0] @ z[n] for n in range(2 * patches)])
+            x = np.concatenate([where[image, 0], where[image, 1]])
+            seed = seeds[image * heads + head]
+            gamma = softmax(r[seed] / p.cluster_temperature)
+            state.append({"z": z, "x": x, "rho": softmax(r / p.token_temperature), "gamma": gamma, "c": z[seed], "y": x[seed]})
+            state[-1] |= {"costs": {}, "plans": {}}
+    for k in range(p.tokens, 1, -1):
+        raw = [raw_cost(s["z"], s["x"], s["c"], s["y"], p.position_weight) for s in state]
+        for s, cost in zip(state, raw, strict=True):
+            scope = raw if p.cost_norm == "batch" else [cost]
+            low, high = min(m.min() for m in scope), max(m.max() for m in scope)
+            cost = (cost - low) / (high - low)
+            plan = plan_of(cost, s["rho"], s["gamma"], p.sharpness, p.iterations)
+            if k <= p.centroids_max:
+                s["costs"][k] = (plan * cost).sum()
+                s["plans"][k] = np.stack([part / part.sum(0) for part in (plan[:patches], plan[patches:])])  # [2, N, K]
+            if k > 2:
+                plan = joined(plan, s["z"])
+                w = plan / plan.sum(0)
+                s["c"] = np.array([sum(w[n, i] * s["z"][n] for n in range(len(w))) for i in range(k - 1)])
+                s["y"] = np.array([sum(w[n, i] * s["x"][n] for n in range(len(w))) for i in range(k - 1)])
+                s["gamma"] = np.array([sum(s["rho"][n] * w[n, i] for n in range(len(w))) for i in range(k - 1)])
+                s["gamma"] /= s["gamma"].sum()
+    weights = np.zeros((2, len(state), patches, p.centroids_max))
+    valid = np.zeros((len(state), p.centroids_max), bool)
+    chosen = [min(s["costs"], key=lambda k, s=s: (s["costs"][k], -k)) for s in state]
+    for g, s in enumerate(state):
+        for v in (0, 1):
+            for n in range(patches):
+                best = int(s["plans"][chosen[g]][v, n].argmax())
+                weights[v, g, n, best] = s["plans"][chosen[g]][v, n, best]
+        valid[g] = [all((weights[v, g, :, k] > 0).any() for v in (0, 1)) for k in range(p.centroids_max)]
+    shape = (images, heads)
+    return weights.reshape(2, *shape, patches, -1), valid.reshape(*shape, -1), np.array(chosen).reshape(shape)
+
+
+def grid(side: int, step: float = 8.0) -> Tensor:
+    """Centres of patches, [N, 2] xy."""
+    at = (torch.arange(side, dtype=F64) + 0.5) * step
+    return torch.stack(torch.meshgrid(at, at, indexing="xy"), -1).flatten(0, 1)
+
+
+def draw(seed: int, images: int, heads: int, side: int, width: int, p: Clustering) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, positions and seeds, float64."""
+    g = torch.Generator().manual_seed(seed)
+    features = torch.randn(2, images, heads, 1 + side**2, width, generator=g, dtype=F64)
+    where = grid(side) * torch.rand(images, 2, 1, 2, generator=g, dtype=F64) + 40 * torch.rand(images, 2, 1, 2, generator=g)
+    seeds = torch.stack([torch.randperm(2 * side**2, generator=g)[: p.tokens] for _ in range(images * heads)])
+    return features, where, seeds
+
+
+SIZES = ((1, 1, 2, 3), (2, 2, 3, 8), (3, 1, 4, 5))  # images, heads, side, width
+CASES = [
+    {"position_weight": 4.0},
+    {"position_weight": 1.0, "token_temperature": 0.3, "cluster_temperature": 0.3},
+    {"position_weight": 0.0, "sharpness": 2.0, "tokens": 4, "token_temperature": 0.3},
+    {"tokens": 6, "centroids_max": 3, "iterations": 2},
+    {"tokens": 2, "centroids_max": 2},
+]
+
+
+@pytest.mark.parametrize("cost_norm", ["batch", "sample"])
+def test_join_locate_split_equals_the_oracle(cost_norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for case, changed in enumerate(CASES):
+        for size in SIZES:
+            p = clustering(cost_norm=cost_norm, **changed)
+            features, where, seeds = draw(case, *size, p)
+            weights, valid, chosen = oracle(features.numpy(), where.numpy(), p, seeds.numpy())
+            single = join_locate_split(features.float(), where.float(), p, seeds)  # as it is used, in float32
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.Tensor, "float", lambda x: x)  # keeps it in float64
+                found = join_locate_split(features, where, p, seeds)
+            for got, close in ((found, 1e-9), (single, 1e-4)):
+                assert np.array_equal(got.chosen, chosen)
+                assert np.array_equal(got.valid, valid)
+                assert np.allclose(got.weights.numpy(), weights, rtol=0, atol=close)
+                assert np.array_equal(got.weights > 0, weights > 0)
+            counts += chosen.flatten().tolist()
+    assert set(counts) == {2, 3, 4}  # each way of choosing K was taken
+
+
+@pytest.mark.parametrize("cost_norm", ["batch", "sample"])
+def test_the_parts_equal_the_oracle(cost_norm: str) -> None:
+    p = clustering(cost_norm=cost_norm)
+    g = torch.Generator().manual_seed(1)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=g, dtype=F64) - 0.2
+
+    z, x, c, y = rand(3, 18, 5), rand(3, 18, 2), rand(3, 4, 5), rand(3, 4, 2)
+    raw = [raw_cost(*(t[i].numpy() for t in (z, x, c, y)), p.position_weight) for i in range(3)]
+    low, high = (f(raw, axis=None if cost_norm == "batch" else (1, 2), keepdims=True) for f in (np.min, np.max))
+    cost = transport_cost(z, x, c, y, p)
+    assert np.allclose(cost, (np.array(raw) - low) / (high - low), rtol=0, atol=1e-12)
+    rho, gamma = (10 * rand(3, 18)).softmax(1), (10 * rand(3, 4)).softmax(1)
+    plan = sinkhorn(cost, rho, gamma, 20.0, 5)
+    want = np.stack([plan_of(*(t[i].numpy() for t in (cost, rho, gamma)), 20.0, 5) for i in range(3)])
+    assert np.allclose(plan, want, rtol=0, atol=1e-12)
+    assert np.allclose(croc.columns(plan), want / want.sum(1, keepdims=True), rtol=0, atol=1e-12)
+    got = merge(plan, croc.columns(plan).transpose(1, 2) @ z)
+    assert np.allclose(got, np.stack([joined(want[i], z[i].numpy()) for i in range(3)]), rtol=0, atol=1e-12)
+
+
+def test_seeds_are_drawn_by_likeness_to_the_views_own_cls_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = clustering(token_temperature=0.3)
+    features, where, _ = draw(0, 2, 2, 3, 4, p)
+    features, asked = features.float(), []
+    real = torch.multinomial
+    monkeypatch.setattr(torch, "multinomial", lambda *a, **k: asked.append((a, k)) or real(*a, **k))
+    join_locate_split(features, where.float(), p)
+    ((chances, count), options) = asked[0]
+    assert (count, options) == (p.tokens, {})  # without replacement, which is multinomial's own default
+    unit_length = features / features.norm(dim=-1, keepdim=True)
+    for image in range(2):
+        for head in range(2):
+            own = unit_length[:, image, head]  # [2, 1 + N, d]
+            r = torch.cat([own[v, 1:] @ own[v, 0] for v in (0, 1)])
+            assert torch.allclose(chances[2 * image + head], (r / 0.3).softmax(0), atol=1e-6)
+
+
+# ---- the specification's acceptance tests
+
+
+@pytest.mark.parametrize("width", [8, 64])
+def test_shapes(width: int) -> None:
+    p = clustering(tokens=12)
+    features, where, _ = draw(0, 2, 6, 14, width, p)
+    found = join_locate_split(features, where, p)
+    assert found.weights.shape == (2, 2, 6, 196, 4)
+    assert found.valid.shape == (2, 6, 4)
+    assert found.chosen.shape == (2, 6)
+    assert ((found.weights > 0).sum(-1) == 1).all()  # one cluster a token
+    k = torch.arange(4)
+    assert not (found.weights.sum((0, 3)) > 0)[k >= found.chosen[..., None]].any()
+
+
+def test_a_view_of_fewer_tokens_than_seeds() -> None:
+    features, where, _ = draw(0, 1, 1, 1, 3, clustering())
+    found = join_locate_split(features, where, clustering(tokens=5))
+    assert found.weights.shape == (2, 1, 1, 1, 4)
+    assert found.chosen.tolist() == [[2]]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 5), st.floats(0.5, 25))
+def test_columns_come_last_in_sinkhorn(seed: int, tokens: int, clusters: int, sharpness: float) -> None:
+    g = torch.Generator().manual_seed(seed)
+    cost = torch.rand(2, tokens, clusters, generator=g, dtype=F64)
+    rho, gamma = (torch.rand(2, n, generator=g, dtype=F64).softmax(1) for n in (tokens, clusters))
+    assert torch.allclose(sinkhorn(cost, rho, gamma, sharpness, 5).sum(1), gamma, rtol=0, atol=1e-14)
+    long = sinkhorn(cost, rho, gamma, min(sharpness, 4.0), 200)
+    assert torch.allclose(long.sum(2), rho, rtol=0, atol=1e-6)
+    assert (long >= 0).all()
+
+
+def test_sinkhorn_by_hand() -> None:
+    half = torch.tensor([[0.5, 0.5]])
+    assert torch.allclose(sinkhorn(torch.zeros(1, 2, 2), half, half, 20, 5), torch.full((1, 2, 2), 0.25))
+    swap = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
+    assert torch.allclose(sinkhorn(swap, half, half, 20, 5), torch.diag(half[0])[None], atol=1e-8)
+    # after 5 rounds the rows are nearly there: 3e-4 in the specification's trial
+    g = torch.Generator().manual_seed(0)
+    rho = (torch.rand(3, 392, generator=g) - 0.5).softmax(1)
+    plan = sinkhorn(torch.rand(3, 392, 12, generator=g), rho, torch.full((3, 12), 1 / 12), 20, 5)
+    assert (plan.sum(2) - rho).abs().max() < 1e-3
+
+
+def test_merge_by_hand() -> None:
+    plan = torch.tensor([[[1.0, 2.0, 4.0, 8.0], [10.0, 20.0, 40.0, 80.0]]])
+    centres = torch.tensor([[[1.0, 0.0], [0.0, 5.0], [2.0, 0.0], [0.0, -1.0]]])  # 0 and 2 are the most alike: 2
+    assert merge(plan, centres).tolist() == [[[2.0, 8.0, 5.0], [20.0, 80.0, 50.0]]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_two_halves_are_two_clusters_in_both_views(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    left = torch.arange(SIDE**2) % SIDE < SIDE // 2
+    patches = torch.where(left[:, None], torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0]))
+    patches = patches + 0.02 * torch.randn(patches.shape, generator=g)
+    tokens = torch.cat([torch.tensor([[0.7, 0.7, 0.0]]), patches])  # [1 + N, 3]
+    torch.manual_seed(seed)
+    p = clustering(tokens=4, centroids_max=2)
+    found = join_locate_split(tokens.expand(2, 1, 1, -1, -1), grid(SIDE).expand(1, 2, -1, -1), p)
+    assert found.valid.all()
+    names = found.weights[:, 0, 0].argmax(-1)  # [2, N]
+    assert torch.equal(names[0], names[1])
+    assert torch.equal(names[0] == names[0, 0], left)
+
+
+def test_clusters_of_one_view_alone_are_not_valid() -> None:
+    # orthogonal features, far apart; so sharp that no mass at all reaches the other view (at 20 a little always does)
+    features = torch.zeros(2, 2, 1, 17, 8)
+    noise = 0.1 * torch.randn(2, 2, 1, 17, 4, generator=torch.Generator().manual_seed(0))
+    features[0, ..., :4], features[1, ..., 4:] = 1 + noise[0], 1 + noise[1]
+    where = torch.stack([grid(SIDE), grid(SIDE) + 1e5]).expand(2, -1, -1, -1)
+    p = clustering(tokens=2, centroids_max=2, sharpness=300.0)
+    found = join_locate_split(features, where, p, torch.tensor([[3, 20]] * 2))
+    assert not found.valid.any()
+    assert (found.weights[0].amax(2) > 0).tolist() == [[[True, False]]] * 2  # cluster 0 is view 0's, whole
+    assert (found.weights[1].amax(2) > 0).tolist() == [[[False, True]]] * 2
+    assert torch.isfinite(found.weights).all()
+
+
+def test_a_large_position_weight_leaves_only_the_place_to_decide() -> None:
+    p = clustering(tokens=2, centroids_max=2, position_weight=1e6, token_temperature=1e6, cluster_temperature=1e6)
+    seeds = torch.tensor([[4, 7]])  # at the left and at the right of the first view
+    want = [[0, 0, 1, 1] * SIDE] * 2
+    for seed in range(5):
+        features, _, _ = draw(seed, 1, 1, SIDE, 5, p)
+        found = join_locate_split(features, grid(SIDE).expand(1, 2, -1, -1), p, seeds)
+        assert found.weights[:, 0, 0].argmax(-1).tolist() == want
+
+
+def test_without_position_weight_the_place_does_not_matter() -> None:
+    p = clustering(position_weight=0.0)
+    features, where, seeds = draw(0, 2, 2, SIDE, 5, p)
+    found = join_locate_split(features, where, p, seeds)
+    moved = join_locate_split(features, 1000 * torch.rand(where.shape), p, seeds)
+    assert all(torch.equal(a, b) for a, b in zip(found, moved, strict=True))
+
+
+def test_sample_norm_makes_an_image_independent_of_its_neighbours() -> None:
+    features, where, seeds = draw(0, 3, 2, SIDE, 5, clustering())
+    features[:, 1] += 3.0  # an image of another kind
+    for cost_norm, alike in (("sample", True), ("batch", False)):
+        p = clustering(cost_norm=cost_norm)
+        every = join_locate_split(features, where, p, seeds).weights[:, :1]
+        alone = join_locate_split(features[:, :1], where[:1], p, seeds[:2]).weights
+        assert torch.allclose(every, alone, atol=1e-6) == alike
+
+
+# ---- centroids and losses
+
+
+def test_centroids_equal_a_loop() -> None:
+    p = clustering()
+    features, where, seeds = draw(0, 2, 3, 3, 4, p)
+    weights = join_locate_split(features, where, p, seeds).weights.double()
+    tokens = torch.randn(2, 2, 9, 7, dtype=F64, generator=torch.Generator().manual_seed(0))
+    norm = tokens.norm(dim=-1).mean()
+    got = croc.centroids(tokens, weights, norm)
+    assert got.shape == (2, 2, 3, 4, 7)
+    for v, image, head, k in np.ndindex(2, 2, 3, 4):
+        pooled = sum(weights[v, image, head, n, k] * tokens[v, image, n] for n in range(9))
+        want = pooled / pooled.norm() * norm if pooled.any() else pooled
+        assert torch.allclose(got[v, image, head, k].double(), want, atol=1e-6)
+
+
+def test_cross_entropy_is_between_views() -> None:
+    g = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 3, 4, generator=g), torch.randn(2, 3, 4, generator=g).softmax(-1)
+    for m in range(3):
+        pairs = [-(teacher[a, m] * (student[b, m] / 0.1).log_softmax(0)).sum() for a, b in ((0, 1), (1, 0))]
+        assert torch.isclose(croc.cross_entropy(student, teacher, 0.1)[m], (pairs[0] + pairs[1]) / 2)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_prototypes_have_unit_rows_whatever_their_direction(fixed: bool) -> None:
+    layer = croc.Prototypes(6, 4, fixed)
+    x = torch.randn(5, 6)
+    want = torch.stack([x @ (row / row.norm()) for row in layer.direction], 1)
+    assert torch.allclose(layer(x), want, atol=1e-6)
+    assert layer.gain.requires_grad is not fixed
+    assert layer.direction.requires_grad
+
+
+def test_head_gives_both_layers_their_bottleneck_at_unit_length() -> None:
+    head = croc.Head(6, 8, 5, (7, 3), batch_norm=False, norm_last=True)
+    x = torch.randn(2, 4, 6)
+    assert head(x, 0).shape == (2, 4, 7)
+    assert head(x, 1).shape == (2, 4, 3)
+    assert head(x, 1).abs().max() <= 1 + 1e-6  # cosines
+    assert torch.allclose(head(x, 1)[1], head(x.flip(0), 1)[0], atol=1e-6)  # view-major in, view-major out
+    assert not any(isinstance(m, torch.nn.BatchNorm1d) for m in head.modules())
+    assert any(isinstance(m, torch.nn.BatchNorm1d) for m in croc.Head(6, 8, 5, (7, 3), True, True).modules())
+
+
+# ---- the training
+
+BACKBONE = vit.Backbone("none", patch=8, width=12, depth=2, heads=2)
+
+
+def settings_of(clusters: dict[str, Any] | None = None, **changed: Any) -> pretraining.Croc:
+    look = {"size": 32, "smallest": 0.25, "jitter_chance": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
+    look |= {"grey_chance": 0.2, "blur_chances": [1.0, 0.1], "blur": 0.6, "solarise_chances": [0.0, 0.2]}
+    values = {"epochs": 2, "batch": 4, "lr": 0.05, "min_lr": 0.0001, "warmup_epochs": 1.0, "weight_decay": 0.04}
+    values |= {"weight_decay_end": 0.4, "ema": 0.9, "clip": 3.0, "freeze_epochs": 1.0, "drop_path": 0.1, "alpha": 1.0}
+    values |= {"outputs": 16, "outputs_centroid": 8, "hidden": 16, "bottleneck": 8, "head_batch_norm": False}
+    values |= {"norm_last": True, "student_temperature": 0.1, "teacher_temperature": 0.04, "teacher_temperature_end": 0.07}
+    values |= {"teacher_warmup_epochs": 1.0, "precision": "fp32", "views": views.Augmentation(**look)}  # type: ignore[arg-type]
+    return pretraining.Croc(**(values | {"clustering": clustering(**(clusters or {}))} | changed))
+
+
+def batch_of(images: int, seed: int = 0) -> views.Views:
+    g = torch.Generator().manual_seed(seed)
+    boxes = torch.tensor([8.0, 4.0, 20.0, 24.0]).expand(images, 2, 4)
+    pixels = torch.randint(0, 256, (images, 2, 3, 32, 32), generator=g, dtype=torch.uint8)
+    return views.Views(pixels, boxes, torch.rand(images, 2, generator=g) < 0.5)
+
+
+def step_of(p: pretraining.Croc, seed: int = 0) -> pretraining.Step:
+    torch.manual_seed(seed)
+    return pretraining.Step(p, BACKBONE).train()
+
+
+def nothing_found(*_: Any, **__: Any) -> Clusters:
+    shape = (2, 3, 2, 16, 4)
+    return Clusters(torch.zeros(shape), torch.zeros(3, 2, 4, dtype=torch.bool), torch.full((3, 2), 2))
+
+
+def test_a_batch_without_a_valid_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = step_of(settings_of())
+    monkeypatch.setattr(net, "clusters", nothing_found)
+    out = net(batch_of(3), 0.04)
+    assert out["centroid"].item() == 0
+    assert out["loss"].item() == out["cls"].item() > 0
+    out["loss"].backward()
+    grads = [x.grad for x in net.student.parameters() if x.grad is not None]
+    assert grads
+    assert all(torch.isfinite(g).all() for g in grads)
+    assert not net.center_centroid.any()  # nothing was seen: the centre stays
+    assert net.center.any()
+
+
+@pytest.mark.parametrize(("images", "precision"), [(1, "fp32"), (3, "fp32"), (3, "bf16")])
+def test_gradients_reach_the_student_alone(images: int, precision: str) -> None:
+    net = step_of(settings_of(precision=precision))
+    out = net(batch_of(images), 0.04)
+    assert all(torch.isfinite(v) for v in out.values())
+    assert 2 <= out["clusters"] <= 4
+    assert torch.isclose(out["loss"], out["cls"] + out["centroid"])
+    out["centroid"].backward(retain_graph=True)  # L_c
+    assert all(x.grad is None and not x.requires_grad for x in net.teacher.parameters())
+    assert net.student.head.last[1].direction.grad.any()
+    assert net.student.head.last[0].direction.grad is None
+    assert net.student.vit.blocks[0].attn.qkv.weight.grad.any()
+    out["loss"].backward()
+    assert net.student.head.last[0].direction.grad.any()
+
+
+def test_alpha_0_is_dinos_loss_alone() -> None:
+    out = step_of(settings_of(alpha=0.0))(batch_of(3), 0.04)
+    assert out["centroid"] == 0
+    assert out["loss"] == out["cls"]
+    half = step_of(settings_of(alpha=0.5))(batch_of(3), 0.04)
+    assert torch.isclose(half["loss"], half["cls"] + 0.5 * half["centroid"])
+
+
+def test_the_clustered_features_are_the_ones_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(croc, "join_locate_split", lambda f, w, p: asked.append((f, w)) or nothing_found())
+    for place, features in enumerate(("queries", "keys", "values")):
+        net = step_of(settings_of({"features": features}))
+        batch = batch_of(3)
+        qkv = torch.randn(6, 17, 36)
+        net.clusters(qkv, batch)
+        got, where = asked[-1]
+        assert got.shape == (2, 3, 2, 17, 6)
+        for v, image, head in np.ndindex(2, 3, 2):  # view-major; heads are slices of the channels
+            at = 12 * place + 6 * head
+            assert torch.equal(got[v, image, head], qkv[3 * v + image, :, at : at + 6])
+        assert torch.equal(where, views.positions(batch.boxes_xywh, batch.flipped, 4))
+
+
+def test_the_centre_follows_the_mean_logits_of_valid_clusters() -> None:
+    net = step_of(settings_of())
+    net.center_centroid.copy_(torch.arange(8.0))
+    before = net.center_centroid.clone()
+    logits, valid = torch.randn(2, 5, 8), torch.tensor([1.0, 0, 1, 0, 0])
+    probabilities = net.target(logits, "center_centroid", 0.05, valid)
+    assert torch.allclose(probabilities, ((logits - before) / 0.05).softmax(-1))
+    mean = (logits[0, 0] + logits[0, 2] + logits[1, 0] + logits[1, 2]) / 4
+    assert torch.allclose(net.center_centroid, 0.9 * before + 0.1 * mean, atol=1e-5)
+
+
+def test_the_centroid_loss_is_the_mean_over_valid_clusters() -> None:
+    net = step_of(settings_of(drop_path=0.0))
+    tokens = torch.randn(2, 3, 17, 12)
+    features, where, seeds = draw(0, 3, 2, 4, 6, clustering())
+    found = join_locate_split(features, where, clustering(), seeds)
+    found.valid[0, 0, :2], found.valid[1] = False, False  # some are not
+    net.eval()
+    with torch.no_grad():
+        got = net.centroid_loss(tokens, tokens, found, 0.05)
+        each = []
+        norm = tokens[:, :, 0].norm(dim=-1).mean()
+        pooled = croc.centroids(tokens[:, :, 1:], found.weights, norm)
+        for image, head, k in found.valid.nonzero().tolist():
+            logits = net.student.head(pooled[:, image, head, k][:, None], 1)[:, 0]  # [2, O]
+            teacher, student = (logits / 0.05).softmax(-1), (logits / 0.1).log_softmax(-1)
+            each.append(-((teacher[0] * student[1]).sum() + (teacher[1] * student[0]).sum()) / 2)
+    assert torch.isclose(got, torch.stack(each).mean(), atol=1e-5)
+
+
+def test_the_teacher_follows_and_starts_as_the_student() -> None:
+    net = step_of(settings_of())
+    assert all(torch.equal(t, s) for t, s in zip(net.teacher.parameters(), net.student.parameters(), strict=True))
+    before = [t.clone() for t in net.teacher.parameters()]
+    with torch.no_grad():
+        for s in net.student.parameters():
+            s += 1
+    net.follow(0.75)
+    assert all(torch.allclose(t, b + 0.25, atol=1e-5) for t, b in zip(net.teacher.parameters(), before, strict=True))
+
+
+def test_gradients_are_clipped_parameter_by_parameter() -> None:
+    small, large, none = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
+    small.grad, large.grad = torch.tensor([0.3, 0.4]), torch.tensor([30.0, 40.0])
+    pretraining.clip_each([small, large, none], 3.0)
+    assert small.grad.tolist() == pytest.approx([0.3, 0.4])
+    assert large.grad.tolist() == pytest.approx([1.8, 2.4])
+
+
+def test_schedules_and_frozen_last_layers(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    records = []
+    for i in range(8):
+        Pillow.fromarray(rng.integers(0, 256, (40, 36, 3), np.uint8)).save(tmp_path / f"{i}.png")
+        records.append(Image(i + 1, f"{i}.png", 40, 36, "train"))
+    seen: list[dict[str, Any]] = []
+    real = training.fit
+
+    def spy(what: str, scratch: Any, state: dict[str, Any], *rest: Any) -> Any:
+        *most, step, collate = rest
+        net, optimizer = state["net"], state["optimizer"]
+        start = [x.clone() for x in net.student.head.last.parameters()]
+
+        def watched(number: int, batch: Any) -> Any:
+            asked: list[float] = []
+            monkeypatch.setattr(net, "follow", lambda m: asked.append(m) or type(net).follow(net, m))
+            out = step(number, batch)
+            moved = [not torch.equal(a, b) for a, b in zip(start, net.student.head.last.parameters(), strict=True)]
+            group, other = optimizer.param_groups
+            seen.append({"lr": group["lr"], "decay": group["weight_decay"], "moved": moved, "ema": asked[0]})
+            assert other["weight_decay"] == 0
+            assert all(x.ndim > 1 for x in group["params"])
+            return out
+
+        return real(what, scratch, state, *most, watched, collate)
+
+    monkeypatch.setattr(training, "fit", spy)
+    monkeypatch.setenv("UNSEG_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setenv("UNSEG_WORKERS", "0")
+    monkeypatch.setenv("UNSEG_DEVICE", "cpu")
+    p = settings_of(epochs=3, warmup_epochs=1.0, freeze_epochs=1.0)
+    with training.Scratch("pretrain", [], []) as scratch:
+        model, values = pretraining.train(p, BACKBONE, str(tmp_path), records, 0, scratch)
+    peak = 0.05 * 4 / 256
+    half = math.sqrt(0.5)
+    cosine = [0.5 * (1 + c) for c in (1, half, 0, -half)]  # over the four steps after the warm-up
+    want = [0.0, peak / 2, *(0.0001 + (peak - 0.0001) * c for c in cosine)]
+    assert [s["lr"] for s in seen] == pytest.approx(want)
+    share = [0.5 * (1 + math.cos(math.pi * i / 6)) for i in range(6)]
+    assert [s["decay"] for s in seen] == pytest.approx([0.4 + (0.04 - 0.4) * c for c in share])
+    assert [s["ema"] for s in seen] == pytest.approx([1 + (0.9 - 1) * c for c in share])
+    # four parameters: direction and gain of both layers; the gain never learns, the directions from epoch 1 on
+    assert [s["moved"] for s in seen] == [[False] * 4] * 2 + [[True, False] * 2] * 4
+    assert len(values) == 6
+    assert all(not x.requires_grad for x in model.parameters())
+
+
+def test_settings_out_of_range() -> None:
+    for changed, key in (
+        ({"features": "last"}, "features"),
+        ({"cost_norm": "image"}, "cost_norm"),
+        ({"centroids_max": 9}, "centroids_max"),
+    ):
+        with pytest.raises(ValueError, match=rf"croc\.clustering\.{key} is"):
+            clustering(**changed)
+    with pytest.raises(ValueError, match=r"croc\.precision is"):
+        settings_of(precision="fp16")

@@ -1,0 +1,253 @@
+"""The evaluation stages on small artefacts made by hand, and on artefacts that do not fit together."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages import evaluate_clustering, evaluate_instances
+from unseg.console import InputError
+from unseg.records import annotation, encode, to_png, write_json, write_labels, write_zip
+
+CLASSES = ["background", "cat", "dog"]
+SPLITS = {"train_a.jpg": "train", "sub/b.jpg": "val", "c.jpg": "val", "d.jpg": "val"}  # d has no truth
+INDEX = [{"id": i, "file_name": name, "height": 4, "width": 6, "split": split} for i, (name, split) in enumerate(SPLITS.items())]
+# K = 3. Pixels by truth and label over b and c: background 12 0 0 4, cat 0 0 12 0, dog 4 8 0 2; 6 void
+TRUTH = {
+    "train_a.jpg": np.full((4, 6), 1),
+    "sub/b.jpg": np.repeat([[0, 0, 0, 0, 1, 1]], 4, 0),
+    "c.jpg": np.array([[1] * 4 + [255] * 2, [2] * 6, [2] * 6, [2, 2, 255, 255, 255, 255]]),
+}
+GUESS = {
+    "sub/b.jpg": np.repeat([[0, 0, 0, 3, 2, 2]], 4, 0),
+    "c.jpg": np.array([[2] * 4 + [1] * 2, [1] * 6, [1, 1, 0, 0, 0, 255], [3, 3, 0, 0, 0, 0]]),
+    "d.jpg": np.zeros((4, 6)),
+}
+
+
+def object_at(x: int, image: int, category: int, **more: Any) -> dict[str, Any]:
+    """Two columns of the picture."""
+    mask = np.zeros((4, 6), bool)
+    mask[:, x : x + 2] = True
+    return {**annotation(1, image, category, encode(mask)), **more}
+
+
+def write_truth(path: str, classes: list[str], semantic: dict[str, np.ndarray], objects: list[dict[str, Any]] | None) -> None:
+    members = [("classes.json", json.dumps({"classes": classes}).encode())]
+    members += [(f"semantic/{name}.png", to_png(labels.astype(np.uint8))) for name, labels in semantic.items()]
+    if objects is not None:
+        categories = [{"id": c, "name": name} for c, name in enumerate(classes) if c]
+        truth = {"images": [r for r in INDEX if r["file_name"] in TRUTH], "annotations": objects, "categories": categories}
+        members.append(("instances.json", json.dumps(truth).encode()))
+    write_zip(path, members)
+
+
+def write_guess(**changes: np.ndarray) -> None:
+    maps = {**GUESS, **{f"{name}.jpg": labels for name, labels in changes.items()}}
+    write_labels("guess.zip", ((name, labels.astype(np.uint8)) for name, labels in maps.items()))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text("cluster:\n  k: 3\n")
+    write_json("images.json", {"images": INDEX})
+    write_truth("truth.zip", CLASSES, TRUTH, [object_at(0, 0, 1), object_at(0, 1, 1), object_at(4, 1, 2), object_at(0, 2, 2)])
+    write_guess()
+    mined = [object_at(0, 0, 0), object_at(0, 1, 0), object_at(1, 2, 0), object_at(0, 3, 0)]
+    write_json("masks.json", {"images": INDEX, "annotations": mined, "categories": []})
+    clustered = [{**m, "category_id": k} for m, k in zip(mined, (0, 1, 0, 0), strict=True)]
+    write_json("instances.json", {"images": INDEX, "annotations": clustered, "categories": []})
+    found = [object_at(0, 1, 1, score=0.9), object_at(4, 1, 0, score=0.8), object_at(2, 1, 2, score=0.7)]
+    write_json("detections.json", [*found, object_at(0, 2, 0, score=0.6), object_at(0, 3, 2, score=0.99)])
+    return tmp_path
+
+
+def clustering() -> tuple[Any, Any, Any]:
+    evaluate_clustering.main("images.json", "truth.zip", "guess.zip", "results/clustering-x")
+    names = ("metrics.json", "confusion.json", "class_iou.json")
+    return tuple(json.loads(Path("results/clustering-x", name).read_text()) for name in names)
+
+
+def instances() -> tuple[Any, Any]:
+    evaluate_instances.main(
+        "images.json", "truth.zip", "masks.json", "instances.json", "detections.json", "results/instances.json", "results/pr.json"
+    )
+    return json.loads(Path("results/instances.json").read_text()), json.loads(Path("results/pr.json").read_text())
+
+
+# Clustering
+
+
+def test_clustering_by_hand() -> None:
+    scores, confusion, ious = clustering()
+    want = [12 / 20, 1, 8 / 14]  # background 12 of 16 + 4, cat 12 of 12, dog 8 of 14 + 0
+    assert scores.pop("protocol").startswith("all labels, background included, matched one to one")
+    assert scores == {
+        "images": 2,
+        "clusters": 3,
+        "classes": 3,
+        "miou": round(sum(want) / 3, 6),
+        "miou_accuracy_matching": round(sum(want) / 3, 6),
+        "miou_background_fixed": round(sum(want) / 3, 6),
+        "miou_majority": round((16 / 22 + 1 + 8 / 14) / 3, 6),  # label 3 joins the background
+        "pixel_accuracy": round(32 / 42, 6),
+    }
+    assert confusion == {"classes": CLASSES, "matrix": [[12, 0, 0, 4], [0, 12, 0, 0], [4, 0, 8, 2]]}
+    assert ious == [
+        {"class": "background", "iou": 0.6, "cluster": -1},
+        {"class": "cat", "iou": 1.0, "cluster": 1},
+        {"class": "dog", "iou": round(8 / 14, 6), "cluster": 0},
+    ]
+
+
+def test_background_can_be_matched_freely_or_fixed() -> None:
+    swapped = {0: 2, 2: 0}
+    maps = {n: np.vectorize(lambda label: swapped.get(label, label))(m) for n, m in GUESS.items()}
+    maps["c.jpg"][2, 5] = 2  # it was unsure, which is background, which is now 2
+    write_labels("guess.zip", ((name, labels.astype(np.uint8)) for name, labels in maps.items()))
+    scores, _, ious = clustering()
+    assert scores["miou"] == round((0.6 + 1 + 8 / 14) / 3, 6)  # the names do not matter
+    assert scores["miou_background_fixed"] < scores["miou"] == scores["miou_accuracy_matching"]
+    assert [row["cluster"] for row in ious] == [1, -1, 0]
+
+
+def test_all_images_are_judged_where_none_is_held_out() -> None:
+    write_json("images.json", {"images": [{**r, "split": "train"} for r in INDEX]})
+    write_labels("guess.zip", ((name, labels.astype(np.uint8)) for name, labels in TRUTH.items()))
+    scores, _, _ = clustering()
+    assert (scores["images"], scores["miou"], scores["pixel_accuracy"]) == (3, 1, 1)
+
+
+def test_a_class_without_pixels_has_no_iou() -> None:
+    write_truth("truth.zip", [*CLASSES, "cow"], TRUTH, None)
+    scores, confusion, ious = clustering()
+    assert scores["miou"] == round((0.6 + 1 + 8 / 14) / 3, 6)
+    assert ious[3] == {"class": "cow", "iou": None, "cluster": None}
+    assert confusion["matrix"][0] == [12, 0, 0, 0, 4]
+
+
+@pytest.mark.parametrize(
+    ("classes", "semantic"),
+    [([], {}), (CLASSES, {"train_a.jpg": TRUTH["train_a.jpg"]}), (CLASSES, {"c.jpg": np.full((4, 6), 255)})],
+)
+def test_clustering_without_truth_says_so(classes: list[str], semantic: dict[str, np.ndarray]) -> None:
+    write_truth("truth.zip", classes, semantic, None)
+    scores, confusion, ious = clustering()
+    assert scores == {"images": 0, "needs": "ground truth: truth.zip has no pixel of a known class in a judged image"}
+    assert (confusion, ious) == ({"classes": [], "matrix": []}, [])
+
+
+def test_clustering_errors() -> None:
+    write_guess(c=np.zeros((4, 7)))
+    with pytest.raises(InputError, match=r"guess.zip: c.jpg.png is \(4, 7\), its image \(4, 6\)"):
+        clustering()
+    write_guess(c=np.full((4, 6), 4))
+    with pytest.raises(InputError, match=r"c.jpg: the prediction has label 4; it may have 0 to 3, .* in guess.zip.*cluster.k"):
+        clustering()
+    write_labels("guess.zip", [("c.jpg", GUESS["c.jpg"].astype(np.uint8))])
+    with pytest.raises(InputError, match=r"guess.zip has no sub/b.jpg.png"):
+        clustering()
+    write_guess()
+    write_truth("truth.zip", CLASSES[:2], TRUTH, None)
+    with pytest.raises(InputError, match=r"c.jpg: the truth has label 2; it may have 0 to 1.*truth in truth.zip"):
+        clustering()
+    write_zip("truth.zip", [("semantic/c.jpg.png", to_png(np.zeros((4, 6), np.uint8)))])
+    with pytest.raises(InputError, match=r"truth.zip cannot be read .*classes.json.*make it again"):
+        clustering()
+    Path("truth.zip").write_bytes(b"")
+    with pytest.raises(InputError, match=r"truth.zip cannot be read"):
+        clustering()
+    Path("truth.zip").unlink()
+    with pytest.raises(InputError, match=r"truth.zip cannot be read .*No such file"):
+        clustering()
+    assert not Path("results").exists()
+
+
+# Instances
+
+
+def test_instances_by_hand() -> None:
+    scores, curve = instances()
+    masks, detector = scores["masks"], scores["detector"]
+    assert scores["images"] == 2  # b and c; a is for training and d has no truth, though a detection
+    # detections by score: hit, hit, miss, hit on 3 objects -> precision 1 up to recall 2/3, then 3/4
+    ap = (67 + 34 * 3 / 4) / 101
+    assert detector["multi"]["agnostic"]["AP50"] == detector["multi"]["agnostic"]["AP75"] == round(ap, 6)
+    assert detector["multi"]["agnostic"]["AR@1"] == round(2 / 3, 6)
+    assert detector["multi"]["agnostic"]["AR@100"] == 1
+    assert detector["multi"]["objects"] == 3
+    assert curve == [{"recall": i / 100, "precision": 1.0 if i < 67 else 0.75} for i in range(101)]
+    # cluster 1 is the cat, 0 the dog, 2 nothing: the miss is not counted
+    assert set(detector["multi"]["aware"].values()) == {1}
+    assert detector["single"]["objects"] == 2
+    assert set(detector["single"]["agnostic"].values()) == set(detector["single"]["aware"].values()) == {1}
+    # mined: b hits its cat, c has 4 of 12 pixels
+    assert masks["mean_iou"] == round((1 + 1 / 3) / 2, 6)
+    assert masks["corloc"] == 0.5
+    assert masks["multi"]["agnostic"]["AP50"] == round(34 / 101, 6)
+    assert masks["multi"]["aware"]["AP50"] == 0.5  # cluster 1 found the cat, no cluster found a dog
+    assert masks["single"]["agnostic"]["AP50"] == round(51 / 101, 6)
+
+
+def test_instances_in_another_order_are_the_same() -> None:
+    first = instances()
+    for name in ("detections.json", "instances.json"):
+        content = json.loads(Path(name).read_text())
+        write_json(name, content[::-1] if isinstance(content, list) else {**content, "annotations": content["annotations"][::-1]})
+    assert instances() == first
+
+
+def test_no_detection_at_all() -> None:
+    write_json("detections.json", [])
+    scores, curve = instances()
+    assert set(scores["detector"]["multi"]["agnostic"].values()) == {0}
+    assert set(scores["detector"]["single"]["aware"].values()) == {None}  # no image is left: no number
+    assert {row["precision"] for row in curve} == {0}
+
+
+@pytest.mark.parametrize("objects", [None, [], [object_at(0, 0, 1)], [object_at(0, 1, 1, iscrowd=1)]])
+def test_instances_without_truth_says_so(objects: list[dict[str, Any]] | None) -> None:
+    write_truth("truth.zip", CLASSES, {}, objects)
+    assert instances() == ({"images": 0, "needs": "ground truth: truth.zip has no object in a judged image"}, [])
+
+
+def test_instances_errors() -> None:
+    large = annotation(1, 1, 0, encode(np.ones((4, 7), bool)))
+    write_json("detections.json", [{**large, "score": 0.5}])
+    with pytest.raises(InputError, match=r"detections.json: a mask is \[4, 7\], sub/b.jpg is \[4, 6\]"):
+        instances()
+    write_json("detections.json", [object_at(0, 9, 0, score=0.5)])
+    with pytest.raises(InputError, match=r"detections.json: no image has the id 9"):
+        instances()
+    write_truth("truth.zip", CLASSES, TRUTH, [object_at(0, 1, 3)])
+    write_json("detections.json", [])
+    with pytest.raises(InputError, match=r"truth.zip: an object has the class 3; it may have 1 to 2"):
+        instances()
+    Path("masks.json").unlink()
+    with pytest.raises(InputError, match=r"masks.json: no such file"):
+        instances()
+    Path("truth.zip").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"truth.zip cannot be read"):
+        instances()
+
+
+def test_written_twice_the_bytes_are_the_same() -> None:
+    def everything() -> dict[str, bytes]:
+        clustering()
+        instances()
+        return {p.name: p.read_bytes() for p in Path("results").rglob("*.json")}
+
+    first = everything()
+    assert len(first) == 5
+    assert everything() == first
+
+
+def test_stages_start_without_torch() -> None:
+    code = "import sys; from stages import evaluate_clustering, evaluate_instances; sys.exit('torch' in sys.modules)"
+    root = Path(evaluate_clustering.__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0

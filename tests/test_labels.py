@@ -1,0 +1,442 @@
+"""Label maps by hand, against a slow painter, and against a mean field with every pair of pixels."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+
+from stages import aggregate
+from unseg.console import InputError
+from unseg.labels import Aggregation, Crf, Detection, keep, paint, refine
+from unseg.params import group
+from unseg.records import Labels, annotation, encode, read_images, write_json
+
+PAPER = Aggregation(threshold=0.9, overlap="keep_higher", shape="mask", uncertain="background")
+CRF = Crf(iterations=10, smooth_xy=1.0, smooth_weight=3.0, bilateral_xy=67.0, bilateral_rgb=3.0, bilateral_weight=4.0)
+
+
+def found(category: int, score: float, mask: Any, image: int = 1) -> Detection:
+    mask = np.atleast_2d(np.asarray(mask, bool))
+    a = annotation(1, image, category, encode(mask))
+    return {key: a[key] for key in ("image_id", "category_id", "segmentation", "bbox")} | {"score": score}
+
+
+def rows(*text: str) -> np.ndarray:
+    return np.array([[c != "." for c in line] for line in text])
+
+
+# ---- which are kept
+
+
+def test_kept_are_those_above_tau_or_else_the_best() -> None:
+    a, b, c = (found(0, score, [[1]]) for score in (0.5, 0.95, 0.92))
+    assert keep([a, b, c], 0.9) == [b, c]
+    assert keep([a], 0.9) == [a]
+    assert keep([a, c], 0.92) == [c]  # not above tau, but the best
+    assert keep([found(0, 0.8, [[1]]), a], 0.92)[0]["score"] == 0.8
+    assert keep([], 0.9) == []
+
+
+def test_a_score_of_tau_is_not_above_it() -> None:
+    assert [d["score"] for d in keep([found(0, 0.9, [[1]]), found(1, 0.91, [[1]])], 0.9)] == [0.91]
+
+
+def test_equal_scores_stay_in_order() -> None:
+    ties = [found(k, 0.5, [[1]]) for k in range(5)]
+    assert keep(ties, 0.9) == ties[:1]
+    assert keep(ties, 0.1) == ties
+    assert paint(ties, (1, 1), PAPER).tolist() == [[1]]
+
+
+# ---- painting
+
+A, B, C = [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("overlap", "want"),
+    [
+        ("keep_higher", [5, 5, 8, 3]),
+        ("overwrite", [5, 8, 8, 3]),
+        ("skip", [5, 5, 0, 3]),
+        ("published", [5, 5, 0, 0]),
+    ],
+)
+def test_three_in_a_row(overlap: str, want: list[int]) -> None:
+    three = [found(4, 0.95, A), found(7, 0.93, B), found(2, 0.91, C)]
+    for detections in (three, three[::-1]):
+        assert paint(detections, (1, 4), replace(PAPER, overlap=overlap)).tolist() == [want]
+
+
+def test_the_best_alone_below_tau() -> None:
+    two = [found(2, 0.4, C), found(4, 0.5, A)]
+    assert paint(two, (1, 4), PAPER).tolist() == [[5, 5, 0, 0]]
+    assert paint(two, (1, 4), replace(PAPER, uncertain="ignore")).tolist() == [[5, 5, 0, 255]]
+
+
+def test_dropped_detections_give_way_to_kept_ones() -> None:
+    detections = [found(1, 0.95, A), found(2, 0.5, B), found(3, 0.2, [0, 1, 0, 1])]
+    assert paint(detections, (1, 4), replace(PAPER, uncertain="ignore")).tolist() == [[2, 2, 255, 255]]
+    assert paint(detections, (1, 4), PAPER).tolist() == [[2, 2, 0, 0]]
+
+
+def test_skipped_detections_leave_background_whatever_becomes_of_dropped_ones() -> None:
+    detections = [found(1, 0.95, A), found(2, 0.93, B)]
+    assert paint(detections, (1, 4), replace(PAPER, overlap="skip", uncertain="ignore")).tolist() == [[2, 2, 0, 0]]
+
+
+def test_published_overlap_looks_at_the_first_two_rows_only() -> None:
+    low = [found(0, 0.99, rows("...", "...", "11.")), found(1, 0.95, rows("...", "...", ".11"))]
+    published = replace(PAPER, overlap="published")
+    assert paint(low, (3, 3), published).tolist() == [[0, 0, 0], [0, 0, 0], [1, 2, 2]]  # overwritten
+    for top in (("..1", "...", "..."), ("...", "..1", "...")):
+        three = [found(2, 0.999, rows(*top)), *low]
+        assert paint(three, (3, 3), published).tolist() == (3 * rows(*top)).tolist()  # the others are gone
+
+
+def test_no_detections_no_objects() -> None:
+    for shape in ("mask", "box", "grabcut"):
+        assert not paint([], (3, 5), replace(PAPER, shape=shape, uncertain="ignore")).any()
+    assert paint([], (3, 5), PAPER).shape == (3, 5)
+    assert not paint([found(0, 0.99, np.zeros((3, 5)))], (3, 5), PAPER).any()
+
+
+def test_254_categories_and_no_more() -> None:
+    assert paint([found(253, 0.99, [[1]])], (1, 1), PAPER).tolist() == [[254]]
+    with pytest.raises(ValueError, match="category 254 has no room"):
+        paint([found(254, 0.99, [[1]])], (1, 1), PAPER)
+
+
+def test_a_mask_of_another_size() -> None:
+    with pytest.raises(ValueError, match=r"a mask is \[1, 4\], the image is \[4, 1\]"):
+        paint([found(0, 0.99, A)], (4, 1), PAPER)
+
+
+detections_of = st.integers(1, 6).flatmap(
+    lambda n: st.tuples(
+        st.permutations([0.99, 0.95, 0.93, 0.8, 0.7, 0.1]).map(lambda scores: scores[:n]),
+        st.lists(st.lists(st.booleans(), min_size=20, max_size=20), min_size=n, max_size=n),
+        st.lists(st.integers(0, 3), min_size=n, max_size=n),
+    )
+)
+
+
+def slowly(scores: list[float], masks: np.ndarray, categories: list[int], p: Aggregation) -> np.ndarray:
+    """Pixel by pixel. masks [M, H, W]"""
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    kept = [i for i in order if scores[i] > p.threshold] or order[:1]
+    taken: list[int] = []
+    for i in kept:
+        if p.overlap != "skip" or not any((masks[i] & masks[j]).any() for j in taken):
+            taken.append(i)
+    out = np.zeros(masks.shape[1:], int)
+    for at in np.ndindex(out.shape):
+        here = [i for i in taken if masks[i][at]]
+        if here:
+            out[at] = 1 + categories[here[-1 if p.overlap == "overwrite" else 0]]
+        elif p.uncertain == "ignore" and any(masks[i][at] for i in order if i not in kept):
+            out[at] = 255
+    return out
+
+
+@settings(max_examples=40, deadline=None)
+@given(detections_of, st.sampled_from(["keep_higher", "overwrite", "skip"]), st.sampled_from(["background", "ignore"]))
+def test_painting_as_a_slow_painter_does(given_: Any, overlap: str, uncertain: str) -> None:
+    scores, masks, categories = given_
+    pixels = np.array(masks, bool).reshape(-1, 4, 5)
+    p = replace(PAPER, overlap=overlap, uncertain=uncertain)
+    detections = [found(k, s, m) for k, s, m in zip(categories, scores, pixels, strict=True)]
+    got = paint(detections, (4, 5), p)
+    assert got.dtype == np.uint8
+    assert got.flags.c_contiguous
+    assert got.tolist() == slowly(scores, pixels, categories, p).tolist()
+
+
+# ---- boxes and GrabCut
+
+
+def test_a_box_is_rounded_and_cut_to_the_image() -> None:
+    d = found(0, 0.99, np.zeros((4, 6)))
+    for bbox, want in (
+        ([1.4, 0.6, 2.0, 1.0], (1, 2, 1, 3)),  # rows 1 to 2, cols 1 to 3: from 0.6 to 1.6, from 1.4 to 3.4
+        ([-5.0, -5.0, 100.0, 7.0], (0, 2, 0, 6)),
+        ([2.0, 2.0, 0.2, 1.0], (0, 0, 0, 0)),  # no width
+        ([50.0, 50.0, 3.0, 3.0], (0, 0, 0, 0)),
+    ):
+        expected = np.zeros((4, 6), int)
+        expected[want[0] : want[1], want[2] : want[3]] = 1
+        assert paint([d | {"bbox": bbox}], (4, 6), replace(PAPER, shape="box")).tolist() == expected.tolist()
+
+
+def scene() -> tuple[np.ndarray, np.ndarray]:
+    """A reddish disc on green grain: RGB [60, 80, 3], and where it is."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:60, :80]
+    disc = (y - 30) ** 2 + (x - 40) ** 2 < 15**2
+    image = np.where(disc[..., None], (200, 40, 40), (40, 160, 60)) + rng.normal(0, 12, (60, 80, 3))
+    return image.clip(0, 255).astype(np.uint8), disc
+
+
+def test_grabcut_finds_the_disc_in_its_box() -> None:
+    image, disc = scene()
+    image.flags.writeable = False  # as Pillow gives it
+    d = found(6, 0.99, disc) | {"bbox": [20.0, 10.0, 40.0, 40.0]}
+    p = replace(PAPER, shape="grabcut")
+    got = paint([d], (60, 80), p, image)
+    assert set(np.unique(got)) == {0, 7}
+    both, either = (got == 7) & disc, (got == 7) | disc
+    assert both.sum() / either.sum() > 0.95
+
+
+def test_grabcut_draws_the_same_lots_every_time() -> None:
+    rng = np.random.default_rng(2)
+    tiles = np.kron(rng.integers(0, 256, (10, 10, 3)), np.ones((4, 4, 1))) + rng.normal(0, 5, (40, 40, 3))
+    image = tiles.clip(0, 255).astype(np.uint8)
+    image[10:25, 10:25, 0] //= 2
+    image[10:25, 10:25, 1] = 200
+    d = found(0, 0.99, np.zeros((40, 40))) | {"bbox": [5.0, 5.0, 27.0, 27.0]}
+    maps = {paint([d], (40, 40), replace(PAPER, shape="grabcut"), image).tobytes() for _ in range(20)}
+    assert len(maps) == 1  # 2 without a seed
+
+
+def test_grabcut_that_fails_gives_no_mask() -> None:
+    image, disc = scene()
+    p = replace(PAPER, shape="grabcut")
+    for bbox in ([0.0, 0.0, 80.0, 60.0], [3.0, 3.0, 0.0, 5.0]):  # no background is left; nothing is in it
+        assert not paint([found(0, 0.99, disc) | {"bbox": bbox}], (60, 80), p, image).any()
+    for other in (None, image[:10]):
+        with pytest.raises(ValueError, match="grabcut"):
+            paint([found(0, 0.99, disc)], (60, 80), p, other)
+
+
+# ---- params
+
+
+@pytest.mark.parametrize(
+    ("key", "bad"), [("threshold", 1.5), ("overlap", "keep"), ("shape", "polygon"), ("uncertain", "void"), ("threshold", -0.1)]
+)
+def test_aggregation_refuses(key: str, bad: Any) -> None:
+    with pytest.raises(ValueError, match=rf"aggregate\.{key} is '?{bad}'?; it must be"):
+        replace(PAPER, **{key: bad})
+
+
+@pytest.mark.parametrize(("key", "bad"), [("iterations", 0), ("smooth_xy", 0), ("bilateral_rgb", -1), ("smooth_weight", -1)])
+def test_crf_refuses(key: str, bad: Any) -> None:
+    with pytest.raises(ValueError, match=rf"crf\.{key} is {bad}; it must"):
+        replace(CRF, **{key: bad})
+
+
+def test_crf_reads_whole_numbers(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"crf": {k: int(v) for k, v in asdict(CRF).items()}}))
+    assert group("crf", Crf, tmp_path / "params.yaml") == CRF
+
+
+# ---- the CRF
+
+
+def softmax(energy: np.ndarray) -> np.ndarray:
+    """Over the first axis."""
+    p = np.exp(energy - energy.max(0))
+    return (p / p.sum(0)).astype(np.float32)
+
+
+def halves(seed: int = 0, size: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """A red and a blue half, RGB [S, S, 3], and probabilities [2, S, S] that are right on average only."""
+    rng = np.random.default_rng(seed)
+    right = np.arange(size) >= size // 2
+    image = np.where(right[None, :, None], (0, 0, 255), (255, 0, 0)) * np.ones((size, 1, 1))
+    energy = np.where(right, 0.7, -0.7) + rng.normal(0, 1.0, (size, size))
+    return image.astype(np.uint8), softmax(np.stack([-energy, energy]))
+
+
+def test_colours_put_noisy_labels_right() -> None:
+    image, p = halves()
+    want = np.repeat([[0] * 8 + [1] * 8], 16, 0)
+    assert (p.argmax(0) != want).mean() > 0.1
+    assert np.array_equal(refine(p, image, CRF), want)
+    assert np.array_equal(refine(p[:, :11], image[:11], CRF), want[:11])  # not square
+    assert np.array_equal(refine(p[:, :, 2:], image[:, 2:], CRF), want[:, 2:])
+
+
+def test_without_weights_nothing_changes() -> None:
+    image, p = halves()
+    assert np.array_equal(refine(p, image, replace(CRF, smooth_weight=0.0, bilateral_weight=0.0)), p.argmax(0))
+
+
+def exact(p: np.ndarray, image: np.ndarray, c: Crf) -> np.ndarray:
+    """Mean field with all pairs of pixels, no lattice: Q(i, l) ~ exp(log p + sum over kernels of w K Q)."""
+    labels, height, width = p.shape
+    at = np.indices((height, width)).reshape(2, -1).T.astype(float)  # [N, 2]
+    colours = image.reshape(-1, 3).astype(float)
+    far, unlike = (((a[:, None] - a) ** 2).sum(-1) for a in (at, colours))  # [N, N]
+    smooth = np.exp(-far / (2 * c.smooth_xy**2))
+    bilateral = np.exp(-far / (2 * c.bilateral_xy**2) - unlike / (2 * c.bilateral_rgb**2))
+    pull = np.zeros_like(far)
+    for kernel, weight in ((smooth, c.smooth_weight), (bilateral, c.bilateral_weight)):
+        root = np.sqrt(kernel.sum(1))
+        pull += weight * kernel / root / root[:, None]
+    unary = np.log(p.reshape(labels, -1))
+    q = softmax(unary)
+    for _ in range(c.iterations):
+        q = softmax(unary + q @ pull)
+    return np.asarray(q.argmax(0).reshape(height, width))
+
+
+def test_each_number_goes_where_it_belongs() -> None:
+    rng = np.random.default_rng(1)
+    tiles = np.kron(rng.integers(0, 3, (5, 5)), np.ones((4, 4))) * 40 + rng.normal(0, 6, (20, 20)) + 60
+    image = np.repeat(tiles[..., None], 3, -1).clip(0, 255).astype(np.uint8)
+    truth = np.kron(rng.integers(0, 4, (5, 5)), np.ones((4, 4), int))
+    p = softmax(np.eye(4)[truth].transpose(2, 0, 1) * 0.8 + rng.normal(0, 0.8, (4, 20, 20)))
+    base = Crf(iterations=5, smooth_xy=1.0, smooth_weight=2.0, bilateral_xy=3.0, bilateral_rgb=30.0, bilateral_weight=3.0)
+    plain = exact(p, image, base)
+    assert (plain != p.argmax(0)).mean() > 0.3
+    assert (refine(p, image, base) == plain).mean() > 0.94
+    others = {"iterations": 1, "smooth_xy": 3.0, "smooth_weight": 6.0, "bilateral_xy": 9.0, "bilateral_rgb": 90.0}
+    for key, other in {**others, "bilateral_weight": 8.0}.items():
+        c = replace(base, **{key: other})
+        got = refine(p, image, c)
+        assert (got == exact(p, image, c)).mean() > 0.94, key
+        assert (got == plain).mean() < 0.94, key
+
+
+def test_the_order_of_channels_hardly_matters() -> None:
+    """The published code gives OpenCV's BGR. The kernel is isotropic in colour, the lattice behind it nearly so."""
+    rng = np.random.default_rng(0)
+    grain = np.kron(rng.integers(0, 256, (8, 8, 3)), np.ones((8, 8, 1))) + rng.normal(0, 4, (64, 64, 3))
+    image = grain.clip(0, 255).astype(np.uint8)
+    p = softmax(np.kron(rng.normal(0, 2, (5, 16, 16)), np.ones((1, 4, 4))))
+    a, b = refine(p, image, CRF), refine(p, image[..., ::-1], CRF)
+    assert (a != p.argmax(0)).mean() > 0.05
+    assert (a == b).mean() > 0.98
+
+
+def test_absent_labels_are_left_out_without_a_trace() -> None:
+    image, two = halves(1, 32)
+    rng = np.random.default_rng(0)
+    p = np.zeros((9, 32, 32), np.float32)
+    p[[2, 7]] = two
+    p[[0, 1, 3]] = rng.uniform(0, 9e-6, (3, 32, 32))  # all below the floor
+    faint = p.copy()
+    faint[:, 0, 0] += 2e-5  # all labels come above it in one pixel
+    assert np.array_equal(refine(p, image, CRF), refine(faint, image, CRF))
+    assert set(np.unique(refine(p, image, CRF))) == {2, 7}
+
+
+def test_smallest_things() -> None:
+    one = np.zeros((1, 1, 3), np.uint8)
+    assert refine(np.array([[[0.2]], [[0.5]], [[0.3]]], np.float32), one, CRF).tolist() == [[1]]
+    assert refine(np.ones((1, 2, 3), np.float32), np.zeros((2, 3, 3), np.uint8), CRF).tolist() == [[0] * 3] * 2
+    sure = np.zeros((3, 2, 3), np.float32)
+    sure[2] = 1
+    got = refine(sure, np.zeros((2, 3, 3), np.uint8), CRF)
+    assert got.tolist() == [[2] * 3] * 2
+    assert got.dtype == np.uint8
+    with pytest.raises(ValueError, match="257 labels"):
+        refine(np.zeros((257, 1, 1), np.float32), one, CRF)
+
+
+# ---- the stage
+
+SPLITS = {"train_a.png": "train", "sub/b.png": "val", "c.png": "val"}
+INDEX = [{"id": i, "file_name": n, "height": 2, "width": 4, "split": s} for i, (n, s) in enumerate(SPLITS.items(), 1)]
+OUTS = ("labels-r0.zip", "predictions-masks.zip", "predictions-detector.zip")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stage's inputs: image c has no detection, image b two uncertain ones."""
+    monkeypatch.chdir(tmp_path)
+    settings = replace(PAPER, uncertain="ignore")
+    Path("params.yaml").write_text(yaml.safe_dump({"aggregate": asdict(settings)}))
+    write_json("images.json", {"images": INDEX})
+    mined = [annotation(i, i, 10 * i, encode(rows("1...", "1..."))) for i in (1, 2, 3)]
+    write_json("instances.json", {"images": INDEX, "annotations": mined, "categories": []})
+    detections = [
+        found(4, 0.95, rows("11..", "...."), 1),
+        found(7, 0.5, rows(".11.", "...."), 1),
+        found(5, 0.6, rows("....", "..11"), 2),
+        found(6, 0.3, rows("....", "11.."), 2),
+    ]
+    write_json("detections.json", detections)
+    return tmp_path
+
+
+def go() -> None:
+    aggregate.main("images.json", "photographs", "instances.json", "detections.json", *OUTS)
+
+
+def test_stage(folder: Path) -> None:
+    go()
+    a, b, c = read_images("images.json")
+    labels, masks, detector = (Labels(out) for out in OUTS)
+    assert labels.names == {"train_a.png.png"}
+    assert masks.names == detector.names == {"sub/b.png.png", "c.png.png"}
+    assert labels[a].tolist() == [[5, 5, 255, 0], [0] * 4]
+    assert masks[b].tolist() == [[21, 0, 0, 0]] * 2
+    assert masks[c].tolist() == [[31, 0, 0, 0]] * 2
+    assert detector[b].tolist() == [[0] * 4, [0, 0, 6, 6]]  # no void in a prediction
+    assert not detector[c].any()
+
+
+def test_stage_paints_the_mined_masks_as_they_are(folder: Path) -> None:
+    """Whatever tau and the shape of detections are; boxes need no photograph."""
+    settings = Aggregation(threshold=1.0, overlap="skip", shape="box", uncertain="background")
+    Path("params.yaml").write_text(yaml.safe_dump({"aggregate": asdict(settings)}))
+    instances = json.loads(Path("instances.json").read_text())
+    ell = annotation(9, 2, 0, encode(rows("..1.", "..11")))
+    write_json("instances.json", instances | {"annotations": [*instances["annotations"], ell]})
+    go()
+    b = read_images("images.json")[1]
+    assert Labels(OUTS[1])[b].tolist() == [[21, 0, 1, 0], [21, 0, 1, 1]]
+
+
+def test_stage_twice_gives_the_same_bytes(folder: Path) -> None:
+    go()
+    first = [Path(out).read_bytes() for out in OUTS]
+    go()
+    assert [Path(out).read_bytes() for out in OUTS] == first
+
+
+def test_stage_reads_photographs_for_grabcut(folder: Path) -> None:
+    Path("params.yaml").write_text(yaml.safe_dump({"aggregate": asdict(replace(PAPER, shape="grabcut"))}))
+    image, disc = scene()
+    write_json("images.json", {"images": [INDEX[0] | {"height": 60, "width": 80}]})
+    write_json("instances.json", {"annotations": []})
+    write_json("detections.json", [found(0, 0.99, disc) | {"bbox": [20.0, 10.0, 40.0, 40.0]}])
+    Path("photographs").mkdir()
+    Pillow.fromarray(image).save("photographs/train_a.png")
+    go()
+    got = Labels(OUTS[0])[read_images("images.json")[0]] == 1
+    assert (got & disc).sum() / (got | disc).sum() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 77}, r"detections\.json: no image has the id 77"),
+        ({"segmentation": encode(np.ones((4, 2), bool))}, r"detections\.json, image 1 \(train_a\.png\): a mask is \[4, 2\]"),
+        ({"category_id": 300}, r"detections\.json, image 1 .*category 300 has no room"),
+    ],
+)
+def test_stage_refuses_what_does_not_belong_to_the_images(folder: Path, change: dict[str, Any], message: str) -> None:
+    detections = json.loads(Path("detections.json").read_text())
+    write_json("detections.json", [detections[0] | change, *detections[1:]])
+    with pytest.raises(InputError, match=message):
+        go()
+    assert not list(folder.glob("*.part"))
+    assert not list(folder.glob(".*.part"))
+
+
+def test_stage_needs_no_torch() -> None:
+    code = "import sys, stages.aggregate; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

@@ -1,0 +1,213 @@
+"""params.yaml and the profiles, and how they are read (unseg/params.py)."""
+
+import re
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from unseg import (
+    affinity,
+    clustering,
+    croc,
+    crops,
+    datasets,
+    demo,
+    detector,
+    labels,
+    linear,
+    page,
+    params,
+    pretraining,
+    segmenter,
+    views,
+    vit,
+)
+from unseg.console import InputError
+
+ROOT = Path(__file__).parents[1]
+FILES = [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))]
+GROUPS: dict[str, type] = {
+    "data": datasets.Data,
+    "demo": demo.Demo,
+    "backbone": vit.Backbone,
+    "embedder": vit.Backbone,
+    "croc": pretraining.Croc,
+    "mine": affinity.Mining,
+    "embed": crops.Embedding,
+    "cluster": clustering.Clustering,
+    "detector": detector.Detector,
+    "detect": detector.Detect,
+    "aggregate": labels.Aggregation,
+    "segmenter": segmenter.Segmenter,
+    "predict": segmenter.Predict,
+    "crf": labels.Crf,
+    "linear": linear.Linear,
+    "report": page.Report,
+}
+VALUES: dict[str, type] = {"seed": int, "rounds": list, "refine": list, "final": str}
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int
+    share: float
+
+    def __post_init__(self) -> None:
+        if self.share > 1:
+            raise ValueError(f"outer.inner.share is {self.share}; it must be at most 1")
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    on: bool
+    rate: float
+    sizes: list[int]
+    init: str | None
+    inner: Inner
+
+
+GOOD: dict[str, Any] = {"name": "a", "on": True, "rate": 0.5, "sizes": [1, 2], "init": None, "inner": {"size": 3, "share": 1}}
+
+
+def written(folder: Path, content: Any) -> Path:
+    file = folder / "params.yaml"
+    file.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return file
+
+
+def refused(folder: Path, key: str, kind: type, content: Any) -> str:
+    """The message, without the file's name, of reading content's `key` as kind."""
+    file = written(folder, content)
+    with pytest.raises(InputError) as error:
+        params.group(key, kind, file) if hasattr(kind, "__dataclass_fields__") else params.value(key, kind, file)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{file}")
+    return str(error.value).removeprefix(f"{file}").removeprefix(": ")
+
+
+# ---- the files that are shipped
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_every_group_of_every_file_is_read(file: Path) -> None:
+    content = yaml.safe_load(file.read_text())
+    assert content.keys() == GROUPS.keys() | VALUES.keys()
+    for key, kind in GROUPS.items():
+        params.group(key, kind, file)  # refuses what is missing, unknown, of another type, or out of range
+    for key, value in VALUES.items():
+        params.value(key, value, file)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_rounds_and_refinements_fit(file: Path) -> None:
+    content = yaml.safe_load(file.read_text())
+    rounds = content["rounds"]
+    assert rounds[0] == "r0"
+    assert rounds[1:] == [r["to"] for r in content["refine"]]
+    assert all(r.keys() == {"from", "to"} and rounds.index(r["from"]) < rounds.index(r["to"]) for r in content["refine"])
+    assert content["final"] == rounds[-1]
+    assert content["linear"]["batch"] > 0
+
+
+def test_the_table_is_what_the_stages_read() -> None:
+    read = {}
+    for stage in (ROOT / "stages").glob("*.py"):
+        for key, kind in re.findall(r'params\.group\("([^"]+)", ([\w.]+)\)', stage.read_text()):
+            read[key] = kind.split(".")[-1]
+    assert read == {key: kind.__name__ for key, kind in GROUPS.items()}
+
+
+def test_groups_have_no_defaults() -> None:
+    for kind in {*GROUPS.values(), views.Augmentation, croc.Clustering}:
+        assert all(f.default is MISSING and f.default_factory is MISSING for f in fields(kind))  # type: ignore[arg-type]
+        assert kind.__dataclass_params__.frozen  # type: ignore[union-attr]
+
+
+# ---- reading
+
+
+def test_a_group_with_all_that_a_group_can_hold(tmp_path: Path) -> None:
+    file = written(tmp_path, {"outer": GOOD})
+    group = params.group("outer", Outer, file)
+    assert group == Outer("a", True, 0.5, [1, 2], None, Inner(3, 1.0))
+    assert isinstance(group.inner.share, float)  # an int is a float too
+    assert params.group("outer", Outer, written(tmp_path, {"outer": GOOD | {"init": "x"}})).init == "x"
+    assert params.value("outer.inner.size", int, file) == 3
+    assert params.group("outer.inner", Inner, file) == Inner(3, 1.0)
+
+
+def test_the_default_file_is_the_one_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"params\.yaml: no such file; run from the root of the repository"):
+        params.value("seed", int)
+    written(tmp_path, {"seed": 3})
+    assert params.value("seed", int) == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"name": 3}, "outer.name is 3; it must be str"),
+        ({"on": 1}, "outer.on is 1; it must be bool"),
+        ({"on": "yes"}, "outer.on is 'yes'; it must be bool"),
+        ({"rate": True}, "outer.rate is True; it must be float"),
+        ({"rate": "1e-3"}, "outer.rate is '1e-3'; it must be float (YAML reads 1e-3 as text: write 1.0e-3)"),
+        ({"rate": None}, "outer.rate is None; it must be float"),
+        ({"sizes": 3}, "outer.sizes is 3; it must be list[int]"),
+        ({"sizes": [1, 2.5]}, "outer.sizes[1] is 2.5; it must be int"),
+        ({"sizes": [True]}, "outer.sizes[0] is True; it must be int"),
+        ({"init": 3}, "outer.init is 3; it must be str"),
+        ({"inner": 3}, "outer.inner is 3; it must be Inner"),
+        ({"inner": {"size": 3}}, "outer.inner.share is missing; the files in profiles/ have every key"),
+        ({"inner": {"size": 3, "share": 1, "x": 0}}, "outer.inner.x is not a parameter; outer.inner has size, share"),
+        ({"inner": {"size": 3, "share": 2.5}}, "outer.inner.share is 2.5; it must be at most 1"),
+        ({"inner": {"size": 3.0, "share": 1}}, "outer.inner.size is 3.0; it must be int"),
+        ({"more": 1}, "outer.more is not a parameter; outer has name, on, rate, sizes, init, inner"),
+    ],
+)
+def test_what_a_group_refuses(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    assert refused(tmp_path, "outer", Outer, {"outer": GOOD | changed}) == message
+
+
+@pytest.mark.parametrize("key", list(GOOD))
+def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
+    content = {"outer": {k: v for k, v in GOOD.items() if k != key}}
+    assert refused(tmp_path, "outer", Outer, content) == f"outer.{key} is missing; the files in profiles/ have every key"
+
+
+def test_1e_minus_3_is_text_to_yaml(tmp_path: Path) -> None:
+    text = yaml.safe_dump({"outer": GOOD}).replace("rate: 0.5", "rate: 1e-3")
+    assert "write 1.0e-3" in refused(tmp_path, "outer", Outer, text)
+    assert params.group("outer", Outer, written(tmp_path, text.replace("1e-3", "1.0e-3"))).rate == 0.001
+
+
+@pytest.mark.parametrize(
+    ("key", "content", "message"),
+    [
+        ("cluster.k", {"cluster": {}}, "cluster.k is missing"),
+        ("cluster.k", {"cluster": 3}, "cluster.k is missing"),
+        ("cluster.k", {}, "cluster.k is missing"),
+        ("cluster.k", "", "cluster.k is missing"),
+        ("cluster.k", {"cluster": {"k": "8"}}, "cluster.k is '8'; it must be int"),
+        ("cluster.k", {"cluster": {"k": False}}, "cluster.k is False; it must be int"),
+        ("cluster.k", "cluster: [1", " is not YAML: while parsing a flow sequence"),
+        ("cluster.k", "cluster: {k: 1", " is not YAML: "),
+    ],
+)
+def test_what_a_value_refuses(tmp_path: Path, key: str, content: Any, message: str) -> None:
+    assert refused(tmp_path, key, int, content).startswith(message)
+
+
+def test_a_group_that_is_no_group(tmp_path: Path) -> None:
+    assert refused(tmp_path, "outer", Outer, {"outer": 3}) == "outer is 3; it must be dict"
+
+
+def test_a_file_in_another_encoding(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_bytes("name: Ä".encode("latin-1"))
+    with pytest.raises(InputError, match="is not YAML"):
+        params.value("name", str, file)

@@ -1,0 +1,460 @@
+"""The report: one page that needs nothing but itself, whatever the files are called and whatever is missing."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+
+from stages import evaluate_clustering, evaluate_instances, report
+from unseg import charts, demo, page, pictures, quality, sections, sheets
+from unseg.console import InputError
+from unseg.records import annotation, encode, read_json, to_json, to_png, write_json, write_labels, write_zip
+
+K = 7
+HOSTILE = '<img src=x onerror="alert(1)">&amp;.png'
+CLASSES = ["background", *demo.CLASSES[:-1], "<b>cres'cent</b>"]
+EMPTY = {"meta", "img", "br"}  # tags that are never closed
+
+
+def project(
+    root: Path, train: int = 2, val: int = 3, size: int = 64, truth: bool = True, names: dict[int, str] | None = None
+) -> None:
+    """A finished run of K = 7 clusters, the last of which is no class; drawn scenes, masks and maps a little off."""
+    (root / "photos").mkdir(parents=True)
+    (root / "params.yaml").write_text("cluster: {k: 7}\nrounds: [r0, r1]\nfinal: r1\nreport: {pictures: 12, exemplars: 8}\n")
+    index, masks, detections, objects = [], [], [], []
+    semantic, pseudo, predicted = {}, {}, {}
+    for i in range(train + val):
+        rng = np.random.default_rng(i)
+        pixels, drawn = demo.scene(rng, size)
+        name = (names or {}).get(i, f"{'train' if i < train else 'val'}_{i:05d}.png")
+        Pillow.fromarray(pixels).save(root / "photos" / name, "PNG")
+        split = "train" if i < train else "val"
+        image = {"id": i + 1, "file_name": name, "height": size, "width": size, "split": split}
+        index.append(image)
+        labels, guess = np.zeros((size, size), np.uint8), np.zeros((size, size), np.uint8)
+        for c, mask in drawn:
+            labels[mask] = c
+            cluster = (c + 1) % 6 if rng.random() < 0.8 else 6
+            guess[np.roll(mask, 3, 1)] = cluster + 1
+            objects.append(annotation(len(objects) + 1, i + 1, c, encode(mask)))
+            rle, score = encode(np.roll(mask, 2, 0)), round(float(rng.uniform(0.3, 1)), 3)
+            detections.append({**annotation(0, i + 1, cluster, rle), "score": score})
+        semantic[name], predicted[name] = labels, guess
+        pseudo[name] = np.where(np.arange(size)[:, None] < 4, 255, guess).astype(np.uint8)
+        if i != 1:
+            masks.append({**detections[-1], "id": len(masks) + 1})
+    detections.sort(key=lambda d: (d["image_id"], -d["score"]))
+    clusters = [{"id": k, "name": f"cluster {k}"} for k in range(K)]
+    write_json(root / "data/images.json", {"images": index})
+    write_json(root / "data/rejected.json", {"rejected": [{"file_name": "a.txt", "reason": "no image"}]})
+    objects_only = {"annotations": [{**m, "category_id": 0} for m in masks], "categories": [{"id": 0, "name": "object"}]}
+    write_json(root / "data/masks.json", {"images": index} | objects_only)
+    write_json(root / "data/instances.json", {"images": index, "annotations": masks, "categories": clusters})
+    write_json(root / "data/detections.json", detections)
+    learned, judged = ([r["file_name"] for r in part] for part in (index[:train], index[train:]))
+    write_labels(root / "data/labels-r0.zip", [(name, pseudo[name]) for name in learned])
+    write_labels(root / "data/predictions-r1.zip", [(name, predicted[name]) for name in judged])
+    members = [("classes.json", json.dumps({"classes": CLASSES if truth else []}).encode())]
+    if truth:
+        members += [(f"semantic/{name}.png", to_png(labels)) for name, labels in semantic.items()]
+        categories = [{"id": c, "name": name} for c, name in enumerate(CLASSES) if c]
+        coco = {"images": index, "annotations": objects, "categories": categories}
+        members += [("instances.json", to_json(coco).encode())]
+    write_zip(root / "data/truth.zip", members)
+    steps = range(1, 60)
+    for name in ("results/detector.tsv", "results/segmenter-r1.tsv"):
+        rows = [f"{10 * s}\t{3 / s**0.5 + 0.1 * np.sin(s):.4f}\t{0.01 * (60 - s):.4f}" for s in steps]
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("\n".join(["step\tloss\tlr", *rows]) + "\n")
+
+
+def evaluate() -> None:
+    """The metrics, by the real stages, of the project in the working directory."""
+    for step in ("masks", "detector", "r0", "r1"):
+        evaluate_clustering.main("data/images.json", "data/truth.zip", "data/predictions-r1.zip", f"results/clustering-{step}")
+    made = ("data/masks.json", "data/instances.json", "data/detections.json")
+    evaluate_instances.main(
+        "data/images.json", "data/truth.zip", *made, "results/instances.json", "results/precision_recall.json"
+    )
+    known = bool(json.loads(Path("results/instances.json").read_text())["images"])
+    missing = {"images": 0, "needs": "ground truth: data/truth.zip has no semantic map of an image to learn from"}
+    write_json("results/linear.json", {"miou": 0.512, "pixel_accuracy": 0.9, "protocol": "1x1"} if known else missing)
+
+
+def write_report(output: str = "results/report.html", folder: str = "results/pictures") -> str:
+    made = ("data/masks.json", "data/instances.json", "data/detections.json", "data/labels-r0.zip", "data/predictions-r1.zip")
+    report.main("data/images.json", "photos", "data/truth.zip", *made, "results", output, folder)
+    return Path(output).read_text()
+
+
+class Reader(HTMLParser):
+    """Reads a page: its text, its tags' attributes, and whether each tag that opens is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data if self.open[-1:] != ["style"] else ""
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A project with truth and an odd file name, and its page."""
+    root = tmp_path_factory.mktemp("full")
+    project(root / "run", names={1: "sub folder,ä.png", 3: HOSTILE})
+    before = os.getcwd()
+    os.chdir(root / "run")
+    evaluate()
+    text = write_report()
+    os.chdir(before)
+    return root / "run", text
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project without truth, to be the working directory."""
+    project(tmp_path / "run", truth=False)
+    monkeypatch.chdir(tmp_path / "run")
+    evaluate()
+    return tmp_path / "run"
+
+
+def test_the_page_needs_nothing_but_itself(full: tuple[Path, str]) -> None:
+    text = re.sub(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+", "data:", full[1])
+    reader = Reader(full[1])
+    assert reader.open == []
+    for word in ("http", "<script", "@import", "url(", "<link", "<iframe", "<object"):
+        assert word not in text
+    sources = [str(a[key]) for _, a in reader.tags for key in ("src", "href", "srcset", "xlink:href", "data") if key in a]
+    assert all(s.startswith(("data:image/jpeg;base64,", "#")) for s in sources)
+    assert not [name for _, a in reader.tags for name in a if name.startswith("on")]
+    assert len(full[1]) < 5_000_000
+
+
+def test_the_page_can_be_used_by_keyboard_and_by_ear(full: tuple[Path, str]) -> None:
+    reader = Reader(full[1])
+    places = {a["id"] for _, a in reader.tags if "id" in a}
+    links = [str(a["href"]) for a in reader.all("a")]
+    assert links[0] == "#main"
+    assert all(link[1:] in places for link in links)
+    assert all(a["alt"] for a in reader.all("img"))
+    assert all(a.get("aria-label") or a.get("aria-hidden") == "true" for a in reader.all("svg"))
+    regions = [a for a in reader.all("div") if a.get("role") == "region"]
+    assert len(regions) >= len(reader.all("table"))
+    assert all(a["tabindex"] == "0" and a["aria-label"] for a in regions)
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in reader.all("meta")
+    assert ":focus-visible" in full[1]
+    assert "prefers-color-scheme:dark" in full[1]
+
+
+def test_text_can_be_told_from_its_ground_in_both_schemes() -> None:
+    def light(colour: str) -> float:
+        parts = [int(c, 16) / 255 for c in (re.findall("..", colour) if len(colour) == 6 else [c * 2 for c in colour])]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for block in re.findall(r":root\{(.*?)\}", page.STYLE):
+        colours = {name: light(value) for name, value in re.findall(r"--(\w+):#(\w+)", block)}
+        for ground in ("paper", "panel"):
+            for ink, least in {"ink": 7, "soft": 4.5, "warn": 4.5, "accent": 3}.items():
+                dark, bright = sorted((colours[ground], colours[ink]))
+                assert (bright + 0.05) / (dark + 0.05) >= least, (ground, ink)
+
+
+def test_hostile_names_are_only_text(full: tuple[Path, str]) -> None:
+    reader = Reader(full[1])
+    assert HOSTILE in reader.text
+    assert "<b>cres'cent</b>" in reader.text
+    assert HOSTILE not in full[1]
+    assert "<b>cres" not in full[1]
+    assert any(HOSTILE in str(a["alt"]) for a in reader.all("img"))
+    assert {a["src"] for a in reader.all("img")}.isdisjoint({"x"})
+
+
+def test_every_scalar_of_every_metrics_file_is_there(full: tuple[Path, str]) -> None:
+    text = Reader(full[1]).text
+    for file in [
+        *full[0].glob("results/clustering-*/metrics.json"),
+        *full[0].glob("results/*s.json"),
+        full[0] / "results/linear.json",
+    ]:
+        for key, x in sections.scalars(read_json(file)):
+            assert f"{key}{sections.plain(x)}" in text  # cells of a row follow each other
+
+
+def test_the_component_table_is_the_papers(full: tuple[Path, str]) -> None:
+    miou = f"{100 * read_json(full[0] / 'results/clustering-r1/metrics.json')['miou']:.1f}"
+    text = Reader(full[1]).text
+    assert f"ViT masks{miou}39.0" in text
+    assert f"+ detector{miou}42.0+0.0" in text
+    assert f"+ segmentation model (r0){miou}45.8+0.0" in text
+    assert f"+ CRF round (r1){miou}48.9+0.0" in text
+    rows = [(str(i), {"miou": i / 10, "images": 1, "protocol": "p"}) for i in range(4)]
+    assert "330.048.9+10.0" in Reader(sections.components(rows)).text
+
+
+@pytest.mark.parametrize(("rounds", "rows"), [(["r1"], ["(r1)45.8"]), (["r0", "rx", "r1"], ["(r0)45.8", "(r1)48.9"])])
+def test_of_the_rounds_the_first_and_the_final_one_are_reported(bare: Path, rounds: list[str], rows: list[str]) -> None:
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("[r0, r1]", f"[{', '.join(rounds)}]"))
+    reader = Reader(write_report().replace(page.html(sections.UNMEASURED), ""))
+    assert re.findall(r"\(r\w\)4[58]\.[89]", reader.text) == rows
+    assert ("clustering-r0/metrics.json" in reader.text) == ("r0" in rounds)
+    assert "Segmenter r1" in reader.text
+    assert "Segmenter r0" not in reader.text
+
+
+def test_sheets_are_small_and_bytes_stay(full: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    root, text = full
+    monkeypatch.chdir(root)
+    names = ["clusters.png", "contact-judged.png", "contact-train.png"]
+    before = {name: (root / "results/pictures" / name).read_bytes() for name in names}
+    assert write_report("again.html", "again") == text
+    assert {p.name: p.read_bytes() for p in Path("again").iterdir()} == before
+    assert sorted(p.name for p in (root / "results/pictures").iterdir()) == names
+    assert max(map(len, before.values())) <= pictures.SMALL
+
+
+def test_without_truth_the_page_says_what_needs_it(bare: Path) -> None:
+    text = Reader(write_report()).text
+    assert "There is no ground truth" in text
+    assert "What it needs".lower() in text
+    for name in ("clustering-masks", "clustering-detector", "clustering-r0", "clustering-r1"):
+        assert f"{name}/metrics.json" in text
+    assert text.count(sections.UNMEASURED) >= 8
+    assert text.index("Quality without labels") < text.index("Components")
+    assert "truth cluster" not in text
+    assert "striped" not in text
+    assert "clustering mIoU70" not in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data/rejected.json",
+        *(f"results/clustering-{step}/metrics.json" for step in ("masks", "detector", "r0", "r1")),
+        "results/clustering-r1/confusion.json",
+        "results/clustering-r1/class_iou.json",
+        "results/linear.json",
+        "results/instances.json",
+        "results/precision_recall.json",
+        "results/detector.tsv",
+        "results/segmenter-r1.tsv",
+    ],
+)
+def test_what_the_page_is_made_of_must_be_there(bare: Path, name: str) -> None:
+    Path(name).unlink()
+    with pytest.raises(InputError, match=rf"{re.escape(name)}.*[Nn]o such file"):
+        write_report()
+    assert not Path("results/report.html").exists()
+
+
+def test_a_curve_that_is_not_of_numbers_is_named(bare: Path) -> None:
+    Path("results/segmenter-r1.tsv").write_text("step\tloss\n1\tlow\n")
+    with pytest.raises(InputError, match=r"results/segmenter-r1\.tsv is not a table of numbers"):
+        write_report()
+
+
+def test_an_image_one_pixel_wide_and_nothing_found(bare: Path) -> None:
+    index = read_json("data/images.json")
+    for image in index["images"]:
+        Pillow.new("RGB", (1, 300)).save(Path("photos", image["file_name"]))
+    index["images"] = [{**r, "width": 1, "height": 300, "split": "both"} for r in index["images"]]
+    write_json("data/images.json", index)
+    for name in ("masks", "instances"):
+        write_json(f"data/{name}.json", {"images": [], "annotations": [], "categories": []})
+    write_json("data/detections.json", [])
+    for name in ("labels-r0", "predictions-r1"):
+        blank = np.zeros((300, 1), np.uint8)
+        write_labels(f"data/{name}.zip", [(r["file_name"], blank) for r in index["images"]])
+    text = Reader(write_report()).text
+    assert "all background" in text
+    assert "none was found" not in text  # no column at all
+    assert "images without a mined mask100.0" in text
+    assert "Training images" not in text  # they are all judged ones
+
+
+def test_half_characters_in_names_do_not_stop_the_page() -> None:
+    text = page.document("t", page.named("a\udcffb"), [])
+    assert b"a?b" in text
+    picture = np.zeros((40, 90, 3), np.uint8)
+    assert pictures.lettered(picture, [((5, 5), "a\udcffb\n" + "x" * 500)], "la").shape == picture.shape
+
+
+def test_a_report_needs_pictures() -> None:
+    with pytest.raises(ValueError, match=r"report\.pictures is 0"):
+        page.Report(pictures=0, exemplars=3)
+
+
+def test_the_stage_does_not_import_torch() -> None:
+    words = "import sys, stages.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", words], cwd=Path(__file__).parents[1], check=False).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------ pictures and numbers
+
+
+@pytest.mark.parametrize(("count", "least"), [(7, 0.07), (20, 0.06), (64, 0.03), (255, 0.012)])
+def test_colours_can_be_told_apart_by_all_eyes(count: int, least: float) -> None:
+    seen = pictures.perceived(pictures.palette(count))
+    distance = np.linalg.norm(seen[:, :, None] - seen[:, None], axis=3)
+    assert distance[:, ~np.eye(count, dtype=bool)].min() > least
+    np.testing.assert_array_equal(pictures.palette(count)[:7], pictures.OKABE_ITO)
+    np.testing.assert_array_equal(pictures.palette(400)[:count], pictures.palette(count))
+
+
+def test_perceived_lightness_of_white_black_and_grey() -> None:
+    lab = pictures.perceived(np.array([[255, 255, 255], [0, 0, 0], [128, 128, 128]], np.uint8))[0]
+    np.testing.assert_allclose(lab[:, 0], [1, 0, 0.6], atol=0.01)
+    np.testing.assert_allclose(lab[:, 1:], 0, atol=2e-3)
+
+
+def test_a_cluster_has_the_colour_of_its_class() -> None:
+    scheme = pictures.scheme(4, ["background", "cat", "dog"], {2: 1, 0: 2, 3: 0, -1: 1})
+    np.testing.assert_array_equal(scheme.clusters[2], scheme.classes[1])
+    np.testing.assert_array_equal(scheme.clusters[0], scheme.classes[2])
+    assert scheme.names == ("dog", None, "cat", None)
+    colours, striped = scheme.table()
+    assert len(np.unique(scheme.clusters, axis=0)) == 4
+    assert striped.nonzero()[0].tolist() == [2, 4]  # labels of clusters 1 and 3
+    np.testing.assert_array_equal(colours[3], scheme.classes[1])
+    np.testing.assert_array_equal(scheme.truth_table()[0][2], scheme.classes[2])
+    plain = pictures.scheme(3, [], {})
+    assert not plain.table()[1].any()
+    np.testing.assert_array_equal(plain.clusters, pictures.palette(3))
+    assert len(pictures.scheme(255, [str(i) for i in range(81)], {}).clusters) == 255
+
+
+def test_paint_by_hand() -> None:
+    photo = np.full((9, 9, 3), 100, np.uint8)
+    labels = np.zeros((9, 9), np.uint8)
+    labels[:, 3:6], labels[0, 0], labels[0, 1] = 1, 255, 255
+    table = np.zeros((256, 3), np.uint8)
+    table[1] = 200, 0, 0
+    out = pictures.paint(photo, labels, table, np.zeros(256, bool))
+    assert out[4, 8].tolist() == [60, 60, 60]  # background: dimmed
+    assert out[4, 4].tolist() == [160, 40, 40]  # inside: 0.4 of the grey, 0.6 of the colour
+    assert out[4, 3].tolist() == out[4, 5].tolist() == [200, 0, 0]  # outline
+    assert out[0, 0].tolist() == [255, 255, 255]  # a stripe of void
+    striped = np.zeros(256, bool)
+    striped[1] = True
+    dark = pictures.paint(photo, labels, table, striped)
+    assert dark[4, 4].tolist() == [64, 16, 16]  # rows + cols = 8: on a stripe
+    assert dark[0, 4].tolist() == [160, 40, 40]  # between stripes
+
+
+def test_boxed_by_hand() -> None:
+    photo, mask = np.full((40, 40, 3), 100, np.uint8), np.zeros((40, 40), bool)
+    mask[10:30, 5:25] = True
+    table = np.zeros((256, 3), np.uint8)
+    table[1], table[2] = (200, 0, 0), (0, 200, 0)
+    out = pictures.boxed(photo, [mask, mask], [1, 2], ["", ""], table, np.zeros(256, bool))
+    assert out[20, 15].tolist() == [160, 40, 40]  # the first hides the second
+    assert out[10, 5].tolist() == out[29, 24].tolist() == [200, 0, 0]
+    assert out[35, 35].tolist() == [60, 60, 60]
+
+
+def test_crop_keeps_the_object_and_dims_the_rest() -> None:
+    pixels, mask = np.full((50, 80, 3), 200, np.uint8), np.zeros((50, 80), bool)
+    mask[20:40, 60:80] = True
+    out = pictures.crop(Pillow.fromarray(pixels), mask, 46)  # 23 pixels around the object, twice as large
+    assert out.shape == (46, 46, 3)
+    assert out[23, 23].tolist() == [200] * 3
+    assert out[0, 0].tolist() == [70] * 3
+    assert out[23, 45].tolist() == [0] * 3  # beyond the photograph
+
+
+@given(st.integers(1, 400), st.integers(1, 400))
+@settings(max_examples=30, deadline=None)
+def test_tiles_have_the_side_asked_for(rows: int, cols: int) -> None:
+    photo = pictures.tile(Pillow.new("L", (cols, rows)).convert("RGB"), 60)
+    assert max(photo.shape[:2]) == 60
+    assert min(photo.shape[:2]) >= 1
+    assert pictures.fit(np.ones((rows, cols), bool), photo).all()
+
+
+def test_a_sheet_that_does_not_fit_shrinks() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3)).astype(np.uint8)
+    small = pictures.small_png(noise, 20_000)
+    assert len(small) <= 20_000
+    assert len(pictures.small_png(noise, 10**6)) > 20_000
+
+
+@given(st.lists(st.integers(), max_size=50), st.integers(1, 60))
+@settings(max_examples=50, deadline=None)
+def test_spread_takes_evenly(items: list[int], count: int) -> None:
+    at = sheets.spread(range(len(items)), count)
+    assert len(at) == min(count, len(items))
+    assert at == sorted(set(at))
+    gaps = np.diff(at)
+    assert not gaps.size or gaps.max() - gaps.min() <= 1
+
+
+def test_numbers_without_labels_by_hand() -> None:
+    mask = np.zeros((4, 5), bool)
+    mask[:, :2] = True  # of the rim of 14 pixels: 4 left, and 2 of the top and bottom rows
+    assert quality.border(mask) == pytest.approx(6 / 14)
+    assert quality.border(np.ones((1, 1), bool)) == 1
+    assert quality.evenness(np.array([5, 5, 5, 5])) == pytest.approx(1)
+    assert quality.evenness(np.array([5, 5, 0, 0])) == pytest.approx(0.5)
+    assert quality.evenness(np.array([9, 0])) == 0
+    assert quality.evenness(np.array([9])) == 1
+    other = np.zeros((4, 5), bool)
+    other[:, 1:3] = True
+    assert quality.overlap(mask, other) == pytest.approx(4 / 12)
+    assert quality.overlap(~mask & mask, ~mask & mask) == 1
+    labels = np.array([[0, 1, 1, 255]], np.uint8)
+    assert sheets.shares(labels, {1: "cat"}) == "cat 50\N{NO-BREAK SPACE}%, void 25\N{NO-BREAK SPACE}%"
+    assert quality.solid(labels).tolist() == [[False, True, True, False]]
+
+
+@given(st.floats(-1e6, 0), st.floats(1e-6, 1e6))
+@settings(max_examples=50, deadline=None)
+def test_ticks_hold_the_range(low: float, high: float) -> None:
+    marks = charts.ticks(low, high)
+    assert marks[0] <= low
+    assert marks[-1] >= high - 1e-6 * (high - low)
+    assert 4 <= len(marks) <= 13
+
+
+def test_curves_and_grids_are_whole_svg() -> None:
+    one: Any = [5.0]
+    for drawn in (
+        charts.curve(one, one, "<x>", "<y>"),
+        charts.curve([1, 2, 3], [-1, 0, 0.5], "step", "loss"),
+        charts.heat(np.array([[0.5, 0.5], [np.nan, np.nan]]), ["<a>", "b" * 99], ["<a>", "b"]),
+        charts.heat(np.eye(81), [str(i) for i in range(81)], [str(i) for i in range(81)]),
+        charts.bar(2.0),
+    ):
+        assert Reader(drawn).open == []
+        assert "nan" not in drawn

@@ -1,0 +1,377 @@
+"""DeepLab on label maps (unseg/segmenter.py, unseg/resnet.py): loss, augmentation, schedule, file, training."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from unseg import images, records, resnet, segmenter, training
+from unseg.console import InputError
+from unseg.records import VOID, Image, Labels
+from unseg.segmenter import DeepLab, Predict, Segmenter, augment, every_probability, hard_pixel_loss, learning_rate
+
+RATES = [1, 2, 4]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNSEG_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setenv("UNSEG_WORKERS", "0")
+    monkeypatch.setenv("UNSEG_DEVICE", "cpu")
+
+
+def setting(**changed: Any) -> Segmenter:
+    values = {"arch": "resnet18", "width": 8, "stride": 8, "rates": RATES, "init": resnet.FRESH, "frozen_stages": 0, "size": 32}
+    values |= {"epochs": 4, "drop_epoch": 2, "batch": 4, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4, "hard_share": 0.2}
+    values |= {"rotate": 5.0, "scale": 0.25, "border": "ignore", "precision": "fp32"}
+    return Segmenter(**(values | changed))  # type: ignore[arg-type]
+
+
+def net(labels: int = 4, **changed: Any) -> DeepLab:
+    torch.manual_seed(0)
+    shape = {"arch": "resnet18", "width": 8, "stride": 8, "rates": RATES, "labels": labels} | changed
+    return DeepLab(**shape).eval()  # type: ignore[arg-type]
+
+
+def dataset(folder: Path, count: int = 8, shape: tuple[int, int] = (40, 48)) -> tuple[list[Image], Labels]:
+    """Photographs of a bright (1) or a striped (2) square on dark ground (0), and their label maps."""
+    rng, every, maps = np.random.default_rng(0), [], []
+    for i in range(count):
+        labels = np.zeros(shape, np.uint8)
+        y, x = rng.integers(2, 18, 2)
+        labels[y : y + 18, x : x + 18] = 1 + i % 2
+        pixels = rng.integers(0, 60, (*shape, 3))
+        pixels[labels == 1] += 150
+        pixels[(labels == 2) & (np.arange(shape[1]) % 4 < 2)] += 190
+        Pillow.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+        every.append(Image(i + 1, f"{i}.png", *shape, "train"))
+        maps.append((f"{i}.png", labels))
+    records.write_labels(folder / "labels.zip", maps)
+    return every, Labels(folder / "labels.zip")
+
+
+# ---- the loss
+
+
+def slow_loss(logits: torch.Tensor, labels: torch.Tensor, share: float) -> float:
+    """Section A.3 as a loop over pixels."""
+    losses = []
+    for at in np.ndindex(*labels.shape):
+        b, y, x = at
+        if labels[at] != VOID:
+            losses.append(-float(logits[b, :, y, x].log_softmax(0)[labels[at]]))
+    hardest = sorted(losses, reverse=True)[: int(share * labels.numel())]
+    return sum(hardest) / len(hardest) if hardest else 0.0
+
+
+@pytest.mark.parametrize(("ignored", "kept"), [(0, 20), (10, 20), (90, 10), (100, 0)])
+def test_the_hardest_fifth_of_all_pixels(ignored: int, kept: int) -> None:
+    # specification B.9, acceptance test 6: a fifth of all pixels, ignored ones counted in, capped by the valid ones
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 3, 10, 10, generator=g, requires_grad=True)
+    labels = torch.randint(0, 3, (1, 10, 10), generator=g)
+    labels.view(-1)[torch.randperm(100, generator=g)[:ignored]] = VOID
+    losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=VOID)[labels != VOID]
+    loss = hard_pixel_loss(logits, labels, 0.2)
+    want = losses.sort(descending=True).values[:kept].mean() if kept else torch.tensor(0.0)
+    assert torch.isclose(loss, want)
+    loss.backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    assert int((logits.grad.abs().sum(1) > 0).sum()) == kept
+
+
+def test_five_pixels_by_hand() -> None:
+    # losses 1 2 3 4 and an ignored 9; the two hardest of five are 3 and 4
+    losses = torch.tensor([1.0, 2, 3, 4, 9])
+    logits = torch.stack([torch.zeros(5), losses.expm1().log()])[None, :, None]  # -log softmax of class 0 is the loss
+    labels = torch.tensor([0, 0, 0, 0, VOID])[None, None]
+    assert hard_pixel_loss(logits, labels, 0.4).item() == pytest.approx(3.5)
+    assert hard_pixel_loss(logits, torch.full_like(labels, VOID), 0.4).item() == 0.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 5), st.sampled_from([0.05, 0.2, 0.5, 1.0]))
+def test_loss_equals_a_loop(seed: int, batch: int, side: int, share: float) -> None:
+    g = torch.Generator().manual_seed(seed)
+    logits, labels = torch.randn(batch, 3, side, 4, generator=g), torch.randint(0, 3, (batch, side, 4), generator=g)
+    labels[torch.rand(labels.shape, generator=g) < 0.4] = VOID
+    if int(share * labels.numel()):
+        assert hard_pixel_loss(logits, labels, share).item() == pytest.approx(slow_loss(logits, labels, share), abs=1e-5)
+
+
+def test_a_loss_that_is_not_a_number_is_not_hidden() -> None:
+    logits = torch.zeros(1, 2, 2, 2)
+    logits[0, 0, 0, 0] = torch.nan
+    assert hard_pixel_loss(logits, torch.zeros(1, 2, 2, dtype=torch.int64), 0.25).isnan()
+
+
+def test_learning_rate() -> None:
+    # specification B.9, acceptance test 7
+    p = setting(lr=0.002, drop_epoch=40)
+    assert [learning_rate(p, e) for e in (0, 40, 41, 44)] == pytest.approx([0.002, 0.002, 0.0002, 0.0002])
+
+
+# ---- augmentation
+
+
+def unflipped(seed: int, *rest: Any, **named: Any) -> tuple[np.ndarray, np.ndarray]:
+    """As augment, mirrored back where the coin said so: without rotation and scale nothing else is drawn in between."""
+    pixels, labels = augment(np.random.default_rng(seed), *rest, **named)
+    rng = np.random.default_rng(seed)
+    rng.uniform(), rng.uniform()
+    return (pixels[:, ::-1], labels[:, ::-1]) if rng.random() < 0.5 else (pixels, labels)
+
+
+def picture(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (height, width, 3), np.uint8), rng.choice(np.array([0, 1, 7, 255], np.uint8), (height, width))
+
+
+def test_nothing_to_do_is_the_identity() -> None:
+    pixels, labels = picture(32, 32)
+    flips = []
+    for seed in range(8):
+        out, names = augment(np.random.default_rng(seed), pixels, labels, 32)
+        flips.append(not np.array_equal(out, pixels))
+        assert np.array_equal(out, pixels[:, ::-1] if flips[-1] else pixels)
+        assert np.array_equal(names, labels[:, ::-1] if flips[-1] else labels)
+    assert set(flips) == {True, False}
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 96), (96, 32), (160, 96)])
+def test_resizing_takes_the_centres_and_ignores_the_aspect(height: int, width: int) -> None:
+    pixels, labels = picture(height, width)
+    at = [((2 * np.arange(32) + 1) * n // 64) for n in (height, width)]
+    for seed in range(4):
+        out, names = unflipped(seed, pixels, labels, 32)
+        assert np.array_equal(names, labels[at[0][:, None], at[1]])
+        assert np.array_equal(out, pixels[at[0][:, None], at[1]])
+
+
+def test_enlarging_repeats_labels() -> None:
+    pixels, labels = picture(16, 16)
+    out, names = unflipped(0, pixels, labels, 48)
+    assert np.array_equal(names, labels.repeat(3, 0).repeat(3, 1))
+    assert np.array_equal(out[1::3, 1::3], pixels)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(9, 70), st.integers(9, 70), st.sampled_from([0, VOID]))
+def test_labels_stay_labels_and_stay_on_their_pixels(seed: int, height: int, width: int, outside: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = np.kron(rng.choice(np.array([1, 2, 3], np.uint8), (-(-height // 8), -(-width // 8))), np.ones((8, 8), np.uint8))
+    labels = np.ascontiguousarray(labels[:height, :width])
+    pixels = np.repeat(labels[..., None] * 60, 3, 2)
+    out, names = augment(rng, pixels, labels, 40, rotate=20.0, scale=0.3, outside=outside)
+    assert out.shape == (40, 40, 3)
+    assert names.shape == (40, 40)
+    assert out.dtype == names.dtype == np.uint8
+    assert set(names.flat) <= {1, 2, 3, outside}
+    inside = names != outside
+    right = np.abs(out[..., 0].astype(int) - 60 * names.astype(int)) < 30
+    assert right[inside].mean() > 0.6  # all but the borders of blocks
+    assert inside.mean() > 0.3
+
+
+def test_what_comes_from_outside() -> None:
+    pixels, labels = np.full((40, 40, 3), 200, np.uint8), np.full((40, 40), 5, np.uint8)
+    shares = []
+    for seed in range(30):
+        out, names = augment(np.random.default_rng(seed), pixels, labels, 40, rotate=5.0, scale=0.25, outside=VOID)
+        shares.append((names == VOID).mean())
+        assert (out[names == VOID].mean(-1) < 180).all()  # black, but for the very border
+        assert 5 in names
+    assert min(shares) < 0.01  # enlarged: nothing from outside
+    assert 0.3 < max(shares) <= 1 - 0.75**2 + 0.02
+    assert {0, 5} == set(augment(np.random.default_rng(int(np.argmax(shares))), pixels, labels, 40, 5.0, 0.25, 0)[1].flat)
+
+
+def test_examples_are_fixed_by_their_seed(tmp_path: Path) -> None:
+    every, labels = dataset(tmp_path, 2)
+    examples = segmenter.Examples(str(tmp_path), every, labels, 32, (5.0, 0.25, VOID))
+    x, y = examples[1, 3]
+    assert len(examples) == 2
+    assert x.shape == (3, 32, 32)
+    assert y.shape == (32, 32)
+    assert y.dtype == torch.int64
+    assert set(y.unique().tolist()) <= {0, 2, VOID}
+    assert all(torch.equal(a, b) for a, b in zip(examples[1, 3], (x, y), strict=True))
+    assert not torch.equal(examples[1, 4][0], x)
+
+
+# ---- the network
+
+
+@pytest.mark.parametrize(("stride", "sides"), [(8, [16, 8, 8, 8]), (16, [16, 8, 4, 4]), (32, [16, 8, 4, 2])])
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_dilation_keeps_the_resolution(arch: str, stride: int, sides: list[int]) -> None:
+    body = resnet.Body(arch, 4, stride).eval()
+    maps = body(torch.rand(1, 3, 64, 64))
+    assert [m.shape[-1] for m in maps] == sides
+    assert [m.shape[1] for m in maps] == body.channels == [c * (4 if arch == "resnet50" else 1) for c in (4, 8, 16, 32)]
+
+
+def test_dilations_are_the_published_ones() -> None:
+    # specification B.5.1: layer3 dilation 2, layer4 dilation 4; what was strided has half of that
+    body = resnet.Body("resnet50", 4, 8)
+    dilations = [[b.conv2.dilation[0] for b in getattr(body.net, s)] for s in resnet.STAGES]
+    assert dilations == [[1] * 3, [1] * 4, [1, *[2] * 5], [2, 4, 4]]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 33), (40, 64), (65, 7)])
+def test_logits_have_the_inputs_size(size: tuple[int, int]) -> None:
+    model = net(5)
+    x = torch.randn(1, 3, *size)
+    with torch.inference_mode():
+        assert model(x).shape == (1, 5, *size)
+        assert model.features(x).shape[1] == 256
+        both = model(torch.cat([x, torch.randn_like(x)]))
+        assert torch.allclose(both[:1], model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_frozen_stages_stay_as_they_are(frozen: int) -> None:
+    torch.manual_seed(0)
+    model = DeepLab("resnet18", 8, 8, RATES, 3, frozen).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizer = torch.optim.SGD([x for x in model.parameters() if x.requires_grad], lr=0.1, weight_decay=0.1)
+    model(torch.randn(2, 3, 32, 32)).square().mean().backward()
+    optimizer.step()
+    still = tuple(f"body.net.{n}." for n in (("conv1", "bn1", *resnet.STAGES[:frozen]) if frozen else ()))
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert not {k for k in changed if k.startswith(still)} if still else "body.net.bn1.running_mean" in changed
+    assert {k for k in before if not k.startswith(still or "-") and "running" in k} <= changed
+    assert {k for k in before if not k.startswith(still or "-") and "conv" in k and "weight" in k} <= changed
+
+
+# ---- the file
+
+
+def test_a_segmenter_comes_back_from_its_file(tmp_path: Path) -> None:
+    p = setting(rates=[2, 3], stride=16, precision="bf16")
+    model = net(4, rates=[2, 3], stride=16)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    segmenter.save(tmp_path / "s.safetensors", model, p, 3)
+    again = segmenter.load(tmp_path / "s.safetensors")
+    assert (again.labels, again.size, again.precision) == (4, 32, "bf16")
+    assert not again.model.training
+    x = torch.randn(2, 3, 40, 56)
+    with torch.inference_mode():
+        assert torch.equal(model(x.to(memory_format=torch.channels_last)), again.model(x.to(memory_format=torch.channels_last)))
+
+
+def test_files_that_are_no_segmenter(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none cannot be read"):
+        segmenter.load(tmp_path / "none")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(InputError, match="text cannot be read"):
+        segmenter.load(tmp_path / "text")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other", {"unseg": json.dumps({"kind": "detector"})})
+    with pytest.raises(InputError, match="other is not a segmenter of unseg"):
+        segmenter.load(tmp_path / "other")
+    save_file({"x": torch.zeros(1)}, tmp_path / "bare")
+    with pytest.raises(InputError, match="its metadata says nothing"):
+        segmenter.load(tmp_path / "bare")
+
+
+def seen(net: segmenter.Trained, folder: Path, every: list[Image], q: Predict) -> dict[int, torch.Tensor]:
+    found: Iterator[tuple[Image, torch.Tensor]] = every_probability(net, str(folder), every, q)
+    return {record.id: p for record, p in found}
+
+
+@pytest.mark.parametrize("kind", ["original", "square"])
+def test_every_photograph_has_probabilities_at_its_own_size(tmp_path: Path, kind: str) -> None:
+    every = dataset(tmp_path, 3)[0]
+    Pillow.fromarray(picture(21, 35)[0]).save(tmp_path / "odd.png")
+    every.append(Image(9, "odd.png", 21, 35, "val"))
+    trained = segmenter.Trained(net(4), 4, 32, "fp32")
+    found = seen(trained, tmp_path, every, Predict(kind, 10**6))
+    assert found.keys() == {1, 2, 3, 9}
+    for record in every:
+        p = found[record.id]
+        assert p.shape == (4, *record.size)
+        assert torch.allclose(p.sum(0), torch.ones(record.size), atol=1e-5)
+    alone = seen(trained, tmp_path, every, Predict(kind, 1))  # batches of one
+    assert all(torch.allclose(found[i], alone[i], atol=1e-5) for i in found)
+    if kind == "original":
+        x = images.to_tensor(Pillow.open(tmp_path / "odd.png"))
+        with torch.inference_mode():
+            assert torch.allclose(found[9], trained.model(x[None])[0].softmax(0), atol=1e-5)
+
+
+# ---- the training
+
+
+def learn(folder: Path, p: Segmenter, count: int = 8) -> tuple[DeepLab, list[dict[str, float]]]:
+    every, labels = dataset(folder, count)
+    with training.Scratch("segmenter", [p], []) as scratch:
+        return segmenter.train(p, 2, str(folder), every, labels, 0, scratch, "segmenter")
+
+
+def test_a_short_training_lowers_the_loss_and_is_repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    real = training.set_rates
+    monkeypatch.setattr(training, "set_rates", lambda o, lr: rates.append(lr) or real(o, lr))
+    p = setting(epochs=8, drop_epoch=6)
+    model, values = learn(tmp_path, p)
+    assert len(values) == 16  # 8 images, 4 a batch
+    assert rates == pytest.approx([0.05] * 14 + [0.005] * 2)
+    losses = [v["loss"] for v in values]
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+    again, repeated = learn(tmp_path, p)
+    assert repeated == values
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("changed", [{"precision": "bf16"}, {"frozen_stages": 2}, {"arch": "resnet50", "width": 4}])
+def test_other_settings_train(tmp_path: Path, changed: dict[str, Any]) -> None:
+    model, values = learn(tmp_path, setting(epochs=1, **changed))
+    assert len(values) == 2
+    assert all(np.isfinite(v["loss"]) for v in values)
+    assert model.head[-1].out_channels == 3
+
+
+@pytest.mark.parametrize("count", [1, 0])
+def test_too_few_photographs(tmp_path: Path, count: int) -> None:
+    with pytest.raises(InputError, match="training image"):
+        learn(tmp_path, setting(), count)
+
+
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+    body = resnet.Body("resnet18", 8)
+    save_file(body.net.state_dict(), tmp_path / "w.safetensors")
+    other = resnet.Body("resnet18", 8, 8)
+    resnet.initialise(other, str(tmp_path / "w.safetensors"), "segmenter")
+    assert all(torch.equal(a, b) for a, b in zip(body.net.state_dict().values(), other.net.state_dict().values(), strict=True))
+    with pytest.raises(InputError, match=r"w\.safetensors: .* has shape .*, segmenter in params\.yaml needs"):
+        resnet.initialise(resnet.Body("resnet18", 16), str(tmp_path / "w.safetensors"), "segmenter")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("arch", "vgg"),
+        ("width", 0),
+        ("frozen_stages", 5),
+        ("stride", 4),
+        ("hard_share", 0.0),
+        ("border", "black"),
+        ("batch", 1),
+        ("precision", "x"),
+    ],
+)
+def test_settings_out_of_range(key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"segmenter\.{key}"):
+        setting(**{key: value})
+    with pytest.raises(ValueError, match=r"predict\.input"):
+        Predict("small", 1)

@@ -1,0 +1,1 @@
+"""unseg: a folder of unlabelled photographs in, a semantic segmentation model out."""

@@ -1,0 +1,74 @@
+"""Labels for objects: K-means on whitened, l2-normalised CLS tokens (MaskDistill, section 3.2; specification B.2).
+
+Shapes: M objects, D channels, K clusters.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+
+FLAT = 1e-10  # what varies by a smaller share than this is rounding; to divide by it would make noise of it
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """The `cluster` group of params.yaml."""
+
+    k: int  # labels, background not counted; more than there are classes is over-clustering
+    whiten: str  # std: divide each channel by its deviation, no mean removed (published) | pca: PCA whitening | none
+    algorithm: str  # full | minibatch (published)
+    starts: int  # runs from other centres, of which the tightest is kept
+    iterations: int
+    support: str | None  # another cls_tokens.npz, clustered together with this one and then left out
+
+    def __post_init__(self) -> None:
+        if self.whiten not in ("std", "pca", "none"):
+            raise ValueError(f"cluster.whiten is {self.whiten!r}; it must be std, pca or none")
+        if self.algorithm not in ("full", "minibatch"):
+            raise ValueError(f"cluster.algorithm is {self.algorithm!r}; it must be full or minibatch")
+        if not 1 <= self.k <= 254:
+            raise ValueError(f"cluster.k is {self.k}; it must be from 1 to 254 (label maps have 8 bits)")
+
+
+def normalise(tokens: np.ndarray, fit: np.ndarray, whiten: str) -> np.ndarray:
+    """Whiten by the statistics of `fit` [M', D], then scale each row of `tokens` [M, D] to length 1. float64
+
+    A channel that does not vary, and a row of zeros, stay as they are; under pca, directions that do not vary are left out.
+    """
+    x, reference = tokens.astype(np.float64), fit.astype(np.float64)
+    if whiten == "std":
+        deviation = reference.std(0)
+        x = x / np.where(deviation > FLAT * np.abs(reference).max(0), deviation, 1)
+    elif whiten == "pca":
+        pca = PCA(whiten=True, svd_solver="full").fit(reference)
+        held = pca.explained_variance_ > FLAT * pca.explained_variance_[0]
+        x = pca.transform(x) * held
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(length > 0, length, 1)
+
+
+def kmeans(tokens: np.ndarray, fit: np.ndarray, p: Clustering, seed: int) -> np.ndarray:
+    """Cluster `fit` [M', D] and name the cluster of each row of `tokens` [M, D]: int64, 0..K-1.
+
+    Clusters are numbered by size, largest first, as they lie in `fit`.
+
+    Raises:
+        ValueError: fewer different rows in `fit` than clusters.
+    """
+    different = len(np.unique(fit, axis=0))
+    if different < p.k:
+        raise ValueError(f"{different} different objects cannot make {p.k} clusters; lower cluster.k or add images")
+    x = normalise(fit, fit, p.whiten)
+    kind = KMeans if p.algorithm == "full" else MiniBatchKMeans
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = kind(p.k, n_init=p.starts, max_iter=p.iterations, random_state=seed).fit(x)
+    rank = np.empty(p.k, np.int64)
+    rank[np.argsort(-np.bincount(model.labels_, minlength=p.k), kind="stable")] = np.arange(p.k)
+    if not len(tokens):
+        return np.zeros(0, np.int64)
+    return np.asarray(rank[model.predict(normalise(tokens, fit, p.whiten))])

@@ -1,0 +1,91 @@
+"""Photographs into tensors: one way of normalising and batching them for all stages. `unseg.photos` opens them.
+
+Shapes: B images, H rows, W columns; p the side of a patch.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in RGB, of values in 0..1
+T = TypeVar("T")
+
+
+def to_tensor(image: Pillow.Image | np.ndarray) -> Tensor:
+    """[3, H, W] float32, normalised by ImageNet's mean and standard deviation."""
+    pixels = torch.from_numpy(np.array(image, np.uint8)).permute(2, 0, 1).float() / 255
+    return normalise(pixels)
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """[..., 3, H, W] in 0..1 to zero mean and unit deviation of ImageNet."""
+    mean, std = (torch.tensor(x, device=pixels.device).view(3, 1, 1) for x in (MEAN, STD))
+    return (pixels - mean) / std
+
+
+def pad_to(tensor: Tensor, multiple: int) -> Tensor:
+    """[3, H, W] with zeros (the mean colour) added at the bottom and right up to a multiple."""
+    h, w = tensor.shape[-2:]
+    return torch.nn.functional.pad(tensor, (0, -w % multiple, 0, -h % multiple))
+
+
+def device() -> torch.device:
+    """The accelerator of this process, or the CPU; UNSEG_DEVICE overrides it."""
+    if name := os.environ.get("UNSEG_DEVICE"):
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def workers() -> int:
+    """Loader processes: UNSEG_WORKERS, or one for each core beyond the first two, 8 at the most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(os.environ.get("UNSEG_WORKERS", min(8, max(0, cores - 2))))
+
+
+class _Loaded(Dataset[Any]):
+    def __init__(self, items: Sequence[Any], load: Callable[[Any], Tensor]) -> None:
+        self.items, self.load = items, load
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.load(self.items[i])
+
+
+def batches_by_shape(
+    items: Sequence[T],
+    shape: Callable[[T], tuple[int, int]],
+    load: Callable[[T], Tensor],
+    pixels: int,
+) -> Iterator[tuple[list[T], Tensor]]:
+    """Batches [B, 3, H, W] of items whose tensors have the same shape, so that none needs padding for another.
+
+    Args:
+        items: what to load, e.g. image records.
+        shape: (H, W) that `load` will return for an item, told without loading it.
+        load: picklable; runs in loader processes.
+        pixels: a batch holds at most this many, and at least one item.
+
+    Yields:
+        The items of a batch and their tensors. What one item gives does not depend on its neighbours.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, item in enumerate(items):
+        groups.setdefault(shape(item), []).append(i)
+    plan = []
+    for size, members in sorted(groups.items()):
+        count = max(1, pixels // math.prod(size))
+        plan += [members[k : k + count] for k in range(0, len(members), count)]
+    loader = DataLoader(_Loaded(items, load), batch_sampler=plan, num_workers=workers())
+    for members, batch in zip(plan, loader, strict=True):
+        yield [items[i] for i in members], batch

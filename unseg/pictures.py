@@ -1,0 +1,246 @@
+"""Drawing for the report: colours, label maps laid over photographs, sheets of tiles.
+
+Colours: seven of Okabe and Ito's (background is the dimmed photograph, so black is left out), then colours of the golden
+angle, each as far as can be from those before it to normal, deuteranope and protanope eyes (OKLab, Ottosson 2020; dichromacy
+after Machado et al. 2009). Colour is never the only carrier: regions have outlines and tags, clusters without a class stripes.
+
+Shapes: H rows, W columns of a tile; N colours; pixels are uint8 RGB unless said otherwise.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from PIL import Image as Pillow
+from PIL import ImageDraw, ImageFont
+
+from unseg.records import VOID
+
+OKABE_ITO = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
+CANDIDATES = 2048  # colours to choose from after those
+DIM, INK = 0.6, 0.6  # brightness of what is background; weight of the colour where something is painted
+QUALITY = 80  # of JPEGs
+SMALL = 500_000  # bytes that a sheet may have
+LETTERS = 24  # of a tag
+GAP, HEAD = 6, 22  # pixels between the tiles of a sheet, and above them
+
+RGB_TO_LMS = np.array([[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]])
+LMS_TO_LAB = np.array([[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]])
+EYES = np.array(
+    [
+        np.eye(3),
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],  # deuteranope
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],  # protanope
+    ]
+)
+
+
+def palette(count: int) -> np.ndarray:
+    """The first `count` colours, [N, 3] uint8; a longer palette begins with the shorter one. At most CANDIDATES."""
+    i = np.arange(1, CANDIDATES + 1)
+    light, chroma, hue = 0.48 + 0.44 * (i * 0.7549 % 1), 0.04 + 0.14 * (i * 0.5698 % 1), np.deg2rad(i * 137.50776)
+    lab = np.stack([light, chroma * np.cos(hue), chroma * np.sin(hue)], 1)  # [CANDIDATES, 3]
+    linear = (lab @ np.linalg.inv(LMS_TO_LAB).T) ** 3 @ np.linalg.inv(RGB_TO_LMS).T
+    drawn = (255 * linear.clip(0, 1) ** (1 / 2.2)).round().astype(np.uint8)
+    pool = np.concatenate([np.array(OKABE_ITO, np.uint8), drawn])
+    seen = perceived(pool)  # [eyes, N, 3]
+    near = np.full(len(pool), np.inf)  # distance to the nearest colour that is taken
+    chosen = list(range(min(count, len(OKABE_ITO))))
+    for k in range(count):
+        if k == len(chosen):
+            chosen.append(int(near.argmax()))
+        near = np.minimum(near, np.linalg.norm(seen - seen[:, [chosen[k]]], axis=2).min(0))
+    return pool[chosen]
+
+
+def perceived(colours: np.ndarray) -> np.ndarray:
+    """OKLab coordinates of [N, 3] uint8 as seen by each kind of EYES, [eyes, N, 3]; a distance of 0.02 can just be seen."""
+    linear = np.einsum("eij,nj->eni", EYES, (colours / 255.0) ** 2.2).clip(0, 1)
+    return np.asarray(np.cbrt(linear @ RGB_TO_LMS.T) @ LMS_TO_LAB.T)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Who has which colour: a cluster that stands for a class has the class's, any other one of its own."""
+
+    clusters: np.ndarray  # [K, 3] uint8
+    classes: np.ndarray  # [C, 3] uint8, background (drawn as the dimmed photograph) included
+    names: tuple[str | None, ...]  # of the K clusters' classes; None: stands for none
+
+    def table(self) -> tuple[np.ndarray, np.ndarray]:
+        """For a map of clusters (0 background, k + 1): colours [256, 3] and stripes [256] bool."""
+        table, striped = np.zeros((256, 3), np.uint8), np.zeros(256, bool)
+        table[1 : len(self.clusters) + 1] = self.clusters
+        if len(self.classes):
+            striped[1 : len(self.clusters) + 1] = [name is None for name in self.names]
+        return table, striped
+
+    def truth_table(self) -> tuple[np.ndarray, np.ndarray]:
+        """For a map of classes; nothing is striped."""
+        table = np.zeros((256, 3), np.uint8)
+        table[: len(self.classes)] = self.classes
+        return table, np.zeros(256, bool)
+
+
+def scheme(clusters: int, classes: Sequence[str], matched: dict[int, int]) -> Scheme:
+    """Colours for clusters 0..K-1 and classes (background first, empty without truth).
+
+    Args:
+        matched: class of each matched cluster; a cluster that stands for background counts as one without a class here,
+            so that it can be told from what was left unpainted.
+    """
+    objects = max(len(classes) - 1, 0)
+    colours = palette(objects + clusters)
+    spare = iter(range(objects, objects + clusters))
+    named = {k: c for k, c in matched.items() if c > 0}
+    own = [named[k] - 1 if k in named else next(spare) for k in range(clusters)]
+    of_classes = np.concatenate([np.full((1, 3), 128, np.uint8), colours[:objects]])[: len(classes)]
+    return Scheme(colours[own], of_classes, tuple(classes[named[k]] if k in named else None for k in range(clusters)))
+
+
+def tile(photo: Pillow.Image, side: int) -> np.ndarray:
+    """The photograph with its longer side at `side` pixels, [H, W, 3]; no side becomes 0."""
+    scale = side / max(photo.size)
+    width, height = (max(1, round(n * scale)) for n in photo.size)
+    return np.asarray(photo.resize((width, height), Pillow.Resampling.LANCZOS))
+
+
+def fit(labels: np.ndarray, photo: np.ndarray) -> np.ndarray:
+    """A map or mask at the size of a tile, nearest neighbour: [H, W]."""
+    rows, cols = photo.shape[:2]
+    return cv2.resize(labels.astype(np.uint8), (cols, rows), interpolation=cv2.INTER_NEAREST_EXACT).astype(labels.dtype)
+
+
+def grey(photo: np.ndarray) -> np.ndarray:
+    """[H, W, 3] float, all three channels alike."""
+    return np.repeat((photo @ np.array([0.299, 0.587, 0.114]))[..., None], 3, 2)
+
+
+def edge(labels: np.ndarray) -> np.ndarray:
+    """Pixels with a neighbour (4) of another label, [H, W] bool."""
+    around = np.pad(labels, 1, mode="edge")
+    sides = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
+    return np.asarray(np.logical_or.reduce([labels != side for side in sides]))
+
+
+def paint(
+    photo: np.ndarray, labels: np.ndarray, table: np.ndarray, striped: np.ndarray, tags: dict[int, str] | None = None
+) -> np.ndarray:
+    """A label map [H, W] uint8 over its photograph: background dimmed, void in white stripes, tags inside the regions."""
+    base, lines = grey(photo), stripes(labels.shape)
+    shown = (labels > 0) & (labels != VOID)
+    out = np.where(shown[..., None], (1 - INK) * base + INK * table[labels], DIM * base)
+    out[striped[labels] & lines & shown] *= 0.4
+    out[(labels == VOID) & lines] = 255
+    rim = edge(labels) & shown
+    out[rim] = table[labels][rim]
+    picture = out.clip(0, 255).astype(np.uint8)
+    places = [(spot, tags[k]) for k in np.unique(labels[shown]).tolist() if tags and (spot := middle(labels == k))]
+    return lettered(picture, places, "mm")
+
+
+def stripes(shape: tuple[int, ...]) -> np.ndarray:
+    """Diagonals, [H, W] bool."""
+    rows, cols = np.indices(shape)
+    return np.asarray((rows + cols) % 8 < 3)
+
+
+def middle(mask: np.ndarray) -> tuple[int, int] | None:
+    """xy of the pixel farthest from the outline; None where there is no room for a tag."""
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    row, col = np.unravel_index(depth.argmax(), depth.shape)
+    return (int(col), int(row)) if depth[row, col] > 6 else None
+
+
+def boxed(
+    photo: np.ndarray,
+    masks: Sequence[np.ndarray],
+    labels: Sequence[int],
+    tags: Sequence[str],
+    table: np.ndarray,
+    striped: np.ndarray,
+) -> np.ndarray:
+    """Instances over a photograph, the first on top: masks [H, W] bool, their boxes, and a tag at each box's corner.
+
+    labels point into table and striped, as those of a map do.
+    """
+    base, lines = grey(photo), stripes(photo.shape[:2])
+    out = DIM * base
+    for mask, label in reversed(list(zip(masks, labels, strict=True))):
+        out[mask] = (1 - INK) * base[mask] + INK * table[label]
+        out[mask & lines & striped[label]] *= 0.4
+        out[mask & edge(mask)] = table[label]
+    image = Pillow.fromarray(out.clip(0, 255).astype(np.uint8))
+    draw, corners = ImageDraw.Draw(image), []
+    for mask, label, text in reversed(list(zip(masks, labels, tags, strict=True))):
+        rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        if rows.size:
+            draw.rectangle((cols[0], rows[0], cols[-1], rows[-1]), outline=tuple(table[label].tolist()), width=2)
+            corners.append(((int(cols[0]) + 4, int(rows[0]) + 2), text))
+    return lettered(np.asarray(image), corners, "la")
+
+
+def lettered(picture: np.ndarray, places: Sequence[tuple[tuple[int, int], str]], anchor: str) -> np.ndarray:
+    """White letters with a dark rim at xy places, moved inwards where they would cross the picture's border."""
+    image = Pillow.fromarray(picture)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
+    for xy, text in places:
+        line = " ".join(text.encode("utf-8", "replace").decode().split())[:LETTERS]
+        left, top, right, bottom = draw.textbbox(xy, line, font, anchor, stroke_width=2)
+        x = xy[0] - max(0, right - image.width) + max(0, -left)
+        y = xy[1] - max(0, bottom - image.height) + max(0, -top)
+        draw.text((x, y), line, "white", font, anchor, stroke_width=2, stroke_fill="black")
+    return np.asarray(image)
+
+
+def crop(photo: Pillow.Image, mask: np.ndarray, side: int) -> np.ndarray:
+    """A square around the object in mask ([H, W] bool at the photograph's size, not empty), all else dimmed: [S, S, 3].
+
+    Beyond the photograph's border there is black.
+    """
+    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    span = round(1.15 * max(rows[-1] - rows[0] + 1, cols[-1] - cols[0] + 1))
+    left, top = (cols[0] + cols[-1] + 1 - span) // 2, (rows[0] + rows[-1] + 1 - span) // 2
+    box = (int(left), int(top), int(left) + span, int(top) + span)
+    pixels = np.asarray(photo.crop(box).resize((side, side), Pillow.Resampling.BILINEAR))
+    inside = np.asarray(Pillow.fromarray(mask).crop(box).resize((side, side), Pillow.Resampling.NEAREST))
+    return np.where(inside[..., None], pixels, 0.35 * grey(pixels)).astype(np.uint8)
+
+
+def sheet(rows: Sequence[Sequence[np.ndarray | None]], heads: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """Tiles as one picture, [H, W, 3]: heads above the columns (may be empty), names above the rows; None is a gap."""
+    side = max((max(t.shape[:2]) for row in rows for t in row if t is not None), default=1)
+    columns = max([len(heads), 1, *map(len, rows)])
+    above = [HEAD if name else 0 for name in names]
+    heights = [max((t.shape[0] for t in row if t is not None), default=HEAD) for row in rows]
+    top = HEAD if heads else GAP
+    canvas = np.full((top + sum(heights) + sum(above) + GAP * len(rows), GAP + columns * (side + GAP), 3), 24, np.uint8)
+    words = [((GAP + j * (side + GAP), 3), head) for j, head in enumerate(heads)]
+    for row, name, space, height in zip(rows, names, above, heights, strict=True):
+        words.append(((GAP, top + 3), name))
+        top += space
+        for j, picture in enumerate(row):
+            if picture is not None:
+                h, w = picture.shape[:2]
+                canvas[top : top + h, GAP + j * (side + GAP) :][:, :w] = picture
+        top += height + GAP
+    return lettered(canvas, words, "la")
+
+
+def jpeg(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Pillow.fromarray(picture).save(buffer, "JPEG", quality=QUALITY, subsampling=0, optimize=True)
+    return buffer.getvalue()
+
+
+def small_png(picture: np.ndarray, limit: int = SMALL) -> bytes:
+    """A PNG of 256 colours and at most `limit` bytes: smaller and smaller until it fits, down to 64 pixels across."""
+    image = Pillow.fromarray(picture)
+    while True:
+        buffer = io.BytesIO()
+        image.quantize(256, Pillow.Quantize.FASTOCTREE, dither=Pillow.Dither.NONE).save(buffer, "PNG", optimize=True)
+        if buffer.tell() <= limit or image.width <= 64:
+            return buffer.getvalue()
+        image = image.resize((image.width * 9 // 10, max(1, image.height * 9 // 10)), Pillow.Resampling.LANCZOS)

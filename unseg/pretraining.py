@@ -1,0 +1,208 @@
+"""The training of CrOC: student, EMA teacher, centres, schedules (arXiv:2303.13245; specification sections 1, 5, 6).
+
+Shapes: B images, 2 views, D channels of a token, O outputs.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from unseg import croc, distributed, images, training, views, vit
+from unseg.records import Image
+
+SHORT = 128  # tokens, below which explicit attention beats the fused kernel on CPU (step 0.7 s against 1.0 s at 64)
+
+
+@dataclass(frozen=True)
+class Croc:
+    """The `croc` group of params.yaml."""
+
+    epochs: int
+    batch: int  # images, over all processes
+    lr: float  # at batch 256; scaled linearly
+    min_lr: float  # at the end, not scaled
+    warmup_epochs: float
+    weight_decay: float
+    weight_decay_end: float
+    ema: float  # of the teacher at the start; 1 at the end
+    clip: float  # gradient norm of each parameter; 0 for none
+    freeze_epochs: float  # without training the last layers
+    drop_path: float
+    alpha: float  # weight of the centroid loss; 0 leaves DINO's loss alone
+    outputs: int  # of the CLS layer
+    outputs_centroid: int
+    hidden: int
+    bottleneck: int
+    head_batch_norm: bool
+    norm_last: bool  # rows of the last layers keep length 1
+    student_temperature: float
+    teacher_temperature: float
+    teacher_temperature_end: float
+    teacher_warmup_epochs: float
+    precision: str  # fp32 | bf16
+    views: views.Augmentation
+    clustering: croc.Clustering
+
+    def __post_init__(self) -> None:
+        training.check_precision("croc.precision", self.precision)
+        if self.epochs < 1 or self.batch < 1:
+            raise ValueError("croc.epochs and croc.batch must be at least 1")
+
+
+class Network(nn.Module):
+    """A ViT and its head; one forward gives all that the losses need."""
+
+    def __init__(self, backbone: VisionTransformer, head: croc.Head) -> None:
+        super().__init__()
+        self.vit, self.head = backbone, head
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[2 B, 3, S, S] to tokens [2, B, 1 + N, D]."""
+        out: Tensor = vit.tokens(self.vit, pixels).unflatten(0, (2, -1))
+        return out
+
+
+class Step(nn.Module):
+    """Student, teacher and centres; `forward` gives the student's losses, `follow` moves the teacher."""
+
+    center: Tensor  # [O], running mean of the teacher's CLS logits
+    center_centroid: Tensor  # [O]
+
+    def __init__(self, p: Croc, backbone: vit.Backbone) -> None:
+        super().__init__()
+        outputs = (p.outputs, p.outputs_centroid)
+
+        def make(drop_path: float) -> Network:
+            head = croc.Head(backbone.width, p.hidden, p.bottleneck, outputs, p.head_batch_norm, p.norm_last)
+            return Network(vit.build(backbone, p.views.size, drop_path), head)
+
+        self.p, self.side = p, p.views.size // backbone.patch
+        self.student, self.teacher = make(p.drop_path), make(0.0)
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+        self.register_buffer("center", torch.zeros(p.outputs))
+        self.register_buffer("center_centroid", torch.zeros(p.outputs_centroid))
+
+    def forward(self, batch: views.Views, temperature: float) -> dict[str, Tensor]:
+        """The losses of a batch on this process's device: loss, cls, centroid (scalars), and clusters (mean K)."""
+        p, device = self.p, self.center.device
+        pixels = images.normalise(batch.pixels.to(device).float().div(255)).transpose(0, 1).flatten(0, 1)
+        with training.autocast(device, p.precision):
+            with torch.no_grad():
+                features: list[Tensor] = []
+                hook = vit.last(self.teacher.vit).attn.qkv.register_forward_hook(lambda m, i, o: features.append(o))
+                told = self.teacher(pixels)  # [2, B, 1 + N, D]
+                hook.remove()
+            seen = self.student(pixels)
+            target = self.target(self.teacher.head(told[:, :, 0], 0), "center", temperature)
+            loss = cls = croc.cross_entropy(self.student.head(seen[:, :, 0], 0), target, p.student_temperature).mean()
+            centroid = chosen = torch.zeros((), device=device)
+            if p.alpha:
+                found = self.clusters(features[0], batch)
+                centroid, chosen = self.centroid_loss(seen, told, found, temperature), found.chosen.float().mean()
+                loss = cls + p.alpha * centroid
+        return {"loss": loss, "cls": cls, "centroid": centroid, "clusters": chosen}
+
+    @torch.no_grad()
+    def clusters(self, qkv: Tensor, batch: views.Views) -> croc.Clusters:
+        """Cluster the teacher's last-block features: qkv [2 B, 1 + N, 3 D]."""
+        heads = vit.last(self.teacher.vit).attn.num_heads
+        parts = qkv.unflatten(2, (3, heads, -1))[:, :, croc.FEATURES.index(self.p.clustering.features)]
+        features = parts.transpose(1, 2).unflatten(0, (2, -1))  # [2, B, H, 1 + N, d]
+        where = views.positions(batch.boxes_xywh.to(qkv.device), batch.flipped.to(qkv.device), self.side)
+        with torch.autocast(qkv.device.type, enabled=False):
+            return croc.join_locate_split(features, where, self.p.clustering)
+
+    def centroid_loss(self, seen: Tensor, told: Tensor, found: croc.Clusters, temperature: float) -> Tensor:
+        """Mean cross-entropy over the valid clusters (0 where there is none); student [2, B, 1 + N, D], teacher alike."""
+
+        def logits(net: Network, tokens: Tensor) -> Tensor:
+            norm = tokens[:, :, 0].float().norm(dim=-1).mean()
+            out: Tensor = net.head(croc.centroids(tokens[:, :, 1:], found.weights, norm).flatten(1, 3), 1)
+            return out  # [2, M, O], M = B H K
+
+        valid = found.valid.flatten().float()  # [M]
+        with torch.no_grad():
+            target = self.target(logits(self.teacher, told), "center_centroid", temperature, valid)
+        each = croc.cross_entropy(logits(self.student, seen), target, self.p.student_temperature)  # [M]
+        return (each * valid).sum() / valid.sum().clamp_min(1)
+
+    @torch.no_grad()
+    def target(self, logits: Tensor, center: str, temperature: float, valid: Tensor | None = None) -> Tensor:
+        """Centred, sharpened probabilities of the teacher's logits [2, M, O]; then the centre moves (EMA 0.9)."""
+        logits = logits.float()
+        running: Tensor = getattr(self, center)
+        probabilities = ((logits - running) / temperature).softmax(-1)
+        weight = torch.ones(logits.shape[1], device=logits.device) if valid is None else valid  # [M]
+        total = distributed.average(torch.cat([torch.einsum("vmo,m->o", logits, weight), 2 * weight.sum()[None]]))
+        moved = torch.lerp(total[:-1] / total[-1].clamp_min(1e-6), running, 0.9)
+        running.copy_(torch.where(total[-1] > 0, moved, running))
+        return probabilities
+
+    @torch.no_grad()
+    def follow(self, momentum: float) -> None:
+        """Teacher = momentum * teacher + (1 - momentum) * student."""
+        for t, s in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            t.lerp_(s, 1 - momentum)
+
+
+def clip_each(parameters: list[nn.Parameter], largest: float) -> None:
+    """Scale each parameter's gradient to the norm `largest` at the most, as published (not the norm of all)."""
+    for x in parameters:
+        if x.grad is not None:
+            x.grad.mul_((largest / (x.grad.norm() + 1e-6)).clamp(max=1))
+
+
+def train(
+    p: Croc, backbone: vit.Backbone, root: str, records: list[Image], seed: int, scratch: training.Scratch
+) -> tuple[VisionTransformer, list[dict[str, float]]]:
+    """Pre-train a ViT on the images.
+
+    Returns:
+        The teacher's ViT, and the metrics of each step.
+    """
+    distributed.start()
+    torch.manual_seed(seed)
+    device = images.device()
+    net = Step(p, backbone).to(device).train()
+    if device.type == "cpu" and net.side**2 < SHORT:
+        for block in (*net.student.vit.blocks, *net.teacher.vit.blocks):
+            block.attn.fused_attn = False
+    decayed = [x for x in net.student.parameters() if x.requires_grad and x.ndim > 1]
+    others = [x for x in net.student.parameters() if x.requires_grad and x.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
+    shared = distributed.share(net)
+    per_epoch = training.steps_per_epoch(len(records), p.batch)
+    steps = p.epochs * per_epoch
+    last = [x for x in net.student.head.last.parameters() if x.requires_grad]
+    peak = p.lr * min(p.batch, len(records)) / 256
+
+    def step(number: int, batch: views.Views) -> dict[str, Tensor]:
+        epoch, share = number / per_epoch, number / steps
+        warm = p.warmup_epochs and epoch / p.warmup_epochs
+        after = (epoch - p.warmup_epochs) / max(p.epochs - p.warmup_epochs, 1e-9)
+        training.set_rates(optimizer, peak * warm if warm and warm < 1 else training.cosine(peak, p.min_lr, after))
+        optimizer.param_groups[0]["weight_decay"] = training.cosine(p.weight_decay, p.weight_decay_end, share)
+        ramp = min(1.0, epoch / p.teacher_warmup_epochs) if p.teacher_warmup_epochs else 1.0
+        temperature = p.teacher_temperature + ramp * (p.teacher_temperature_end - p.teacher_temperature)
+        metrics: dict[str, Tensor] = shared(batch, temperature)
+        optimizer.zero_grad(set_to_none=True)
+        metrics["loss"].backward()
+        if p.clip:
+            clip_each(decayed + others, p.clip)
+        if epoch < p.freeze_epochs:
+            for x in last:
+                x.grad = None
+        optimizer.step()
+        net.follow(training.cosine(p.ema, 1.0, share))
+        return metrics
+
+    dataset = views.Pairs(root, records, p.views)
+    state: dict[str, Any] = {"net": net, "optimizer": optimizer}
+    values = training.fit("croc", scratch, state, dataset, p.batch, steps, seed, step, views.collate)
+    return copy.deepcopy(net.teacher.vit).cpu(), values

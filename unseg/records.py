@@ -1,0 +1,227 @@
+"""The forms in which artefacts travel: COCO JSON, run-length masks, zips of label maps.
+
+Every writer is byte-stable (sorted keys, fixed dates, no clock, no path of this machine) and writes under
+another name first, so that a file that exists is whole.
+
+Shapes: H rows, W columns, of an image at its original size.
+"""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as Pillow
+from pycocotools import mask as coco_mask
+
+from unseg.console import InputError
+
+Rle = dict[str, Any]  # COCO's compressed run-length encoding: {"size": [H, W], "counts": str}
+VOID = 255  # in label maps: no class known here
+NO_CATEGORY = 0  # of a mined mask, before clustering
+
+
+@dataclass(frozen=True)
+class Image:
+    """A readable photograph, EXIF orientation applied."""
+
+    id: int
+    file_name: str  # relative to data.images, with forward slashes
+    height: int  # pixels
+    width: int  # pixels
+    split: str  # train: learned from; val: held out for evaluation; both: learned from and evaluated
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; renamed onto it when the block ends well, removed when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """JSON with sorted keys; lists of records get a line each, so that diffs and `head` are of use."""
+    with whole(path) as part, part.open("w") as file:
+        file.write(to_json(content))
+
+
+def to_json(content: Any) -> str:
+    def one(x: Any) -> str:
+        return json.dumps(x, sort_keys=True, allow_nan=False)
+
+    def lines(x: Any) -> str:
+        return "[\n" + ",\n".join(map(one, x)) + "\n]" if isinstance(x, list) and x and isinstance(x[0], dict) else one(x)
+
+    if isinstance(content, dict):
+        return "{\n" + ",\n".join(f"{one(k)}: {lines(content[k])}" for k in sorted(content)) + "\n}\n"
+    return lines(content) + "\n"
+
+
+def read_json(path: str | Path) -> Any:
+    """Raises: InputError, where there is no such file or it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON ({error}); make it again") from None
+
+
+def read_images(path: str | Path, *splits: str) -> list[Image]:
+    """The index of images, in the order of their ids; with splits given, those images only."""
+    images = [Image(**{k: r[k] for k in ("id", "file_name", "height", "width", "split")}) for r in read_json(path)["images"]]
+    return [i for i in images if not splits or i.split in splits]
+
+
+def to_learn(path: str | Path) -> list[Image]:
+    """The images that training may see."""
+    return read_images(path, "train", "both")
+
+
+def to_judge(path: str | Path) -> list[Image]:
+    """The images on which the model is judged: the held-out ones, or all where none is held out."""
+    return read_images(path, "val", "both") or read_images(path)
+
+
+def encode(mask: np.ndarray) -> Rle:
+    """[H, W] bool to run lengths."""
+    return encode_all(mask[None])[0]
+
+
+def encode_all(masks: np.ndarray) -> list[Rle]:
+    """[M, H, W] bool to M run-length masks, in one call."""
+    rles = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
+    return [{"size": [int(n) for n in r["size"]], "counts": r["counts"].decode()} for r in rles]
+
+
+def decode(rle: Rle) -> np.ndarray:
+    """Run lengths to [H, W] bool."""
+    return np.asarray(coco_mask.decode(rle), bool)
+
+
+def annotation(id: int, image_id: int, category_id: int, rle: Rle) -> dict[str, Any]:
+    """A COCO annotation; bbox is xywh in pixels, area in pixels."""
+    return {
+        "id": id,
+        "image_id": image_id,
+        "category_id": category_id,
+        "segmentation": rle,
+        "bbox": [float(x) for x in coco_mask.toBbox(rle)],
+        "area": int(coco_mask.area(rle)),
+        "iscrowd": 0,
+    }
+
+
+def by_image(annotations: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    """Annotations or detections grouped by image_id, order kept."""
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for a in annotations:
+        groups.setdefault(a["image_id"], []).append(a)
+    return groups
+
+
+def to_png(array: np.ndarray) -> bytes:
+    """[H, W] or [H, W, 3] uint8 to the bytes of a PNG."""
+    buffer = io.BytesIO()
+    Pillow.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_zip(path: str | Path, members: Iterable[tuple[str, bytes]]) -> None:
+    """An uncompressed zip (PNGs do not shrink) whose members all carry the same date."""
+    with whole(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members:
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
+
+
+def write_labels(path: str | Path, maps: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Label maps [H, W] uint8 by image file name: 0 background, 1..K clusters, 255 void."""
+    write_zip(path, ((f"{name}.png", to_png(labels)) for name, labels in maps))
+
+
+def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
+    """An .npz for numpy.load, byte-stable."""
+
+    def npy(array: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        return buffer.getvalue()
+
+    write_zip(path, ((f"{name}.npy", npy(array)) for name, array in sorted(arrays.items())))
+
+
+class Labels:
+    """Label maps read from a zip by image file name; safe to hand to worker processes.
+
+    Raises:
+        InputError: no such file, not a zip, no map for an image, or a map of another size than the image.
+    """
+
+    def __init__(self, path: str | Path, folder: str = "") -> None:
+        self.path, self.folder = Path(path), folder
+        self._zip: zipfile.ZipFile | None = None
+        self.names = frozenset(self._open().namelist())
+        self._zip = None
+
+    def _open(self) -> zipfile.ZipFile:
+        if self._zip is None:
+            try:
+                self._zip = zipfile.ZipFile(self.path)
+            except FileNotFoundError:
+                raise InputError(f"{self.path}: no such file") from None
+            except zipfile.BadZipFile:
+                raise InputError(f"{self.path} is not a zip file; make it again") from None
+        return self._zip
+
+    def __contains__(self, image: Image) -> bool:
+        return self.member(image) in self.names
+
+    def member(self, image: Image) -> str:
+        return f"{self.folder}{image.file_name}.png"
+
+    def __getitem__(self, image: Image) -> np.ndarray:
+        """[H, W] uint8"""
+        if image not in self:
+            raise InputError(f"{self.path} has no {self.member(image)}; make it again from the same data/images.json")
+        labels = np.array(Pillow.open(io.BytesIO(self._open().read(self.member(image)))))
+        if labels.shape != image.size:
+            raise InputError(f"{self.path}: {self.member(image)} is {labels.shape}, its image {image.size} (rows, columns)")
+        return labels
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_zip": None}  # an open file does not travel to another process
+
+
+def class_names(truth: str | Path) -> list[str]:
+    """The classes of data/truth.zip, background first; empty where there is no truth at all."""
+    try:
+        with zipfile.ZipFile(truth) as archive:
+            return [str(name) for name in json.loads(archive.read("classes.json"))["classes"]]
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise InputError(f"{truth} cannot be read ({error}); make it again with `dvc repro prepare`") from None
+
+
+def boxes_xyxy(rles: Sequence[Rle]) -> np.ndarray:
+    """Tight boxes [M, 4] float64 of run-length masks, pixels, right and bottom exclusive."""
+    box = np.asarray(coco_mask.toBbox(list(rles)), float).reshape(-1, 4)
+    return np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], 1)

@@ -1,0 +1,272 @@
+"""DeepLab-v3 on a dilated ResNet, trained on label maps with hard pixels only (MaskDistill, section 3.3, A.3).
+
+Shapes: B images, H rows, W columns, C = K + 1 labels (0 background, 1..K clusters), S pixels a side in training.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+
+from unseg import distributed, images, resnet, training
+from unseg.console import InputError
+from unseg.photos import read, resize
+from unseg.records import VOID, Image, Labels
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """The `segmenter` group of params.yaml."""
+
+    arch: str  # resnet18 | resnet50
+    width: int  # channels of the first stage
+    stride: int  # of the last feature map, against the image
+    rates: list[int]  # dilations of the pyramid
+    init: str  # self-supervised ResNet weights, or resnet.FRESH
+    frozen_stages: int
+    size: int  # S
+    epochs: int
+    drop_epoch: int  # the last epoch, counted from 0, at the full lr; a tenth of it after that
+    batch: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    hard_share: float  # of a batch's pixels, the hardest, that the loss averages
+    rotate: float  # degrees, either way
+    scale: float  # 0.25: from 0.75 to 1.25
+    border: str  # label of what an augmentation brings in from outside: background | ignore
+    precision: str
+
+    def __post_init__(self) -> None:
+        resnet.check("segmenter", self.arch, self.width, self.frozen_stages)
+        training.check_precision("segmenter.precision", self.precision)
+        if self.stride not in (8, 16, 32):
+            raise ValueError(f"segmenter.stride is {self.stride}; it must be 8, 16 or 32")
+        if not 0 < self.hard_share <= 1:
+            raise ValueError(f"segmenter.hard_share is {self.hard_share}; it must be above 0 and at most 1")
+        if self.border not in ("background", "ignore"):
+            raise ValueError(f"segmenter.border is {self.border!r}; it must be background or ignore")
+        if self.batch < 2:
+            raise ValueError("segmenter.batch must be at least 2: batch norm needs more than one image")
+
+
+class DeepLab(nn.Module):
+    """Logits at the resolution of the input."""
+
+    def __init__(self, arch: str, width: int, stride: int, rates: list[int], labels: int, frozen: int = 0) -> None:
+        super().__init__()
+        self.body = resnet.Body(arch, width, stride, frozen)
+        self.head = nn.Sequential(*DeepLabHead(self.body.channels[-1], labels, rates))
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the last layer, a 1x1 convolution, sees: [B, 256, H / stride, W / stride]."""
+        out: Tensor = self.head[:-1](self.body(x)[-1])
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W], normalised, to logits [B, C, H, W]."""
+        logits = self.head[-1](self.features(x))
+        return F.interpolate(logits.float(), x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def hard_pixel_loss(logits: Tensor, labels: Tensor, share: float) -> Tensor:
+    """Cross-entropy over the hardest pixels of a batch (Eq. 4, without its constant factor 1 / |C|).
+
+    Args:
+        logits: [B, C, H, W].
+        labels: [B, H, W] int64; 255 is ignored.
+        share: the mean is over the int(share * B * H * W) largest losses, or all valid ones where those are fewer.
+
+    Returns:
+        A scalar; 0 where every pixel is ignored.
+    """
+    losses = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="none").flatten()
+    losses = losses.masked_fill(labels.flatten() == VOID, -1.0)
+    hardest = losses.topk(max(1, int(share * losses.numel()))).values
+    valid = hardest >= 0
+    return (hardest * valid).sum() / valid.sum().clamp_min(1)
+
+
+@dataclass(frozen=True)
+class Examples(Dataset[Any]):
+    """(index, seed) to an augmented image [3, S, S] and its labels [S, S] int64."""
+
+    root: str
+    records: list[Image]
+    labels: Labels
+    size: int  # S
+    warp: tuple[float, float, int]  # rotate, scale, outside: see `augment`
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        index, seed = draw
+        record = self.records[index]
+        rng = np.random.default_rng(seed)
+        pixels, labels = augment(rng, np.asarray(read(self.root, record)), self.labels[record], self.size, *self.warp)
+        return images.to_tensor(pixels), torch.from_numpy(labels.astype(np.int64))
+
+
+def augment(
+    rng: np.random.Generator,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    size: int,
+    rotate: float = 0.0,
+    scale: float = 0.0,
+    outside: int = VOID,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Flip, rotate and scale about the centre, resize to S x S ignoring the aspect, all in one resampling.
+
+    Args:
+        pixels: [H, W, 3] uint8.
+        labels: [H, W] uint8.
+        size: S.
+        rotate: degrees, either way.
+        scale: 0.25 for 0.75 to 1.25.
+        outside: the label of what comes from outside the image.
+
+    Returns:
+        [S, S, 3] uint8 (bicubic) and [S, S] uint8 (nearest).
+    """
+    h, w = labels.shape
+    turn = np.eye(3)
+    turn[:2] = cv2.getRotationMatrix2D((w / 2, h / 2), rng.uniform(-rotate, rotate), rng.uniform(1 - scale, 1 + scale))
+    if rng.random() < 0.5:
+        turn = np.array([[-1, 0, w], [0, 1, 0], [0, 0, 1.0]]) @ turn
+    fit = np.diag([size / w, size / h, 1.0]) @ turn
+    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])  # OpenCV counts from pixel centres
+    matrix = (np.linalg.inv(half) @ fit @ half)[:2]
+    square = (size, size)
+    pixels = cv2.warpAffine(pixels, matrix, square, flags=cv2.INTER_CUBIC, borderValue=(0, 0, 0))
+    return pixels, cv2.warpAffine(labels, matrix, square, flags=cv2.INTER_NEAREST, borderValue=(outside,))
+
+
+def learning_rate(p: Segmenter, epoch: int) -> float:
+    """At an epoch counted from 0."""
+    return p.lr if epoch <= p.drop_epoch else p.lr * 0.1
+
+
+def train(
+    p: Segmenter, k: int, root: str, records: list[Image], labels: Labels, seed: int, scratch: training.Scratch, what: str
+) -> tuple[DeepLab, list[dict[str, float]]]:
+    """Train on label maps of K clusters; returns the model and the metrics of each step.
+
+    Raises:
+        InputError: fewer than two images, a label map that is missing, weights that do not fit.
+    """
+    if len(records) < 2:
+        raise InputError(f"the segmenter has {len(records)} training image(s); batch norm needs two at least: add photographs")
+    distributed.start()
+    torch.manual_seed(seed)
+    device = images.device()
+    model = DeepLab(p.arch, p.width, p.stride, p.rates, k + 1, p.frozen_stages)
+    resnet.initialise(model.body, p.init, "segmenter")
+    resnet.sync_batch_norm(model)
+    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    learned = [x for x in model.parameters() if x.requires_grad]
+    optimizer = torch.optim.SGD(learned, lr=p.lr, momentum=p.momentum, weight_decay=p.weight_decay)
+    shared = distributed.share(model)
+    per_epoch = training.steps_per_epoch(len(records), p.batch)
+
+    def step(number: int, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        training.set_rates(optimizer, learning_rate(p, number // per_epoch))
+        x = batch[0].to(device, memory_format=torch.channels_last)
+        with training.autocast(device, p.precision):
+            logits = shared(x)
+        loss = hard_pixel_loss(logits, batch[1].to(device), p.hard_share)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss}
+
+    dataset = Examples(root, records, labels, p.size, (p.rotate, p.scale, VOID if p.border == "ignore" else 0))
+    values = training.fit(
+        what, scratch, {"model": model, "optimizer": optimizer}, dataset, p.batch, p.epochs * per_epoch, seed, step
+    )
+    return model, values
+
+
+def save(path: str | Path, model: DeepLab, p: Segmenter, k: int) -> None:
+    shape = {"arch": p.arch, "width": p.width, "stride": p.stride, "rates": p.rates, "labels": k + 1}
+    training.write_weights(path, model, {"kind": "segmenter", "model": shape, "size": p.size, "precision": p.precision})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A segmenter from its file."""
+
+    model: DeepLab
+    labels: int  # C
+    size: int  # S, of its training
+    precision: str
+
+
+def load(path: str | Path) -> Trained:
+    """Read weights and what they say of themselves; on the CPU, in evaluation mode.
+
+    Raises:
+        InputError: no such file, or not a segmenter of this version of unseg.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("unseg", "{}"))
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read ({error}); train it again") from None
+    if about.get("kind") != "segmenter":
+        raise InputError(f"{path} is not a segmenter of unseg; its metadata says {about or 'nothing'}")
+    model = DeepLab(**about["model"])
+    model.load_state_dict(state)
+    model.to(memory_format=torch.channels_last).eval()
+    return Trained(model, about["model"]["labels"], about["size"], about["precision"])
+
+
+@torch.inference_mode()
+def probabilities(net: Trained, x: Tensor) -> Tensor:
+    """[B, 3, H, W], normalised, to probabilities [B, C, H, W] on the input's device."""
+    with training.autocast(x.device, net.precision):
+        logits: Tensor = net.model(x.to(memory_format=torch.channels_last))
+    return logits.softmax(1)
+
+
+@dataclass(frozen=True)
+class Predict:
+    """The `predict` group of params.yaml."""
+
+    input: str  # original: the photograph's own size (paper) | square: the training size, S x S (published code)
+    pixels: int  # of a batch, at the most
+
+    def __post_init__(self) -> None:
+        if self.input not in ("original", "square"):
+            raise ValueError(f"predict.input is {self.input!r}; it must be original or square")
+
+
+def every_probability(net: Trained, root: str, records: list[Image], q: Predict) -> Iterator[tuple[Image, Tensor]]:
+    """Each photograph's probabilities [C, H, W] at its own size; photographs come in the order of their shapes."""
+    device = images.device()
+    net.model.to(device)
+    square = (net.size, net.size)
+
+    def shape(record: Image) -> tuple[int, int]:
+        return square if q.input == "square" else record.size
+
+    def load(record: Image) -> Tensor:
+        return images.to_tensor(resize(read(root, record), shape(record)))
+
+    for batch, x in images.batches_by_shape(records, shape, load, q.pixels):
+        for record, p in zip(batch, probabilities(net, x.to(device)), strict=True):
+            if p.shape[1:] != record.size:
+                p = F.interpolate(p[None], record.size, mode="bilinear", align_corners=False)[0]
+            yield record, p

@@ -1,0 +1,228 @@
+"""What every training has in common: the order of examples, checkpoints, resuming, history, a bar.
+
+Randomness is a function of (seed, step): each epoch's order, each example's augmentation and each step's
+dropout are drawn from generators seeded by where they stand. So a run that resumes goes on exactly as an
+unbroken one, and the number of loader processes changes nothing.
+
+Progress of an unfinished run lives in `.scratch/<stage>/<key>/` (UNSEG_SCRATCH moves it), where key hashes the
+stage's params and inputs. It is held by a lock and removed when the outputs are written.
+"""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from unseg import distributed, images, records
+from unseg.console import InputError, Meter
+
+Metrics = dict[str, Tensor]
+HISTORY_ROWS = 400  # of a TSV of metrics, at the most
+
+
+class Scratch:
+    """The folder of one unfinished run, locked against a second one.
+
+    Args:
+        stage: its name, for people.
+        settings: params (dataclasses, numbers, text) that the result depends on.
+        inputs: files (hashed whole) and folders (hashed by names, sizes and dates) it depends on.
+
+    Raises:
+        InputError: another process works on the same run.
+    """
+
+    def __init__(self, stage: str, settings: Iterable[Any], inputs: Iterable[str | Path]) -> None:
+        key = hashlib.blake2b(digest_size=8)
+        for s in settings:
+            key.update(json.dumps(asdict(s) if is_dataclass(s) and not isinstance(s, type) else s, sort_keys=True).encode())
+        for path in map(Path, inputs):
+            if path.is_dir():
+                for file in sorted(p for p in path.rglob("*") if p.is_file()):
+                    stat = file.stat()
+                    key.update(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}".encode())
+            else:
+                key.update(hashlib.blake2b(path.read_bytes()).digest())
+        self.path = Path(os.environ.get("UNSEG_SCRATCH", ".scratch")) / stage / key.hexdigest()
+        self.file = self.path / "checkpoint.pt"
+
+    def __enter__(self) -> "Scratch":
+        if distributed.rank() == 0:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = (self.path / "lock").open("w")
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{self.path} is in use: another run trains this very thing; wait for it, or end it") from None
+        return self
+
+    def load(self) -> dict[str, Any] | None:
+        """The last whole checkpoint, or None."""
+        if not self.file.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
+            return state
+        except Exception as error:  # a damaged file costs the progress it held, not the run
+            print(f"{self.file} cannot be read ({error}); starting again")
+            return None
+
+    def save(self, state: dict[str, Any]) -> None:
+        with records.whole(self.file) as part:
+            torch.save(state, part)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if distributed.rank() == 0:
+            if kind is None:
+                shutil.rmtree(self.path)
+            self.lock.close()
+
+
+class Order(Sampler[list[tuple[int, int]]]):
+    """Batches of (index, seed of its augmentation), from a step on: this process's share of each global batch."""
+
+    def __init__(self, count: int, batch: int, seed: int, start: int, steps: int) -> None:
+        self.count, self.batch, self.seed, self.start, self.steps = count, min(batch, count), seed, start, steps
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch = self.count // self.batch
+        epoch, order = -1, np.empty(0, np.int64)
+        for step in range(self.start, self.steps):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+            at = step % per_epoch * self.batch
+            mine = order[at : at + self.batch][distributed.rank() :: distributed.world()]
+            yield [(int(i), mix(self.seed, epoch, int(i))) for i in mine]
+
+
+def mix(*numbers: int) -> int:
+    """Numbers into one seed below 2^63."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def steps_per_epoch(count: int, batch: int) -> int:
+    """The last, incomplete batch of an epoch is dropped, unless it is the only one."""
+    return max(1, count // batch)
+
+
+def fit(
+    what: str,
+    scratch: Scratch,
+    state: dict[str, Any],
+    dataset: Dataset[Any],
+    batch: int,
+    steps: int,
+    seed: int,
+    step: Callable[[int, Any], Metrics],
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> list[dict[str, float]]:
+    """Run `step(number, batch)` for each step, from the last checkpoint on.
+
+    Args:
+        what: the name on the progress bar.
+        state: modules and optimisers (whatever has `state_dict`) that a checkpoint holds.
+        dataset: its items are asked for as (index, seed); len() is the number of examples.
+        batch: examples a step, over all processes.
+        step: does the whole step, on this process's share of the batch, and returns scalars, "loss" among them.
+
+    Returns:
+        The metrics of every step.
+
+    Raises:
+        InputError: a loss that is not finite.
+    """
+    values: list[dict[str, float]] = []
+    if saved := scratch.load():
+        for name, part in state.items():
+            part.load_state_dict(saved[name])
+        values = saved["values"]
+    start = len(values)
+    order = Order(len(dataset), batch, seed, start, steps)  # type: ignore[arg-type]
+    loader = DataLoader(dataset, batch_sampler=order, num_workers=images.workers(), collate_fn=collate, persistent_workers=False)
+    pending: list[Metrics] = []
+    spoken = time.monotonic()
+    interval = float(os.environ.get("UNSEG_CHECKPOINT_SECONDS", 60))
+    with Meter(steps, what, start) as meter:
+        for number, examples in zip(range(start, steps), loader, strict=True):
+            torch.manual_seed(mix(seed, number, distributed.rank()))
+            pending.append(step(number, examples))
+            if len(pending) == 20 or number == steps - 1:
+                values += flush(pending, what, number)
+            meter.step(" ".join(f"{k} {v:.3f}" for k, v in values[-1].items()) if values else "")
+            if distributed.rank() == 0 and time.monotonic() - spoken > interval and number < steps - 1:
+                values += flush(pending, what, number)
+                scratch.save({name: part.state_dict() for name, part in state.items()} | {"values": values})
+                spoken = time.monotonic()
+    return values
+
+
+def flush(pending: list[Metrics], what: str, number: int) -> list[dict[str, float]]:
+    """Metrics on the device to numbers, in one transfer; empties the list."""
+    if not pending:
+        return []
+    table = torch.stack([torch.stack([v.detach().float() for v in m.values()]) for m in pending]).cpu()
+    rows = [dict(zip(m, row, strict=True)) for m, row in zip(pending, table.tolist(), strict=True)]
+    pending.clear()
+    for back, row in enumerate(reversed(rows)):
+        if not math.isfinite(row["loss"]):
+            raise InputError(f"{what}: the loss is {row['loss']} at step {number - back}; lower its lr in params.yaml")
+    return rows
+
+
+def write_history(path: str | Path, values: list[dict[str, float]]) -> None:
+    """Means over equal stretches of steps, as TSV: a column `step` (the last of the stretch) and one a metric."""
+    if distributed.rank() != 0:
+        return
+    stretch = max(1, math.ceil(len(values) / HISTORY_ROWS))
+    with records.whole(path) as part, part.open("w") as file:
+        print("step", *values[0], sep="\t", file=file)
+        for at in range(0, len(values), stretch):
+            rows = values[at : at + stretch]
+            means = (f"{sum(r[k] for r in rows) / len(rows):.6g}" for k in rows[0])
+            print(at + len(rows), *means, sep="\t", file=file)
+
+
+def write_weights(path: str | Path, model: nn.Module, metadata: dict[str, Any]) -> None:
+    """The model's state as safetensors; metadata is stored as JSON text under `unseg`."""
+    if distributed.rank() != 0:
+        return
+    tensors = {k: v.detach().cpu().contiguous() for k, v in sorted(model.state_dict().items())}
+    with records.whole(path) as part:
+        save_file(tensors, part, {"unseg": json.dumps(metadata, sort_keys=True)})
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16: matrix products and convolutions in bfloat16; fp32: everything in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def check_precision(key: str, precision: str) -> None:
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"{key} is {precision!r}; it must be fp32 or bf16")
+
+
+def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for g in optimizer.param_groups:
+        g["lr"] = lr
+
+
+def cosine(start: float, end: float, share: float) -> float:
+    """From start (share 0) to end (share 1) along half a cosine."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))

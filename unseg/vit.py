@@ -1,0 +1,103 @@
+"""Vision transformers (timm's) and what the method reads off them: last-block queries and keys, CLS tokens.
+
+Shapes: B images, N patches (row-major over a grid of rows x cols), H heads, d channels of a head, D = H d.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from unseg.console import InputError
+from unseg.weights import read_state
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The `backbone` and `embedder` groups of params.yaml. DINO ViT-S/16: patch 16, width 384, depth 12, heads 6."""
+
+    weights: str  # a .safetensors of unseg, or a .pth in DINO's layout
+    patch: int  # pixels
+    width: int  # D
+    depth: int  # blocks
+    heads: int  # H
+
+    def __post_init__(self) -> None:
+        if min(self.patch, self.width, self.depth, self.heads) < 1:
+            raise ValueError("backbone and embedder: patch, width, depth and heads must be at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"backbone and embedder: width is {self.width}; it must be a multiple of heads, {self.heads}")
+
+
+def build(backbone: Backbone, image: int, drop_path: float = 0.0) -> VisionTransformer:
+    """A ViT in DINO's layout with fresh weights; position embeddings for `image` pixels a side, any size at run time."""
+    return VisionTransformer(
+        img_size=image,
+        patch_size=backbone.patch,
+        embed_dim=backbone.width,
+        depth=backbone.depth,
+        num_heads=backbone.heads,
+        num_classes=0,
+        dynamic_img_size=True,
+        drop_path_rate=drop_path,
+    )
+
+
+def load(backbone: Backbone) -> VisionTransformer:
+    """The ViT with its weights, in evaluation mode.
+
+    Raises:
+        InputError: a key or a shape that does not fit params.yaml's backbone.
+    """
+    state = read_state(backbone.weights)
+    state = {k.removeprefix("module.").removeprefix("backbone."): v for k, v in state.items()}
+    state = {k: v for k, v in state.items() if not k.startswith(("head.", "fc."))}
+    if "pos_embed" not in state:
+        raise InputError(f"{backbone.weights} has no pos_embed: not a ViT in DINO's layout")
+    side = round((state["pos_embed"].shape[1] - 1) ** 0.5)
+    vit = build(backbone, side * backbone.patch)
+    want = vit.state_dict()
+    for key in sorted(want.keys() | state.keys()):
+        have, need = (list(s[key].shape) if key in s else None for s in (state, want))
+        if have != need:
+            raise InputError(
+                f"{backbone.weights}: {key} has shape {have}, params.yaml (patch {backbone.patch}, width "
+                f"{backbone.width}, depth {backbone.depth}, heads {backbone.heads}) needs {need}"
+            )
+    vit.load_state_dict(state)
+    return vit.eval()
+
+
+def last(vit: VisionTransformer) -> Any:
+    """The last block: timm's Block, which mypy takes for any module."""
+    return vit.blocks[-1]
+
+
+def last_block(vit: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys of the last block; its attention, its MLP and what follows are not computed.
+
+    Args:
+        images: [B, 3, rows * p, cols * p], normalised.
+
+    Returns:
+        The CLS token's queries [B, H, d], and the patches' keys [B, H, N, d]: outputs of the linear layer, neither
+        scaled nor normalised.
+    """
+    x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
+    for block in vit.blocks[:-1]:
+        x = block(x)
+    x = last(vit).norm1(x)  # [B, 1 + N, D]
+    attention = last(vit).attn
+    heads, width = attention.num_heads, x.shape[-1]
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    query = torch.nn.functional.linear(x[:, 0], weight[:width], bias[:width])  # [B, D]
+    keys = torch.nn.functional.linear(x[:, 1:], weight[width : 2 * width], bias[width : 2 * width])  # [B, N, D]
+    return query.unflatten(1, (heads, -1)), keys.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def tokens(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """All tokens after the final LayerNorm, CLS first: [B, 1 + N, D]."""
+    out: Tensor = vit.forward_features(images)
+    return out
