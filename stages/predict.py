@@ -3,14 +3,16 @@
 import torch
 
 from unseg import params, records, segmenter
-from unseg.console import track, run
+from unseg.console import run, track
 
 
 def main(index: str, folder: str, weights: str, out: str) -> None:
     q, net = params.group("predict", segmenter.Predict), segmenter.load(weights)
     judged = records.to_judge(index)
     maps = segmenter.every_probability(net, folder, judged, q)
-    records.write_labels(out, ((i.file_name, p.argmax(0).to(torch.uint8).cpu().numpy()) for i, p in track(maps, "predict", len(judged))))
+    records.write_labels(
+        out, ((i.file_name, p.argmax(0).to(torch.uint8).cpu().numpy()) for i, p in track(maps, "predict", len(judged)))
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Procedurally drawn scenes with exact truth: the data set that needs no download.
 
-Six classes, each a silhouette with a texture of its own, all in the same warm colours: colour tells an object
-from the background, never a class from another. One to three objects a scene,
+Six classes, each a silhouette with a texture of its own, all in the same warm colours: hue tells an object from
+the background, never a class from another (brightness does a little: textures differ in their share of ink). One to three objects a scene,
 later ones in front. Backgrounds are greyish textures that drift into one
 another.
 
@@ -23,7 +23,7 @@ from unseg.console import track
 from unseg.records import annotation, encode, write_json
 
 CLASSES = ("disc", "square", "triangle", "star", "cross", "crescent")
-COUNTS = (0.60, 0.28, 0.12)  # chances of one, two, three objects in a scene
+COUNTS = (0.70, 0.20, 0.10)  # chances of one, two, three objects in a scene
 
 
 @dataclass(frozen=True)

@@ -184,9 +184,9 @@ def train(
 
     def step(number: int, batch: views.Views) -> dict[str, Tensor]:
         epoch, share = number / per_epoch, number / steps
-        warm = p.warmup_epochs and epoch / p.warmup_epochs
         after = (epoch - p.warmup_epochs) / max(p.epochs - p.warmup_epochs, 1e-9)
-        training.set_rates(optimizer, peak * warm if warm and warm < 1 else training.cosine(peak, p.min_lr, after))
+        warming = epoch < p.warmup_epochs
+        training.set_rates(optimizer, peak * epoch / p.warmup_epochs if warming else training.cosine(peak, p.min_lr, after))
         optimizer.param_groups[0]["weight_decay"] = training.cosine(p.weight_decay, p.weight_decay_end, share)
         ramp = min(1.0, epoch / p.teacher_warmup_epochs) if p.teacher_warmup_epochs else 1.0
         temperature = p.teacher_temperature + ramp * (p.teacher_temperature_end - p.teacher_temperature)

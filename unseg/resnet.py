@@ -95,5 +95,5 @@ def initialise(body: Body, path: str, key: str) -> None:
 def sync_batch_norm(model: nn.Module) -> nn.Module:
     """Batch statistics over all processes, where there are several."""
     if torch.distributed.is_initialized() and torch.cuda.is_available():
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call,no-any-return]
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-any-return]
     return model

@@ -66,6 +66,7 @@ class Scratch:
             try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                self.lock.close()
                 raise InputError(f"{self.path} is in use: another run trains this very thing; wait for it, or end it") from None
         return self
 
