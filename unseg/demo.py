@@ -1,9 +1,8 @@
 """Procedurally drawn scenes with exact truth: the data set that needs no download.
 
-Six classes, each a silhouette with a texture of its own, all in the same warm colours: hue tells an object from
-the background, never a class from another (brightness does a little: textures differ in their share of ink). One to three objects a scene,
-later ones in front. Backgrounds are greyish textures that drift into one
-another.
+Six classes, each a silhouette with a texture of its own, all in the same warm colours: hue tells an object from the
+background, never a class from another (brightness does a little: textures differ in their share of ink). One to three
+objects a scene, later ones in front. Backgrounds are greyish textures that drift into one another.
 
 Written in COCO's layout (`images/`, `annotations/instances_{train,val}.json`), so that `unseg.datasets`
 reads it as it reads COCO.
