@@ -462,14 +462,16 @@ def test_the_centroid_loss_is_the_mean_over_valid_clusters() -> None:
     net.eval()
     with torch.no_grad():
         got = net.centroid_loss(tokens, tokens, found, 0.05)
-        each = []
+        each, told = [], []
         norm = tokens[:, :, 0].norm(dim=-1).mean()
         pooled = croc.centroids(tokens[:, :, 1:], found.weights, norm)
         for image, head, k in found.valid.nonzero().tolist():
             logits = net.student.head(pooled[:, image, head, k][:, None], 1)[:, 0]  # [2, O]
+            told.append(logits.mean(0))
             teacher, student = (logits / 0.05).softmax(-1), (logits / 0.1).log_softmax(-1)
             each.append(-((teacher[0] * student[1]).sum() + (teacher[1] * student[0]).sum()) / 2)
     assert torch.isclose(got, torch.stack(each).mean(), atol=1e-5)
+    assert torch.allclose(net.center_centroid, 0.1 * torch.stack(told).mean(0), atol=1e-5)  # no other cluster moves it
 
 
 def test_the_teacher_follows_and_starts_as_the_student() -> None:
