@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from unseg import metrics
+from unseg.evaluation import metrics
 
 CLASSES, ROWS, COLS, PATCH, VOID = 21, 375, 500, 25, 255
 

@@ -19,7 +19,8 @@ from scipy import ndimage
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from unseg import affinity, vit
+from unseg.backbones import vit
+from unseg.mining import affinity
 
 ROWS, COLS, PATCH, HEADS, WIDTH, DEPTH = 40, 53, 16, 6, 384, 12
 PATCHES, KEEP, BATCH, IMAGES = ROWS * COLS, 0.4, 8, 2  # BATCH for mining alone, IMAGES with the forward

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from unseg import params, photos
+from unseg import params
 from unseg.console import InputError, run, track
-from unseg.labels import Aggregation, paint
-from unseg.records import Image, by_image, read_images, read_json, to_judge, to_learn, write_labels
+from unseg.io import photos
+from unseg.io.records import Image, by_image, read_images, read_json, to_judge, to_learn, write_labels
+from unseg.segmentation.labels import Aggregation, paint
 
 AGAIN = "make it again from the same data/images.json"
 

@@ -2,8 +2,10 @@
 
 import numpy as np
 
-from unseg import clustering, params, records
+from unseg import params
 from unseg.console import InputError, run
+from unseg.io import records
+from unseg.mining import clustering
 
 
 def main(tokens: str, masks: str, out: str) -> None:

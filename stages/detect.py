@@ -1,7 +1,9 @@
 """The detector's instances on every image."""
 
-from unseg import detector, params, records
+from unseg import params
 from unseg.console import Meter, run
+from unseg.detection import detector
+from unseg.io import records
 
 
 def main(index: str, folder: str, weights: str, out: str) -> None:

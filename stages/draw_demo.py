@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from unseg import demo, params
+from unseg import params
 from unseg.console import run
+from unseg.io import demo
 
 
 def main(root: str) -> None:

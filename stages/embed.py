@@ -6,8 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unseg import crops, images, params, photos, records, vit
+from unseg import params
+from unseg.backbones import vit
 from unseg.console import Meter, run
+from unseg.io import images, photos, records
+from unseg.mining import crops
 
 PIXELS = 3_000_000  # of a batch
 GREY = (124, 116, 104)  # ImageNet's mean colour: zero after normalisation

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from unseg import metrics, params
+from unseg import params
 from unseg.console import InputError, run, track
-from unseg.records import Labels, class_names, to_judge, write_json
+from unseg.evaluation import metrics
+from unseg.io.records import Labels, class_names, to_judge, write_json
 
 PROTOCOL = (
     "all labels, background included, matched one to one to all classes on the pixels of the judged images, for the best "

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from unseg import metrics
 from unseg.console import InputError, run
-from unseg.records import Image, read_images, read_json, to_judge, write_json
+from unseg.evaluation import metrics
+from unseg.io.records import Image, read_images, read_json, to_judge, write_json
 
 PROTOCOL = (
     "COCO mask AP. multi: all detections; single: the surest of an image against the object of largest box IoU, images "

@@ -1,7 +1,10 @@
 """mIoU of a linear probe on the segmenter's frozen features."""
 
-from unseg import linear, metrics, params, records, segmenter, training
+from unseg import params, training
 from unseg.console import run
+from unseg.evaluation import linear, metrics
+from unseg.io import records
+from unseg.segmentation import segmenter
 
 PROTOCOL = "1x1 convolution on frozen features, trained on the truth of the training images; mean IoU over classes, void left out"
 

@@ -5,9 +5,9 @@ import json
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unseg import official, resnet, vit
+from unseg.backbones import official, resnet, vit
 from unseg.console import InputError, run
-from unseg.records import whole
+from unseg.io.records import whole
 
 
 def main(name: str, output: str) -> None:

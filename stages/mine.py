@@ -4,9 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unseg import affinity, images, params, photos, records, training, vit
+from unseg import params
+from unseg.backbones import vit
 from unseg.console import InputError, Meter, run
-from unseg.records import Image
+from unseg.io import images, photos, records
+from unseg.io.records import Image
+from unseg.mining import affinity
 
 PIXELS = 3_000_000  # of a batch
 
@@ -29,7 +32,7 @@ def main(index: str, folder: str, weights: str, out: str) -> None:
     found: dict[int, records.Rle] = {}
     with torch.inference_mode(), Meter(len(every), "mine") as meter:
         for batch, pixels in images.batches_by_shape(every, padded, load, PIXELS):
-            with training.autocast(device, p.precision):
+            with images.autocast(device, p.precision):
                 query, keys = vit.last_block(model, pixels.to(device))
             mined = affinity.mine(query.float(), keys.float(), p.keep, p.center)
             grid = (pixels.shape[2] // backbone.patch, pixels.shape[3] // backbone.patch)

@@ -2,8 +2,10 @@
 
 import torch
 
-from unseg import params, records, segmenter
+from unseg import params
 from unseg.console import run, track
+from unseg.io import records
+from unseg.segmentation import segmenter
 
 
 def main(index: str, folder: str, weights: str, out: str) -> None:

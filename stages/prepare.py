@@ -3,11 +3,12 @@
 from collections import Counter
 from dataclasses import asdict
 
-from unseg import datasets, params, truth
+from unseg import params
 from unseg.console import InputError, run
-from unseg.datasets import Data
-from unseg.examine import examine
-from unseg.records import Labels, write_json, write_zip
+from unseg.io import datasets, truth
+from unseg.io.datasets import Data
+from unseg.io.examine import examine
+from unseg.io.records import Labels, write_json, write_zip
 
 
 def main(images: str, rejected: str, truth_zip: str) -> None:

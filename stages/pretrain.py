@@ -1,7 +1,9 @@
 """CrOC pre-training. (Runs only when params.yaml's backbone.weights is models/croc.safetensors.)"""
 
-from unseg import params, pretraining, records, training, vit
+from unseg import params, training
+from unseg.backbones import pretraining, vit
 from unseg.console import run
+from unseg.io import records
 
 
 def main(index: str, folder: str, weights: str, history: str) -> None:

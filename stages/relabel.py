@@ -4,8 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from unseg import labels, params, photos, records, segmenter
+from unseg import params
 from unseg.console import run, track
+from unseg.io import photos, records
+from unseg.segmentation import labels, segmenter
 
 
 def main(index: str, folder: str, weights: str, out: str) -> None:

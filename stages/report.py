@@ -7,10 +7,11 @@ import csv
 import math
 from pathlib import Path
 
-from unseg import page, params, pictures, quality, sections, sheets
+from unseg import params
 from unseg.console import InputError, run
-from unseg.page import Section
-from unseg.records import Labels, by_image, class_names, read_images, read_json, to_judge, to_learn, whole
+from unseg.io.records import Labels, by_image, class_names, read_images, read_json, to_judge, to_learn, whole
+from unseg.report import page, pictures, quality, sections, sheets
+from unseg.report.page import Section
 
 
 def main(

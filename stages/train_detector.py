@@ -1,7 +1,9 @@
 """Mask R-CNN on the labelled masks of the training images."""
 
-from unseg import detector, params, records, training
+from unseg import params, training
 from unseg.console import InputError, run
+from unseg.detection import detector
+from unseg.io import records
 
 
 def main(index: str, instances: str, folder: str, weights: str, history: str) -> None:

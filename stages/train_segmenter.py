@@ -1,7 +1,9 @@
 """DeepLab-v3 on the label maps of the training images."""
 
-from unseg import params, records, segmenter, training
+from unseg import params, training
 from unseg.console import run
+from unseg.io import records
+from unseg.segmentation import segmenter
 
 
 def main(index: str, labels: str, folder: str, weights: str, history: str) -> None:

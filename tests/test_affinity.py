@@ -1,4 +1,4 @@
-"""How one object is mined from an image's keys (unseg/affinity.py).
+"""How one object is mined from an image's keys (unseg/mining/affinity.py).
 
 The plain implementation, with its N x N graph, is here: the library's never makes one.
 """
@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 from torch import Tensor
 
-from unseg.affinity import Mining, mine, region_of, to_pixels
+from unseg.mining.affinity import Mining, mine, region_of, to_pixels
 
 PROPERTY = settings(max_examples=60, deadline=None)
 GRIDS = ((1, 6), (3, 4), (5, 5))

@@ -1,4 +1,4 @@
-"""Labels for objects by K-means on whitened tokens (unseg/clustering.py)."""
+"""Labels for objects by K-means on whitened tokens (unseg/mining/clustering.py)."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
-from unseg.clustering import Clustering, kmeans, normalise
+from unseg.mining.clustering import Clustering, kmeans, normalise
 
 NORMALISE = ("std", "pca", "none")
 

@@ -1,4 +1,4 @@
-"""CrOC's clustering, centroids, losses and training (unseg/croc.py, unseg/pretraining.py), against the specification.
+"""CrOC (unseg/backbones/croc.py, pretraining.py), against the specification.
 
 The oracle is the specification's section 3 written out, token by token and cluster by cluster, in float64.
 """
@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 from torch import Tensor
 
-from unseg import croc, pretraining, training, views, vit
-from unseg.croc import Clustering, Clusters, join_locate_split, merge, sinkhorn, transport_cost
-from unseg.records import Image
+from unseg import training
+from unseg.backbones import croc, pretraining, views, vit
+from unseg.backbones.croc import Clustering, Clusters, join_locate_split, merge, sinkhorn, transport_cost
+from unseg.io.records import Image
 
 F64 = torch.float64
 SIDE = 4  # patches a side of the small views below

@@ -1,4 +1,4 @@
-"""What is cut out of a photograph for an object's token (unseg/crops.py)."""
+"""What is cut out of a photograph for an object's token (unseg/mining/crops.py)."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image as Pillow
 
-from unseg.crops import REGIONS, Embedding, box_of, cut, size_of
-from unseg.records import encode
+from unseg.io.records import encode
+from unseg.mining.crops import REGIONS, Embedding, box_of, cut, size_of
 
 FILL = (1, 2, 3)
 

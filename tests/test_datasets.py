@@ -1,4 +1,4 @@
-"""stages/prepare.py and what it is made of: unseg/datasets.py, coco.py, examine.py, truth.py."""
+"""stages/prepare.py and what it is made of: unseg/io/datasets.py, coco.py, examine.py, truth.py."""
 
 import json
 import os
@@ -19,10 +19,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from stages import prepare
-from unseg import coco, demo, examine, truth
 from unseg.console import InputError
-from unseg.datasets import Data
-from unseg.records import Labels, decode, encode, read_images, write_json
+from unseg.io import coco, demo, examine, truth
+from unseg.io.datasets import Data
+from unseg.io.records import Labels, decode, encode, read_images, write_json
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "data"
 VOC = {"kind": "voc", "root": "raw", "images": "raw/JPEGImages", "train": "train.txt", "val": None, "annotations": None}

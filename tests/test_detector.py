@@ -1,4 +1,4 @@
-"""Mask R-CNN on mined masks (unseg/detector.py), at a size that trains in a second."""
+"""Mask R-CNN on mined masks (unseg/detection/detector.py), at a size that trains in a second."""
 
 import json
 from pathlib import Path
@@ -11,10 +11,13 @@ from PIL import Image as Pillow
 from safetensors.torch import save_file
 from torchvision.models.detection import MaskRCNN
 
-from unseg import demo, detector, resnet, training
+from unseg import training
+from unseg.backbones import resnet
 from unseg.console import InputError
-from unseg.detector import Detect, Detector, Examples, learning_rate
-from unseg.records import Image, annotation, by_image, decode, encode
+from unseg.detection import detector
+from unseg.detection.detector import Detect, Detector, Examples, learning_rate
+from unseg.io import demo
+from unseg.io.records import Image, annotation, by_image, decode, encode
 
 SIZE = 64
 Annotations = list[dict[str, Any]]

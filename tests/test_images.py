@@ -1,4 +1,4 @@
-"""How photographs are opened (unseg/photos.py), made into tensors (unseg/images.py), and recorded (unseg/records.py)."""
+"""How photographs are opened (unseg/io/photos.py), made into tensors (unseg/io/images.py), and recorded (unseg/io/records.py)."""
 
 import io
 import json
@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image as Pillow
 
-from unseg import images, photos, records
 from unseg.console import InputError
-from unseg.records import Image
+from unseg.io import images, photos, records
+from unseg.io.records import Image
 
 MASKS = arrays(bool, st.tuples(st.integers(1, 24), st.integers(1, 24)))
 

@@ -16,9 +16,9 @@ from PIL import Image as Pillow
 
 from stages import aggregate
 from unseg.console import InputError
-from unseg.labels import Aggregation, Crf, Detection, keep, paint, refine
+from unseg.io.records import Labels, annotation, encode, read_images, write_json
 from unseg.params import group
-from unseg.records import Labels, annotation, encode, read_images, write_json
+from unseg.segmentation.labels import Aggregation, Crf, Detection, keep, paint, refine
 
 PAPER = Aggregation(threshold=0.9, overlap="keep_higher", shape="mask", uncertain="background")
 CRF = Crf(iterations=10, smooth_xy=1.0, smooth_weight=3.0, bilateral_xy=67.0, bilateral_rgb=3.0, bilateral_weight=4.0)

@@ -8,24 +8,15 @@ from typing import Any
 import pytest
 import yaml
 
-from unseg import (
-    affinity,
-    clustering,
-    croc,
-    crops,
-    datasets,
-    demo,
-    detector,
-    labels,
-    linear,
-    page,
-    params,
-    pretraining,
-    segmenter,
-    views,
-    vit,
-)
+from unseg import params
+from unseg.backbones import croc, pretraining, views, vit
 from unseg.console import InputError
+from unseg.detection import detector
+from unseg.evaluation import linear
+from unseg.io import datasets, demo
+from unseg.mining import affinity, clustering, crops
+from unseg.report import page
+from unseg.segmentation import labels, segmenter
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))]

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from stages import evaluate_clustering, evaluate_instances, report
-from unseg import charts, demo, page, pictures, quality, sections, sheets
 from unseg.console import InputError
-from unseg.records import annotation, encode, read_json, to_json, to_png, write_json, write_labels, write_zip
+from unseg.io import demo
+from unseg.io.records import annotation, encode, read_json, to_json, to_png, write_json, write_labels, write_zip
+from unseg.report import charts, page, pictures, quality, sections, sheets
 
 K = 7
 HOSTILE = '<img src=x onerror="alert(1)">&amp;.png'

@@ -1,4 +1,4 @@
-"""DeepLab on label maps (unseg/segmenter.py, unseg/resnet.py): loss, augmentation, schedule, file, training."""
+"""DeepLab on label maps (segmentation/segmenter.py, backbones/resnet.py): loss, augmentation, schedule, file, training."""
 
 import json
 from collections.abc import Iterator
@@ -14,10 +14,13 @@ from PIL import Image as Pillow
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from unseg import images, records, resnet, segmenter, training
+from unseg import training
+from unseg.backbones import resnet
 from unseg.console import InputError
-from unseg.records import VOID, Image, Labels
-from unseg.segmenter import DeepLab, Predict, Segmenter, augment, every_probability, hard_pixel_loss, learning_rate
+from unseg.io import images, records
+from unseg.io.records import VOID, Image, Labels
+from unseg.segmentation import segmenter
+from unseg.segmentation.segmenter import DeepLab, Predict, Segmenter, augment, every_probability, hard_pixel_loss, learning_rate
 
 RATES = [1, 2, 4]
 
@@ -339,6 +342,14 @@ def test_other_settings_train(tmp_path: Path, changed: dict[str, Any]) -> None:
     assert len(values) == 2
     assert all(np.isfinite(v["loss"]) for v in values)
     assert model.head[-1].out_channels == 3
+
+
+@pytest.mark.parametrize(("border", "outside"), [("ignore", VOID), ("background", 0)])
+def test_training_augments_as_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, border: str, outside: int) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(training, "fit", lambda what, scratch, state, dataset, *rest: asked.append(dataset) or [])
+    learn(tmp_path, setting(rotate=3.0, scale=0.1, border=border, size=40))
+    assert (asked[0].size, asked[0].warp) == (40, (3.0, 0.1, outside))
 
 
 @pytest.mark.parametrize("count", [1, 0])

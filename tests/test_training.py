@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from unseg import distributed, training
 from unseg.console import InputError
+from unseg.io import images
 from unseg.training import Order, Scratch, fit, mix, steps_per_epoch, write_history, write_weights
 
 COUNT, BATCH, STEPS = 10, 4, 7
@@ -270,10 +271,10 @@ def test_cosine() -> None:
 @pytest.mark.parametrize("precision", ["fp16", ""])
 def test_precisions(precision: str) -> None:
     with pytest.raises(ValueError, match=r"croc\.precision is .*; it must be fp32 or bf16"):
-        training.check_precision("croc.precision", precision)
+        images.check_precision("croc.precision", precision)
     weight = np.float32(1)
     assert weight  # the two that are allowed pass
     for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        training.check_precision("croc.precision", name)
-        with training.autocast(torch.device("cpu"), name):
+        images.check_precision("croc.precision", name)
+        with images.autocast(torch.device("cpu"), name):
             assert nn.functional.linear(torch.ones(1, 2), torch.ones(2, 2)).dtype == kind

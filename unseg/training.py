@@ -26,8 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from unseg import distributed, images, records
+from unseg import distributed
 from unseg.console import InputError, Meter
+from unseg.io import images, records
 
 Metrics = dict[str, Tensor]
 HISTORY_ROWS = 400  # of a TSV of metrics, at the most
@@ -207,16 +208,6 @@ def write_weights(path: str | Path, model: nn.Module, metadata: dict[str, Any]) 
     tensors = {k: v.detach().cpu().contiguous() for k, v in sorted(model.state_dict().items())}
     with records.whole(path) as part:
         save_file(tensors, part, {"unseg": json.dumps(metadata, sort_keys=True)})
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16: matrix products and convolutions in bfloat16; fp32: everything in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def check_precision(key: str, precision: str) -> None:
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"{key} is {precision!r}; it must be fp32 or bf16")
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:

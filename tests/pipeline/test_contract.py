@@ -60,7 +60,7 @@ def test_every_path_in_the_command_is_declared(stage):
 
 
 def test_imports_go_one_way():
-    for file in (ROOT / "unseg").glob("*.py"):
+    for file in (ROOT / "unseg").rglob("*.py"):
         assert "stages" not in {name.split("/")[0] for name in closure(file)}, file
     for file in (ROOT / "stages").glob("*.py"):
         assert {name for name in closure(file) if name.startswith("stages/")} == {f"stages/{file.name}"}

@@ -55,8 +55,8 @@ def test_going_back_is_free(pipe):
     ("module", "stages"),
     [
         ("stages/report.py", {"report"}),
-        ("unseg/labels.py", {"aggregate", "relabel@0"}),
-        ("unseg/clustering.py", {"cluster"}),
+        ("unseg/segmentation/labels.py", {"aggregate", "relabel@0"}),
+        ("unseg/mining/clustering.py", {"cluster"}),
     ],
 )
 def test_editing_a_module_reruns_its_stages_only(pipe, module, stages):

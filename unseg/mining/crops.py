@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image as Pillow
 
-from unseg import photos
-from unseg.records import Rle, boxes_xyxy, decode
+from unseg.io import photos
+from unseg.io.records import Rle, boxes_xyxy, decode
 
 REGIONS = ("masked", "box", "image")
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from unseg import charts
-from unseg.page import DASH, Html, fold, html, join, named, note, percent, picture, scroll, sentence, swatch, table
-from unseg.pictures import Scheme
-from unseg.quality import Fact
-from unseg.sheets import Card, Record, Row, Run
+from unseg.report import charts
+from unseg.report.page import DASH, Html, fold, html, join, named, note, percent, picture, scroll, sentence, swatch, table
+from unseg.report.pictures import Scheme
+from unseg.report.quality import Fact
+from unseg.report.sheets import Card, Record, Row, Run
 
 UNMEASURED = "not measured here"
 TABLE_1 = (39.0, 42.0, 45.8, 48.9)  # clustering mIoU on VOC2012 val: ViT masks, + detector, + segmentation model, + CRF

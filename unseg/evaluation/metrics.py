@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy.optimize import linear_sum_assignment
 
-from unseg.records import VOID, by_image
+from unseg.io.records import VOID, by_image
 
 Record = dict[str, Any]
 UNMATCHED = -1  # class of a cluster that stands for none

@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image as Pillow
 from pycocotools import mask as coco_mask
 
-from unseg import coco
 from unseg.console import InputError, track
-from unseg.datasets import Data
-from unseg.records import VOID, Image, Rle, annotation, by_image, decode, encode, to_json, to_png
+from unseg.io import coco
+from unseg.io.datasets import Data
+from unseg.io.records import VOID, Image, Rle, annotation, by_image, decode, encode, to_json, to_png
 
 VOC = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from unseg import photos, pictures
 from unseg.console import track
-from unseg.page import PERCENT
-from unseg.records import VOID, Image, Labels, decode, whole
+from unseg.io import photos
+from unseg.io.records import VOID, Image, Labels, decode, whole
+from unseg.report import pictures
+from unseg.report.page import PERCENT
 
 T = TypeVar("T")
 Record = dict[str, Any]

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from unseg.console import InputError, Meter
-from unseg.records import whole
+from unseg.io.records import whole
 
 HOST = "https://dl.fbaipublicfiles.com"
 MEBI = 1 << 20

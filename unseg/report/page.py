@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unseg import pictures
+from unseg.report import pictures
 
 DASH, PERCENT = "\N{EN DASH}", "\N{NO-BREAK SPACE}%"
 

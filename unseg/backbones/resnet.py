@@ -7,8 +7,8 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
+from unseg.backbones.weights import resnet_state
 from unseg.console import InputError
-from unseg.weights import resnet_state
 
 LAYERS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import functional as F
 
-from unseg import photos
-from unseg.records import Image
+from unseg.io import photos
+from unseg.io.records import Image
 
 
 class Views(NamedTuple):

@@ -10,8 +10,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from unseg.backbones.weights import read_state
 from unseg.console import InputError
-from unseg.weights import read_state
 
 
 @dataclass(frozen=True)

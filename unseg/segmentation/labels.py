@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from pydensecrf.densecrf import DenseCRF2D
 from pydensecrf.utils import unary_from_softmax
 
-from unseg.records import VOID, Rle
+from unseg.io.records import VOID, Rle
 
 Window = tuple[slice, slice]  # rows, cols
 Detection = dict[str, Any]  # a COCO result: category_id from 0, segmentation (RLE), bbox (xywh, pixels), score

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from pycocotools import mask as coco_mask
 
 from unseg.console import InputError
-from unseg.records import Rle, read_json
+from unseg.io.records import Rle, read_json
 
 T = TypeVar("T")
 

@@ -15,10 +15,10 @@ from pathlib import Path, PurePosixPath
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
-from unseg import photos
 from unseg.console import track
-from unseg.datasets import Candidate, Data, Found, Rejected
-from unseg.records import Image
+from unseg.io import photos
+from unseg.io.datasets import Candidate, Data, Found, Rejected
+from unseg.io.records import Image
 
 MIN_SIDE = 8  # pixels: one patch; with less there is nothing to see
 MAX_RATIO = 16  # of the sides; stages scale the shorter one, so that a strip would fill the memory (COCO has 12.5)

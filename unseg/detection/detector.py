@@ -23,10 +23,12 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import LevelMapper
 
-from unseg import distributed, images, resnet, training
+from unseg import distributed, training
+from unseg.backbones import resnet
 from unseg.console import InputError
-from unseg.photos import read
-from unseg.records import Image, boxes_xyxy, by_image, decode, encode_all
+from unseg.io import images
+from unseg.io.photos import read
+from unseg.io.records import Image, boxes_xyxy, by_image, decode, encode_all
 
 Target = dict[str, Tensor]
 
@@ -61,7 +63,7 @@ class Detector:
         if self.backend != "torchvision":
             raise ValueError(f"detector.backend is {self.backend!r}; only torchvision is there yet")
         resnet.check("detector", self.arch, self.width, self.frozen_stages)
-        training.check_precision("detector.precision", self.precision)
+        images.check_precision("detector.precision", self.precision)
         if self.iterations < 1 or self.batch < 1:
             raise ValueError("detector.iterations and detector.batch must be at least 1")
         if not self.short_sides:
@@ -200,7 +202,7 @@ def train(
         training.set_rates(optimizer, learning_rate(p, number))
         pixels = [x.to(device) for x in batch[0]]
         targets = [{key: x.to(device) for key, x in t.items()} for t in batch[1]]
-        with training.autocast(device, p.precision):
+        with images.autocast(device, p.precision):
             parts: dict[str, Tensor] = shared(pixels, targets)
         loss = torch.stack([x.float() for x in parts.values()]).sum()
         optimizer.zero_grad(set_to_none=True)
@@ -258,7 +260,7 @@ def detect(model: MaskRCNN, precision: str, root: str, records: list[Image], pix
         return torch.from_numpy(np.array(read(root, record))).permute(2, 0, 1)
 
     for batch, x in images.batches_by_shape(records, lambda r: r.size, load, pixels):
-        with training.autocast(device, precision):
+        with images.autocast(device, precision):
             found = model(list(x.to(device).float() / 255))
         for record, f in zip(batch, found, strict=True):
             masks = (f["masks"][:, 0] > 0.5).cpu().numpy()  # [M, H, W]

@@ -11,8 +11,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from unseg import croc, distributed, images, training, views, vit
-from unseg.records import Image
+from unseg import distributed, training
+from unseg.backbones import croc, views, vit
+from unseg.io import images
+from unseg.io.records import Image
 
 SHORT = 128  # tokens, below which explicit attention beats the fused kernel on CPU (step 0.7 s against 1.0 s at 64)
 
@@ -48,7 +50,7 @@ class Croc:
     clustering: croc.Clustering
 
     def __post_init__(self) -> None:
-        training.check_precision("croc.precision", self.precision)
+        images.check_precision("croc.precision", self.precision)
         if self.epochs < 1 or self.batch < 1:
             raise ValueError("croc.epochs and croc.batch must be at least 1")
 
@@ -91,7 +93,7 @@ class Step(nn.Module):
         """The losses of a batch on this process's device: loss, cls, centroid (scalars), and clusters (mean K)."""
         p, device = self.p, self.center.device
         pixels = images.normalise(batch.pixels.to(device).float().div(255)).transpose(0, 1).flatten(0, 1)
-        with training.autocast(device, p.precision):
+        with images.autocast(device, p.precision):
             with torch.no_grad():
                 features: list[Tensor] = []
                 hook = vit.last(self.teacher.vit).attn.qkv.register_forward_hook(lambda m, i, o: features.append(o))

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unseg import images, metrics, segmenter, training
+from unseg import training
 from unseg.console import track
-from unseg.records import VOID, Image, Labels
+from unseg.evaluation import metrics
+from unseg.io import images
+from unseg.io.records import VOID, Image, Labels
+from unseg.segmentation import segmenter
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def probe(
     def step(number: int, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         training.set_rates(optimizer, p.lr if number // per_epoch <= p.drop_epoch else 0.1 * p.lr)
         x, labels = batch[0].to(device, memory_format=torch.channels_last), batch[1].to(device)
-        with torch.no_grad(), training.autocast(device, net.precision):
+        with torch.no_grad(), images.autocast(device, net.precision):
             features = net.model.features(x)
         logits = F.interpolate(layer(features.float()), labels.shape[-2:], mode="bilinear", align_corners=False)
         losses = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum")

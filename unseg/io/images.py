@@ -1,4 +1,4 @@
-"""Photographs into tensors: one way of normalising and batching them for all stages. `unseg.photos` opens them.
+"""Photographs into tensors: one way of normalising and batching them for all stages. `unseg.io.photos` opens them.
 
 Shapes: B images, H rows, W columns; p the side of a patch.
 """
@@ -43,6 +43,16 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16: matrix products and convolutions in bfloat16; fp32: everything in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def check_precision(key: str, precision: str) -> None:
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"{key} is {precision!r}; it must be fp32 or bf16")
 
 
 def workers() -> int:

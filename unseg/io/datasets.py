@@ -4,7 +4,7 @@ Three kinds:
     folder  any directory of photographs, searched recursively; nothing held out, no annotation.
     voc     PASCAL VOC's layout: lists of stems, JPEGImages/, SegmentationClass/, SegmentationObject/.
     coco    photographs and an instances JSON a split, or one JSON and text lists (COCO20k; the demo set).
-`unseg.examine` opens the photographs, `unseg.truth` reads the annotations.
+`unseg.io.examine` opens the photographs, `unseg.io.truth` reads the annotations.
 """
 
 import os
@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image as Pillow
 
-from unseg import coco, photos
 from unseg.console import InputError
+from unseg.io import coco, photos
 
 NO_PHOTOS = {"PDF", "PALM", "MPEG", "BUFR", "GRIB", "HDF5", "IPTC", *photos.DRAWINGS}  # formats whose suffixes are ignored
 

@@ -11,9 +11,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from unseg.console import track
-from unseg.page import DASH, PERCENT
-from unseg.records import VOID, decode
-from unseg.sheets import SURE, Run
+from unseg.io.records import VOID, decode
+from unseg.report.page import DASH, PERCENT
+from unseg.report.sheets import SURE, Run
 
 
 class Fact(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageOps
 
-from unseg.records import Image
+from unseg.io.records import Image
 
 DRAWINGS = ("EPS", "WMF")  # formats that Pillow hands to another program to be drawn
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright

@@ -4,7 +4,7 @@ Six classes, each a silhouette with a texture of its own, all in the same warm c
 background, never a class from another (brightness does a little: textures differ in their share of ink). One to three
 objects a scene, later ones in front. Backgrounds are greyish textures that drift into one another.
 
-Written in COCO's layout (`images/`, `annotations/instances_{train,val}.json`), so that `unseg.datasets`
+Written in COCO's layout (`images/`, `annotations/instances_{train,val}.json`), so that `unseg.io.datasets`
 reads it as it reads COCO.
 
 Shapes: S pixels a side.
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from unseg.console import track
-from unseg.records import annotation, encode, write_json
+from unseg.io.records import annotation, encode, write_json
 
 CLASSES = ("disc", "square", "triangle", "star", "cross", "crescent")
 COUNTS = (0.70, 0.20, 0.10)  # chances of one, two, three objects in a scene

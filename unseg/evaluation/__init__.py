@@ -1,0 +1,1 @@
+"""How good it is, by ground truth. Nothing is learned from here."""

@@ -1,0 +1,1 @@
+"""Files in and out: photographs, data sets, the forms in which artefacts travel."""

@@ -1,0 +1,1 @@
+"""One object an image: its mask, its crop, its label."""

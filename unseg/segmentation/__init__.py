@@ -1,0 +1,1 @@
+"""Label maps, and DeepLab-v3 on them."""
