@@ -10,17 +10,14 @@ AGGREGATE = {"aggregate", "evaluate_components@masks", "evaluate_components@dete
 DETECTOR = {"train_detector", "detect", "evaluate_instances"} | AGGREGATE
 CRF = {"relabel@0", "train_segmenter@r1", "predict@r1", "evaluate_clustering@r1", "evaluate_linear", "report"}
 
-# Stages that a change may leave out, where what they read comes out the same: a detector does not change the masks' scores.
-UNCHANGED = {"evaluate_components@masks"}
-
 CHANGES = {
     ("report.pictures", 1): {"report"},
     ("linear.lr", 0.2): {"evaluate_linear", "report"},
     ("crf.iterations", 3): CRF,
     ("segmenter.lr", 0.1): SEGMENTER,
-    ("aggregate.threshold", 0.01): AGGREGATE - UNCHANGED,
-    ("detect.min_score", 0.001): {"detect", "evaluate_instances"} | AGGREGATE - UNCHANGED,
-    ("detector.lr", 0.002): DETECTOR - UNCHANGED,
+    ("aggregate.threshold", 0.01): AGGREGATE,
+    ("detect.min_score", 0.001): {"detect", "evaluate_instances"} | AGGREGATE,
+    ("detector.lr", 0.002): DETECTOR,
     ("cluster.k", 4): {"cluster"} | DETECTOR,
     ("embed.resize", 24): {"embed", "cluster"} | DETECTOR,
     ("mine.keep", 0.5): {"mine", "embed", "cluster"} | DETECTOR,
@@ -32,7 +29,8 @@ CHANGES = {
 @pytest.mark.parametrize(("key", "value"), CHANGES, ids=lambda v: str(v))
 def test_a_param_reruns_only_what_depends_on_it(pipe, key, value):
     pipe.set(key, value)
-    assert set(pipe.repro()) == CHANGES[key, value]
+    # At toy size an output may come out the same, which ends the chain early: force what is downstream of a change.
+    assert set(pipe.repro("--force-downstream")) == CHANGES[key, value]
 
 
 @pytest.mark.slow
