@@ -78,11 +78,11 @@ def ground(rng: np.random.Generator, size: int) -> np.ndarray:
     angle, period = rng.uniform(0, np.pi), rng.uniform(4, 14)
     weave = np.sin((np.cos(angle) * x + np.sin(angle) * y) * 2 * np.pi / period)
     relief = (
-        rng.uniform(3, 9) * cloud(rng, size, rng.uniform(1.5, 4))
-        + rng.uniform(0, 8) * cloud(rng, size, 0.8)
-        + rng.uniform(0, 10) * weave
+        rng.uniform(4, 14) * cloud(rng, size, rng.uniform(1.5, 5))
+        + rng.uniform(0, 10) * cloud(rng, size, 0.8)
+        + rng.uniform(0, 14) * weave
     )  # [S, S]
-    tint = hsv(rng.uniform(), rng.uniform(0, 0.08), rng.uniform(0.45, 0.58))  # [3]
+    tint = hsv(rng.uniform(), rng.uniform(0, 0.12), rng.uniform(0.45, 0.60))  # [3]
     return np.asarray(tint + relief[..., None] * (0.7 + 0.3 * tint / tint.max()), np.float32)
 
 
