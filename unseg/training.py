@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -208,6 +209,23 @@ def write_weights(path: str | Path, model: nn.Module, metadata: dict[str, Any]) 
     tensors = {k: v.detach().cpu().contiguous() for k, v in sorted(model.state_dict().items())}
     with records.whole(path) as part:
         save_file(tensors, part, {"unseg": json.dumps(metadata, sort_keys=True)})
+
+
+def read_weights(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state and the metadata of a file of `write_weights`, on the CPU.
+
+    Raises:
+        InputError: no such file, or weights of another kind or of another program.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about: dict[str, Any] = json.loads((file.metadata() or {}).get("unseg", "{}"))
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read ({error}); train it again") from None
+    if about.get("kind") != kind:
+        raise InputError(f"{path} is not a {kind} of unseg; its metadata says {about or 'nothing'}")
+    return state, about
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:

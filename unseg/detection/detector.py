@@ -3,7 +3,6 @@
 Shapes: B images, H rows, W columns, M objects of an image, K clusters (labels 1..K inside, 0 is background).
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.models.detection import MaskRCNN
@@ -25,7 +23,6 @@ from torchvision.ops.poolers import LevelMapper
 
 from unseg import distributed, training
 from unseg.backbones import resnet
-from unseg.console import InputError
 from unseg.io import images
 from unseg.io.photos import read
 from unseg.io.records import Image, boxes_xyxy, by_image, decode, encode_all
@@ -229,14 +226,7 @@ def load(path: str | Path, q: Detect) -> tuple[MaskRCNN, str]:
     Raises:
         InputError: no such file, or not a detector of this version of unseg.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("unseg", "{}"))
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (FileNotFoundError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({error}); train it again") from None
-    if about.get("kind") != "detector":
-        raise InputError(f"{path} is not a detector of unseg; its metadata says {about or 'nothing'}")
+    state, about = training.read_weights(path, "detector")
     p = Detector(**about["detector"])
     model = build(p, about["k"])
     model.load_state_dict(state)

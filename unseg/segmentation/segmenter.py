@@ -3,7 +3,6 @@
 Shapes: B images, H rows, W columns, C = K + 1 labels (0 background, 1..K clusters), S pixels a side in training.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -221,14 +219,7 @@ def load(path: str | Path) -> Trained:
     Raises:
         InputError: no such file, or not a segmenter of this version of unseg.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("unseg", "{}"))
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (FileNotFoundError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({error}); train it again") from None
-    if about.get("kind") != "segmenter":
-        raise InputError(f"{path} is not a segmenter of unseg; its metadata says {about or 'nothing'}")
+    state, about = training.read_weights(path, "segmenter")
     model = DeepLab(**about["model"])
     model.load_state_dict(state)
     model.to(memory_format=torch.channels_last).eval()
