@@ -1,5 +1,6 @@
 """params.yaml, read group by group into frozen dataclasses that have no defaults."""
 
+import re
 import typing
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from unseg.console import InputError
 
 T = TypeVar("T")
 FILE = "params.yaml"
+YAML12_FLOAT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # 1e-05, as DVC writes it: a number in YAML 1.2, text in 1.1
 
 
 def value(key: str, kind: type[T], file: str | Path = FILE) -> T:
@@ -55,11 +57,12 @@ def check(key: str, kind: Any, got: Any, file: str | Path) -> Any:
     if type(None) in options:
         (inner,) = (o for o in options if o is not type(None))
         return None if got is None else check(key, inner, got, file)
+    if kind is float and isinstance(got, str) and YAML12_FLOAT.fullmatch(got):
+        return float(got)
     if kind is float and isinstance(got, int) and not isinstance(got, bool):
         return float(got)
     if not isinstance(kind, type) or not isinstance(got, kind) or (isinstance(got, bool) and kind is not bool):
-        hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if kind is float and isinstance(got, str) else ""
-        raise InputError(f"{file}: {key} is {got!r}; it must be {kind.__name__ if isinstance(kind, type) else kind}{hint}")
+        raise InputError(f"{file}: {key} is {got!r}; it must be {kind.__name__ if isinstance(kind, type) else kind}")
     return got
 
 
