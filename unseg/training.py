@@ -62,6 +62,7 @@ class Scratch:
         self.file = self.path / "checkpoint.pt"
 
     def __enter__(self) -> "Scratch":
+        distributed.start()  # before anything asks which process this is
         if distributed.rank() == 0:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = (self.path / "lock").open("w")

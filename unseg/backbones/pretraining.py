@@ -167,7 +167,6 @@ def train(
     Returns:
         The teacher's ViT, and the metrics of each step.
     """
-    distributed.start()
     torch.manual_seed(seed)
     device = images.device()
     net = Step(p, backbone).to(device).train()

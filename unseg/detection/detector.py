@@ -184,7 +184,6 @@ def train(
     Returns:
         The model, and the metrics of each step: the sum of the losses and its parts.
     """
-    distributed.start()
     torch.manual_seed(seed)
     device = images.device()
     model = build(p, k)

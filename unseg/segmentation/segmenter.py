@@ -168,7 +168,6 @@ def train(
     """
     if len(records) < 2:
         raise InputError(f"the segmenter has {len(records)} training image(s); batch norm needs two at least: add photographs")
-    distributed.start()
     torch.manual_seed(seed)
     device = images.device()
     model = DeepLab(p.arch, p.width, p.stride, p.rates, k + 1, p.frozen_stages)
