@@ -234,6 +234,11 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
         g["lr"] = lr
 
 
+def dropped(lr: float, drop_epoch: int, epoch: int) -> float:
+    """lr up to and including drop_epoch, counted from 0; a tenth of it after that."""
+    return lr if epoch <= drop_epoch else lr * 0.1
+
+
 def cosine(start: float, end: float, share: float) -> float:
     """From start (share 0) to end (share 1) along half a cosine."""
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))

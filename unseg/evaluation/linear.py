@@ -54,7 +54,7 @@ def probe(
     per_epoch = training.steps_per_epoch(len(learned), p.batch)
 
     def step(number: int, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        training.set_rates(optimizer, p.lr if number // per_epoch <= p.drop_epoch else 0.1 * p.lr)
+        training.set_rates(optimizer, training.dropped(p.lr, p.drop_epoch, number // per_epoch))
         x, labels = batch[0].to(device, memory_format=torch.channels_last), batch[1].to(device)
         with torch.no_grad(), images.autocast(device, net.precision):
             features = net.model.features(x)

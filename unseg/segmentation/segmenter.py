@@ -155,7 +155,7 @@ def augment(
 
 def learning_rate(p: Segmenter, epoch: int) -> float:
     """At an epoch counted from 0."""
-    return p.lr if epoch <= p.drop_epoch else p.lr * 0.1
+    return training.dropped(p.lr, p.drop_epoch, epoch)
 
 
 def train(
