@@ -47,7 +47,7 @@ class Pipeline:
         return subprocess.run(command, cwd=self.root, capture_output=True, text=True, env=self.env)
 
     def repro(self, *arguments: str) -> list[str]:
-        """`dvc repro`; the names of the stages that ran, in their order."""
+        """`dvc repro`; the names of the stages that ran (--dry: would run), in their order."""
         done = self.sh("dvc", "repro", *arguments)
         assert done.returncode == 0, done.stderr + done.stdout
         return re.findall(r"Running stage '(?:[^':]*:)?([^']+)'", done.stdout + done.stderr)
