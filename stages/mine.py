@@ -34,7 +34,7 @@ def main(index: str, folder: str, weights: str, out: str) -> None:
         for batch, pixels in images.batches_by_shape(every, padded, load, PIXELS):
             with images.autocast(device, p.precision):
                 query, keys = vit.last_block(model, pixels.to(device))
-            mined = affinity.mine(query.float(), keys.float(), p.keep, p.center)
+            mined = affinity.mine(query.float(), keys.float(), p.keep, p.center, p.rank)
             grid = (pixels.shape[2] // backbone.patch, pixels.shape[3] // backbone.patch)
             for image, mask, source in zip(batch, mined.masks.cpu().numpy(), mined.source.tolist(), strict=True):
                 patches = affinity.region_of(mask.reshape(grid), source) if p.component else mask.reshape(grid)

@@ -21,12 +21,18 @@ PROPERTY = settings(max_examples=60, deadline=None)
 GRIDS = ((1, 6), (3, 4), (5, 5))
 
 
-def plain(query: Tensor, keys: Tensor, keep: float, center: bool) -> tuple[np.ndarray, int]:
+def plain(query: Tensor, keys: Tensor, keep: float, center: bool, rank: str) -> tuple[np.ndarray, int]:
     """One image at a time, by the graph itself: query [H, d], keys [H, N, d] float64 to mask [N] bool and source."""
-    attention = (query[:, None] * keys).sum(2).mean(0)  # [N], Eq. 1
+    heads = (query[:, None] * keys).sum(2)  # [H, N]
+    attention = heads.mean(0)  # [N], Eq. 1
     if center:
         keys = keys - keys.mean(1, keepdim=True)
     likeness = torch.stack([k @ k.T for k in keys]).mean(0)  # [N, N], Eq. 2
+    if rank == "softmax":
+        weights = (heads / keys.shape[2] ** 0.5).exp()
+        attention = (weights / weights.sum(1, keepdim=True)).mean(0)
+    elif rank == "degree":
+        attention = torch.tensor([-sum(float(x) >= 0 for x in row) for row in likeness])
     order = sorted(range(keys.shape[1]), key=lambda j: (-float(attention[j]), j))
     proposals = order[: max(1, math.floor(keep * keys.shape[1]))]
     voters = [j for j in proposals if likeness[proposals[0], j] > 0]
@@ -104,18 +110,19 @@ def test_a_source_without_a_key_is_its_own_object() -> None:
 
 def test_1000_key_sets_give_the_plain_implementations_masks() -> None:
     seen, positive = 0, 0
-    for case in range(250):
+    for case in range(350):
         rng = np.random.default_rng(case)
         heads, width, patches = (int(rng.integers(*r)) for r in ((1, 7), (1, 17), (2, 120)))
         keep, center = float(rng.choice([0.05, 0.2, 0.4, 0.73, 1.0])), bool(case % 2)
+        rank = "logits" if case < 250 else ("softmax", "degree")[case // 2 % 2]  # 1,000 sets for the paper's
         query, keys = draw(case, 4, heads, patches, width)
-        mined = mine(query, keys, keep, center)
+        mined = mine(query, keys, keep, center, rank)
         for image in range(4):
-            mask, source = plain(query[image], keys[image], keep, center)
+            mask, source = plain(query[image], keys[image], keep, center, rank)
             assert mined.masks[image].numpy().tolist() == mask.tolist(), (case, image)
             assert int(mined.source[image]) == source
             seen, positive = seen + 1, positive + float(mask.mean())
-    assert seen == 1000
+    assert seen == 1400
     assert 0.2 < positive / seen < 0.9  # masks worth comparing
 
 
@@ -168,6 +175,24 @@ def test_attention_that_is_negative_everywhere_still_has_a_maximum() -> None:
     assert row(-3, -1, -2, -9, keep=0.5) == ([1, 1, 1, 1], 1)
 
 
+def test_a_head_that_likes_the_wide_background_is_overruled_after_the_softmax() -> None:
+    # one head's logits: 0 on the object (patch 0), 3 on the 9 others; the other's: 2 on the object
+    keys = torch.zeros(1, 2, 10, 1)
+    keys[0, 0, 1:], keys[0, 1, 0] = 3, 2
+    query = torch.ones(1, 2, 1)
+    assert mine(query, keys, 0.1, False, "logits").source.tolist() == [1]  # 1.5 against 1
+    assert mine(query, keys, 0.1, False, "softmax").source.tolist() == [0]  # (0.01 + 0.45) / 2 against (0.11 + 0.06) / 2
+
+
+def test_the_patch_with_the_fewest_alike_is_the_source_by_degree() -> None:
+    keys = torch.tensor([1.0, 2, 3, -1, -2]).view(1, 1, 5, 1)  # degrees 3, 3, 3, 2, 2: itself counts
+    assert mine(torch.ones(1, 1, 1), keys, 0.4, False, "degree").source.tolist() == [3]
+    assert mine(torch.ones(1, 1, 1), keys, 0.4, False, "degree").masks[0].int().tolist() == [0, 0, 0, 1, 1]
+    # a key of nothing is alike to all, by LOST's definition (not below 0)
+    keys = torch.tensor([0.0, 1, 1, -1]).view(1, 1, 4, 1)
+    assert mine(torch.ones(1, 1, 1), keys, 0.4, False, "degree").source.tolist() == [3]
+
+
 def nearest(mask: np.ndarray, resized: tuple[int, int], size: tuple[int, int], patch: int) -> np.ndarray:
     """The patch in which the centre of each pixel lies, in whole numbers and pixel by pixel."""
     out = np.zeros(size, bool)
@@ -202,8 +227,10 @@ def test_padding_falls_away() -> None:
     assert to_pixels(mask, (8, 16), (4, 8), 8).tolist() == [[False] * 4 + [True] * 4] * 4
 
 
-@pytest.mark.parametrize(("key", "value"), [("resize", 0), ("keep", 0.0), ("keep", 1.1), ("precision", "fp16")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("resize", 0), ("keep", 0.0), ("keep", 1.1), ("rank", "loudest"), ("precision", "fp16")]
+)
 def test_settings_out_of_range(key: str, value: Any) -> None:
-    good = {"resize": 640, "keep": 0.4, "center": False, "component": True, "precision": "fp32"}
+    good = {"resize": 640, "keep": 0.4, "rank": "logits", "center": False, "component": True, "precision": "fp32"}
     with pytest.raises(ValueError, match=rf"mine\.{key} is"):
         Mining(**(good | {key: value}))

@@ -1,8 +1,9 @@
 """Procedurally drawn scenes with exact truth: the data set that needs no download.
 
-Six classes, each a silhouette with a texture of its own, all in the same warm colours: hue tells an object from the
-background, never a class from another (brightness does a little: textures differ in their share of ink). One to three
-objects a scene, later ones in front. Backgrounds are greyish textures that drift into one another.
+Six classes, each a silhouette with a texture of its own. As with fruit or birds, a class has typical colours, and they
+overlap with its neighbours': an object's hue is drawn around its class's, and the nearest hue names the class two times in
+three. Lightness varies from object to object. One to three objects a scene, later ones in front. Backgrounds are greyish
+textures that drift into one another.
 
 Written in COCO's layout (`images/`, `annotations/instances_{train,val}.json`), so that `unseg.io.datasets`
 reads it as it reads COCO.
@@ -10,7 +11,9 @@ reads it as it reads COCO.
 Shapes: S pixels a side.
 """
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,11 @@ import numpy as np
 from PIL import Image
 
 from unseg.console import track
-from unseg.io.records import annotation, encode, write_json
+from unseg.io.records import Rle, annotation, encode, write_json
 
 CLASSES = ("disc", "square", "triangle", "star", "cross", "crescent")
 COUNTS = (0.70, 0.20, 0.10)  # chances of one, two, three objects in a scene
+HUE_SPREAD = 0.085  # of an object's hue around its class's, turns (standard deviation); classes are 1/6 apart
 
 
 @dataclass(frozen=True)
@@ -120,22 +124,22 @@ def silhouette(rng: np.random.Generator, label: int, size: int) -> tuple[np.ndar
 
 def paint(rng: np.random.Generator, label: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """The texture of a class in two colours of the object's own: [S, S, 3] float32."""
-    hue = rng.normal(0.07, 0.025)  # orange, whatever the class
-    light = hsv(hue + 0.04, rng.uniform(0.65, 0.85), rng.uniform(0.88, 1.0))
-    dark = hsv(hue, rng.uniform(0.75, 1.0), rng.uniform(0.3, 0.45))
+    hue = rng.normal(0.05 - label / len(CLASSES), HUE_SPREAD)
+    light = hsv(hue + 0.04, rng.uniform(0.6, 0.85), rng.uniform(0.8, 1.0))
+    dark = hsv(hue, rng.uniform(0.75, 1.0), rng.uniform(0.25, 0.45))
     name, wave = CLASSES[label], np.pi * rng.uniform(0.9, 1.1)
     if name == "disc":  # polka dots
-        ink = np.cos(2.2 * wave * u) * np.cos(2.2 * wave * v) > 0.45
+        ink = np.cos(2.2 * wave * u) * np.cos(2.2 * wave * v) > 0.3
     elif name == "square":  # fine stripes
         ink = np.sin(5 * wave * (u + v)) > 0
     elif name == "triangle":  # a coarse chequerboard
         ink = np.sin(2.2 * wave * u) * np.sin(2.2 * wave * v) > 0
-    elif name == "star":  # plain, with a small heart
-        ink = np.hypot(u, v) < 0.25
+    elif name == "star":  # a dark heart
+        ink = np.hypot(u, v) < 0.36
     elif name == "cross":  # rungs along the arms
         ink = np.sin(5 * wave * np.where(abs(u) > abs(v), u, v)) > 0
-    else:  # dark, with a light vein
-        ink = abs(np.hypot(u, v) - 0.8) > 0.07
+    else:  # a light vein
+        ink = abs(np.hypot(u, v) - 0.8) > 0.09
     return np.where(ink[..., None], dark, light).astype(np.float32)
 
 
@@ -149,16 +153,25 @@ def write(root: Path, demo: Demo, seed: int) -> None:
     """Draw the data set into root; the same seed gives the same bytes, and scene i does not depend on the others."""
     (root / "images").mkdir(parents=True, exist_ok=True)
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
-    for split, count in (("train", demo.train), ("val", demo.val)):
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for i in track(range(count), f"draw {split}"):
-            pixels, objects = scene(np.random.default_rng([seed, split == "val", i]), demo.size)
-            name = f"{split}_{i:05d}.png"
-            Image.fromarray(pixels).save(root / "images" / name)
-            number = len(images) + 1 + (demo.train if split == "val" else 0)
-            images.append({"id": number, "file_name": name, "height": demo.size, "width": demo.size})
-            for label, mask in objects:
-                annotations.append(annotation(len(annotations) + 1, number, label, encode(mask)))
-        file = root / "annotations" / f"instances_{split}.json"
-        write_json(file, {"images": images, "annotations": annotations, "categories": categories})
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for split, count in (("train", demo.train), ("val", demo.val)):
+            images: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
+            files = [root / "images" / f"{split}_{i:05d}.png" for i in range(count)]
+            seeds = [(seed, split == "val", i) for i in range(count)]
+            drawn = pool.map(draw, files, seeds, [demo.size] * count, chunksize=50)
+            for file, objects in zip(files, track(drawn, f"draw {split}", count), strict=True):
+                number = len(images) + 1 + (demo.train if split == "val" else 0)
+                images.append({"id": number, "file_name": file.name, "height": demo.size, "width": demo.size})
+                annotations += [
+                    annotation(len(annotations) + i, number, label, mask) for i, (label, mask) in enumerate(objects, 1)
+                ]
+            truth = {"images": images, "annotations": annotations, "categories": categories}
+            write_json(root / "annotations" / f"instances_{split}.json", truth)
+
+
+def draw(file: Path, seed: tuple[int, ...], size: int) -> list[tuple[int, Rle]]:
+    """Write one scene; returns its objects."""
+    pixels, objects = scene(np.random.default_rng(seed), size)
+    Image.fromarray(pixels).save(file)
+    return [(label, encode(mask)) for label, mask in objects]

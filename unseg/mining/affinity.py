@@ -4,7 +4,7 @@ MaskDistill (Van Gansbeke et al., arXiv:2206.06363), section 3.2. Two graphs are
 layer: how much the CLS token attends to each patch (Eq. 1), and how alike each pair of patches is (Eq. 2). The
 patch that CLS likes best is the source; the proposals that resemble it vote on every other patch; the patches
 with a positive vote are the object. The N x N graph is never made: its row s is K k_s, and the sum of its rows
-over the voters is K (sum of k_i), two products of O(N d).
+over the voters is K (sum of k_i), two products of O(N d). (Only `rank: degree` has to see all its signs.)
 
 Shapes: B images, H heads, N patches (row-major over a grid of rows x cols), d channels of a head, D = H d.
 """
@@ -17,6 +17,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+RANKS = ("logits", "softmax", "degree")
+
 
 @dataclass(frozen=True)
 class Mining:
@@ -24,6 +26,7 @@ class Mining:
 
     resize: int  # shorter side, pixels
     keep: float  # share of the patches that are proposals, in (0, 1]
+    rank: str  # logits | softmax | degree: how patches are ranked as proposals
     center: bool  # subtract the image's mean key first
     component: bool  # keep only the 4-connected region that holds the source
     precision: str  # fp32 | bf16, of the ViT
@@ -33,6 +36,8 @@ class Mining:
             raise ValueError(f"mine.resize is {self.resize}; it must be at least 1 pixel")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"mine.precision is {self.precision!r}; it must be fp32 or bf16")
+        if self.rank not in RANKS:
+            raise ValueError(f"mine.rank is {self.rank!r}; it must be one of {', '.join(RANKS)}")
         if not 0 < self.keep <= 1:
             raise ValueError(f"mine.keep is {self.keep}; it must be above 0 and at most 1")
 
@@ -42,7 +47,35 @@ class Mined(NamedTuple):
     source: Tensor  # [B] int64, patch index
 
 
-def mine(query: Tensor, keys: Tensor, keep: float, center: bool) -> Mined:
+def ranking(query: Tensor, keys: Tensor, rank: str, center: bool) -> Tensor:
+    """How good a proposal each patch is.
+
+    Args:
+        query, keys: as in `mine`, keys not centred.
+        rank: logits, the CLS token's attention before its softmax, the mean over heads (Eq. 1). softmax, after it, so
+            that a head that prefers the wide background says less of each patch (specification 1.4). degree, without
+            CLS: a patch is the better, the fewer patches its key points along with (LOST, Simeoni et al. 2021, Eq. 1).
+        center: of degree's keys.
+
+    Returns:
+        [B, N], more is better.
+    """
+    if rank == "degree":
+        rows = concatenated(keys, center)
+        return torch.stack([-(k @ k.T >= 0).sum(1) for k in rows])  # image by image: one N x N matrix at a time
+    attention = torch.einsum("bhd,bhnd->bhn", query, keys)
+    if rank == "softmax":
+        attention = (attention / keys.shape[3] ** 0.5).softmax(2)
+    return attention.mean(1)
+
+
+def concatenated(keys: Tensor, center: bool) -> Tensor:
+    """[B, H, N, d] to [B, N, D]: a product of whole rows is the sum over heads, H times the mean, of the same sign."""
+    keys = keys.transpose(1, 2).flatten(2)
+    return keys - keys.mean(1, keepdim=True) if center else keys
+
+
+def mine(query: Tensor, keys: Tensor, keep: float, center: bool, rank: str = "logits") -> Mined:
     """Find one object in each image (section 3.2, Eq. 1 and 2).
 
     Args:
@@ -51,22 +84,20 @@ def mine(query: Tensor, keys: Tensor, keep: float, center: bool) -> Mined:
         keep: share of the patches that are proposals; at least one is.
         center: subtract each image's mean key before the affinity between patches. Not in the paper: where all keys
             share a large common part, as early in training, every affinity is positive and the mask the whole image.
+        rank: how proposals are ranked; the paper's is logits.
 
     Returns:
         The masks, which always hold their source, and the sources. Ties go to the lower patch index.
     """
-    attention = torch.einsum("bhd,bhnd->bn", query, keys)  # [B, N], Eq. 1; the mean's 1/H changes no order
-    keys = keys.transpose(1, 2).flatten(2)  # [B, N, D]: the sum over heads is in the product of whole rows
-    if center:
-        keys = keys - keys.mean(1, keepdim=True)
     # A stable sort, not topk: topk may break ties differently on another device.
-    proposals = attention.argsort(dim=1, descending=True, stable=True)[:, : max(1, int(keep * keys.shape[1]))]  # [B, P]
-    source = proposals[:, 0]  # [B]
-    proposed = keys.gather(1, proposals[..., None].expand(-1, -1, keys.shape[2]))  # [B, P, D]
-    voters = (proposed @ proposed[:, 0, :, None]) > 0  # [B, P, 1], A_I[s, j] > 0
-    votes = keys @ (proposed * voters).sum(1)[..., None]  # [B, N, 1], sum over voters of A_I[i, j]
-    masks = votes.squeeze(2) > 0
-    return Mined(masks.scatter(1, source[:, None], True), source)
+    order = ranking(query, keys, rank, center).argsort(dim=1, descending=True, stable=True)  # [B, N]
+    keys = concatenated(keys, center)
+    source, nodes = order[:, :1], order[:, : max(1, int(keep * keys.shape[1]))]  # [B, 1], [B, P]
+    proposed = torch.zeros_like(order, dtype=torch.bool).scatter(1, nodes, True)
+    likeness = keys @ keys.take_along_dim(source[..., None], 1).transpose(1, 2)  # [B, N, 1], A_I[s, j]
+    voters = proposed[..., None] & (likeness > 0)
+    votes = keys @ (keys.transpose(1, 2) @ voters.to(keys))  # [B, N, 1], sum over voters of A_I[i, j]
+    return Mined((votes.squeeze(2) > 0).scatter(1, source, True), source.squeeze(1))
 
 
 def region_of(mask: np.ndarray, source: int) -> np.ndarray:
