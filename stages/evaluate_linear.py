@@ -2,7 +2,7 @@
 
 from unseg import params, training
 from unseg.console import run
-from unseg.evaluation import linear, metrics
+from unseg.evaluation import linear, metrics, probe
 from unseg.io import records
 from unseg.segmentation import segmenter
 
@@ -10,7 +10,7 @@ PROTOCOL = "1x1 convolution on frozen features, trained on the truth of the trai
 
 
 def main(index: str, folder: str, truth: str, weights: str, out: str) -> None:
-    p, q, seed = params.group("linear", linear.Linear), params.group("predict", segmenter.Predict), params.value("seed", int)
+    p, q, seed = params.group("linear", probe.Linear), params.group("predict", segmenter.Predict), params.value("seed", int)
     net, classes, maps = segmenter.load(weights), records.class_names(truth), records.Labels(truth, "semantic/")
     learned = [i for i in records.to_learn(index) if i in maps]
     judged = [i for i in records.to_judge(index) if i in maps]

@@ -12,7 +12,7 @@ from unseg import params
 from unseg.backbones import croc, pretraining, views, vit
 from unseg.console import InputError
 from unseg.detection import detector
-from unseg.evaluation import linear
+from unseg.evaluation import backbone_kmeans, backbone_linear, backbone_video, probe
 from unseg.io import datasets, demo
 from unseg.mining import affinity, clustering, crops
 from unseg.report import page
@@ -35,10 +35,14 @@ GROUPS: dict[str, type] = {
     "segmenter": segmenter.Segmenter,
     "predict": segmenter.Predict,
     "crf": labels.Crf,
-    "linear": linear.Linear,
+    "linear": probe.Linear,
+    "backbone_linear": backbone_linear.BackboneLinear,
+    "backbone_kmeans": backbone_kmeans.BackboneKmeans,
+    "backbone_video": backbone_video.BackboneVideo,
     "report": page.Report,
 }
 VALUES: dict[str, type] = {"seed": int, "fetch": list, "rounds": list, "refine": list, "final": str}
+VALUES |= {"backbones": list, "sets": list, "videos": list}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
+from unseg.backbones.weights import FRESH as FRESH
 from unseg.backbones.weights import resnet_state
 from unseg.console import InputError
 
@@ -71,9 +72,6 @@ class Body(nn.Module):
             x = getattr(net, name)(x)
             maps.append(x)
         return maps
-
-
-FRESH = "models/fresh"  # the path that stands for no weights: DVC wants a file where a stage may depend on one
 
 
 def initialise(body: Body, path: str, key: str) -> None:

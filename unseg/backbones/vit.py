@@ -3,22 +3,28 @@
 Shapes: B images, N patches (row-major over a grid of rows x cols), H heads, d channels of a head, D = H d.
 """
 
+import json
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from unseg.backbones.weights import read_state
+from unseg.backbones.weights import FRESH, read_state
 from unseg.console import InputError
+
+FRESH_IMAGE = 224  # pixels a side for which a random ViT has position embeddings
 
 
 @dataclass(frozen=True)
 class Backbone:
     """The `backbone` and `embedder` groups of params.yaml. DINO ViT-S/16: patch 16, width 384, depth 12, heads 6."""
 
-    weights: str  # a .safetensors of unseg, or a .pth in DINO's layout
+    weights: str  # a .safetensors of unseg, or a .pth in DINO's layout; FRESH: random ones, always the same
     patch: int  # pixels
     width: int  # D
     depth: int  # blocks
@@ -51,11 +57,11 @@ def load(backbone: Backbone) -> VisionTransformer:
     Raises:
         InputError: a key or a shape that does not fit params.yaml's backbone.
     """
-    state = read_state(backbone.weights)
-    state = {k.removeprefix("module.").removeprefix("backbone."): v for k, v in state.items()}
-    state = {k: v for k, v in state.items() if not k.startswith(("head.", "fc."))}
-    if "pos_embed" not in state:
-        raise InputError(f"{backbone.weights} has no pos_embed: not a ViT in DINO's layout")
+    if backbone.weights == FRESH:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return build(backbone, FRESH_IMAGE).eval()
+    state = read_vit(backbone.weights)
     side = round((state["pos_embed"].shape[1] - 1) ** 0.5)
     vit = build(backbone, side * backbone.patch)
     want = vit.state_dict()
@@ -68,6 +74,41 @@ def load(backbone: Backbone) -> VisionTransformer:
             )
     vit.load_state_dict(state)
     return vit.eval()
+
+
+def read_vit(weights: str) -> dict[str, Tensor]:
+    """A ViT's tensors by timm's names, without heads and what a training wrapped it in.
+
+    Raises:
+        InputError: not weights, or not a ViT's.
+    """
+    state = {k.removeprefix("module.").removeprefix("backbone."): v for k, v in read_state(weights).items()}
+    state = {k: v for k, v in state.items() if not k.startswith(("head.", "fc."))}
+    if "pos_embed" not in state:
+        raise InputError(f"{weights} has no pos_embed: not a ViT in DINO's layout")
+    return state
+
+
+def shape_of(weights: str, fresh: Backbone) -> Backbone:
+    """The shape of the ViT in a file of any origin; that of `fresh` for FRESH.
+
+    Heads are what unseg noted in the file or, where nothing is noted, one for 64 channels, as in all of DINO's ViTs.
+
+    Raises:
+        InputError: not a ViT's weights.
+    """
+    if weights == FRESH:
+        return Backbone(FRESH, fresh.patch, fresh.width, fresh.depth, fresh.heads)
+    state = read_vit(weights)
+    kernel = state.get("patch_embed.proj.weight")  # [D, 3, p, p]
+    blocks = [int(m[1]) for key in state if (m := re.match(r"blocks\.(\d+)\.", key))]
+    if kernel is None or kernel.ndim != 4 or not blocks:
+        raise InputError(f"{weights} has no patch embedding or no block: not a ViT in DINO's layout")
+    noted: dict[str, Any] = {}
+    if Path(weights).suffix == ".safetensors":
+        with safe_open(weights, "pt") as file:
+            noted = json.loads((file.metadata() or {}).get("unseg", "{}")).get("backbone", {})
+    return Backbone(weights, kernel.shape[2], kernel.shape[0], max(blocks) + 1, noted.get("heads", max(1, kernel.shape[0] // 64)))
 
 
 def last(vit: VisionTransformer) -> Any:

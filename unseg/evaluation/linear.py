@@ -5,31 +5,17 @@ This is evaluation: it learns from ground truth, and nothing learns from it.
 Shapes: B images, S pixels a side, C classes.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from unseg import training
 from unseg.console import track
 from unseg.evaluation import metrics
+from unseg.evaluation.probe import Linear, fit_layer, fresh_layer
 from unseg.io import images
 from unseg.io.records import VOID, Image, Labels
 from unseg.segmentation import segmenter
-
-
-@dataclass(frozen=True)
-class Linear:
-    """The `linear` group of params.yaml."""
-
-    epochs: int
-    drop_epoch: int  # the last epoch, counted from 0, at the full lr; a tenth of it after that
-    batch: int
-    lr: float
-    momentum: float
-    weight_decay: float
 
 
 def probe(
@@ -45,30 +31,15 @@ def probe(
     """Train a new last layer for the classes; all else stays as it is, batch norm and dropout in evaluation mode."""
     torch.manual_seed(seed)
     device = images.device()
-    layer = nn.Conv2d(net.model.head[-1].in_channels, classes, 1)  # type: ignore[arg-type]
-    nn.init.normal_(layer.weight, std=0.01)
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    layer = fresh_layer(net.model.head[-1].in_channels, classes).to(device)  # type: ignore[arg-type]
     net.model.to(device).eval().requires_grad_(False)
-    layer.to(device)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=p.lr, momentum=p.momentum, weight_decay=p.weight_decay)
-    per_epoch = training.steps_per_epoch(len(learned), p.batch)
 
-    def step(number: int, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        training.set_rates(optimizer, training.dropped(p.lr, p.drop_epoch, number // per_epoch))
-        x, labels = batch[0].to(device, memory_format=torch.channels_last), batch[1].to(device)
-        with torch.no_grad(), images.autocast(device, net.precision):
-            features = net.model.features(x)
-        logits = F.interpolate(layer(features.float()), labels.shape[-2:], mode="bilinear", align_corners=False)
-        losses = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum")
-        loss = losses / (labels != VOID).sum().clamp_min(1)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return {"loss": loss}
+    def features(x: Tensor) -> Tensor:
+        with images.autocast(device, net.precision):
+            return net.model.features(x.to(device, memory_format=torch.channels_last))
 
     dataset = segmenter.Examples(root, learned, truth, net.size, (0.0, 0.0, VOID))
-    state = {"layer": layer, "optimizer": optimizer}
-    training.fit("linear probe", scratch, state, dataset, p.batch, p.epochs * per_epoch, seed, step)
+    fit_layer(p, layer, features, dataset, len(learned), seed, scratch)
     net.model.head[-1] = layer
     return segmenter.Trained(net.model, classes, net.size, net.precision)
 

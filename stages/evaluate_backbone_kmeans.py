@@ -1,0 +1,49 @@
+"""mIoU of K-means on a ViT's patch tokens, after Hungarian matching: mean and deviation over seeds."""
+
+import numpy as np
+
+from unseg import params
+from unseg.backbones import vit
+from unseg.console import InputError, run, track
+from unseg.evaluation import backbone_kmeans, metrics, sets
+from unseg.evaluation.backbone_kmeans import BackboneKmeans
+from unseg.io import records
+
+PROTOCOL = (
+    "K-means on the standardised patch tokens (PCA) of all judged images together, clusters matched to classes on IoU "
+    "(Hungarian; by majority where clusters outnumber classes), background one of them; mean over classes, void left out"
+)
+
+
+def main(weights: str, kind: str, root: str, val: str, name: str, out: str) -> None:
+    p = params.group("backbone_kmeans", BackboneKmeans)
+    fresh = vit.Backbone(weights, **{key: params.value(f"backbone.{key}", int) for key in ("patch", "width", "depth", "heads")})
+    data = sets.Set(kind, root, "", val.removeprefix(f"{root}/"), share=1.0)
+    shape = vit.shape_of(weights, fresh)
+    sets.check_size("backbone_kmeans", p.size, shape.patch, weights)
+    classes, examples = sets.read(data, data.val)
+    judged = backbone_kmeans.judged(examples, p.batch)
+    if not judged:
+        raise InputError(f"{val} names {len(examples)} images; backbone_kmeans.batch, {p.batch}, leaves none of them: lower it")
+    masks, tokens = backbone_kmeans.gather(p, vit.load(shape), judged)
+    reduced = backbone_kmeans.reduce(tokens.reshape(-1, tokens.shape[-1]), p.components)
+    k, ious = p.clusters or len(classes), []
+    for seed in track(range(p.seeds), "K-means"):
+        labels = backbone_kmeans.cluster(p, reduced, k, seed).reshape(tokens.shape[:3])
+        ious.append(backbone_kmeans.score(labels, masks, len(classes), k))
+    mious = np.array([metrics.mean(each) for each in ious])
+    scores = {
+        "backbone": name,
+        "miou": metrics.rounded(mious.mean()),
+        "miou_std": metrics.rounded(mious.std()),
+        "class_iou": {c: metrics.rounded(v) for c, v in zip(classes, np.mean(ious, 0), strict=True)},
+        "clusters": k,
+        "images": len(judged),
+        "seeds": p.seeds,
+        "protocol": PROTOCOL,
+    }
+    records.write_json(out, scores)
+
+
+if __name__ == "__main__":
+    run(main)

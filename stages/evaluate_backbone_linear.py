@@ -1,0 +1,41 @@
+"""mIoU of a linear probe on a ViT's frozen patch tokens."""
+
+from unseg import params, training
+from unseg.backbones import vit
+from unseg.console import run
+from unseg.evaluation import backbone_linear, metrics, sets
+from unseg.evaluation.backbone_linear import BackboneLinear
+from unseg.io import records
+
+PROTOCOL = (
+    "1x1 convolution on frozen patch tokens, trained on crops of the set's training images; judged on its held-out images as "
+    "squares, at their full resolution; mean over classes, void left out"
+)
+
+
+def main(weights: str, kind: str, root: str, train: str, val: str, share: str, name: str, out: str) -> None:
+    p, seed = params.group("backbone_linear", BackboneLinear), params.value("seed", int)
+    fresh = vit.Backbone(weights, **{key: params.value(f"backbone.{key}", int) for key in ("patch", "width", "depth", "heads")})
+    data = sets.Set(kind, root, *(path.removeprefix(f"{root}/") for path in (train, val)), share=float(share))
+    shape = vit.shape_of(weights, fresh)
+    sets.check_size("backbone_linear", p.size, shape.patch, weights)
+    model, (classes, learned), (_, judged) = vit.load(shape), sets.read(data, data.train), sets.read(data, data.val)
+    learned = backbone_linear.part_of(learned, data.share, seed)
+    with training.Scratch("evaluate_backbone_linear", [p, data, seed, vars(shape)], [weights, train, val]) as scratch:
+        layer = backbone_linear.learn(p, model, len(classes), learned, seed, scratch)
+        counts = backbone_linear.judge(p, model, layer, judged)
+        ious = metrics.iou(counts)
+        scores = {
+            "backbone": name,
+            "miou": metrics.rounded(metrics.mean(ious)),
+            "pixel_accuracy": metrics.rounded(metrics.pixel_accuracy(counts)),
+            "class_iou": {c: metrics.rounded(v) for c, v in zip(classes, ious, strict=True)},
+            "images": len(judged),
+            "learned": len(learned),
+            "protocol": PROTOCOL,
+        }
+        records.write_json(out, scores)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,40 @@
+"""J, F and J&F of the objects of videos, carried on from their first frame by a ViT's patch tokens."""
+
+from typing import Any
+
+from unseg import params
+from unseg.backbones import vit
+from unseg.console import InputError, run, track
+from unseg.evaluation import backbone_video, davis, metrics, sets
+from unseg.evaluation.backbone_video import BackboneVideo
+from unseg.io import images, records
+
+PROTOCOL = (
+    "labels of the first frame carried on by likeness of frozen patch tokens; DAVIS's J and F, means over objects, "
+    "the first and the last frame left out"
+)
+
+
+def main(weights: str, root: str, sequences: str, name: str, out: str) -> None:
+    p = params.group("backbone_video", BackboneVideo)
+    fresh = vit.Backbone(weights, **{key: params.value(f"backbone.{key}", int) for key in ("patch", "width", "depth", "heads")})
+    shape = vit.shape_of(weights, fresh)
+    sets.check_size("backbone_video", p.size, shape.patch, weights)
+    if p.multiple % shape.patch:
+        raise InputError(f"params.yaml: backbone_video.multiple is {p.multiple}; it must be one of the patch, {shape.patch}")
+    model = vit.load(shape).to(images.device())
+    scores = {}
+    for sequence in track(davis.find(root, sequences.removeprefix(f"{root}/")), "videos"):
+        truth = davis.read_masks(sequence)
+        scores[sequence.name] = davis.objects(truth, backbone_video.follow(p, model, sequence, truth[0]))
+    about = {"backbone": name, "sequences": len(scores), "objects": sum(map(len, scores.values())), "protocol": PROTOCOL}
+    each = {key: davis.summary([value]) for key, value in scores.items()}
+    records.write_json(out, about | rounded(davis.summary(list(scores.values()))) | {"each": rounded(each)})
+
+
+def rounded(tree: Any) -> Any:
+    return {key: rounded(x) for key, x in tree.items()} if isinstance(tree, dict) else metrics.rounded(tree)
+
+
+if __name__ == "__main__":
+    run(main)

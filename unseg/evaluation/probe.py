@@ -1,0 +1,75 @@
+"""A 1x1 convolution trained on frozen features: what the linear probes of a segmenter and of a ViT have in common.
+
+This is evaluation: it learns from ground truth, and nothing learns from it.
+
+Shapes: B images, S pixels a side, D channels of a feature, h x w features, H x W labels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from unseg import training
+from unseg.io.records import VOID
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The `linear` group of params.yaml, and `head` in its group backbone_linear."""
+
+    epochs: int
+    drop_epoch: int  # the last epoch, counted from 0, at the full lr; a tenth of it after that
+    batch: int
+    lr: float
+    momentum: float
+    weight_decay: float
+
+
+def fresh_layer(channels: int, classes: int) -> nn.Conv2d:
+    layer = nn.Conv2d(channels, classes, 1)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def fit_layer(
+    p: Linear,
+    layer: nn.Conv2d,
+    features: Callable[[Tensor], Tensor],
+    dataset: Dataset[Any],
+    count: int,
+    seed: int,
+    scratch: training.Scratch,
+) -> None:
+    """Train the layer by SGD on the mean cross-entropy of the pixels that have a class.
+
+    Args:
+        features: frozen, [B, 3, S, S] to [B, D, h, w].
+        dataset: (index, seed) to an image [3, S, S] and its labels [H, W] int64; logits are brought to the labels' size
+            (bilinear; it makes no difference whether features or logits are, for a 1x1 convolution).
+        count: examples in it.
+    """
+    device = layer.weight.device
+    optimizer = torch.optim.SGD(layer.parameters(), lr=p.lr, momentum=p.momentum, weight_decay=p.weight_decay)
+    per_epoch = training.steps_per_epoch(count, p.batch)
+
+    def step(number: int, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        training.set_rates(optimizer, training.dropped(p.lr, p.drop_epoch, number // per_epoch))
+        labels = batch[1].to(device)
+        with torch.no_grad():
+            seen = features(batch[0]).float()
+        logits = F.interpolate(layer(seen), labels.shape[-2:], mode="bilinear", align_corners=False)
+        losses = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum")
+        loss = losses / (labels != VOID).sum().clamp_min(1)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss}
+
+    state = {"layer": layer, "optimizer": optimizer}
+    training.fit("linear probe", scratch, state, dataset, p.batch, p.epochs * per_epoch, seed, step)
