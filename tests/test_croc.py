@@ -364,7 +364,7 @@ BACKBONE = vit.Backbone("none", patch=8, width=12, depth=2, heads=2)
 def settings_of(clusters: dict[str, Any] | None = None, **changed: Any) -> pretraining.Croc:
     look = {"size": 32, "smallest": 0.25, "jitter_chance": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
     look |= {"grey_chance": 0.2, "blur_chances": [1.0, 0.1], "blur": 0.6, "solarise_chances": [0.0, 0.2]}
-    values = {"epochs": 2, "batch": 4, "lr": 0.05, "min_lr": 0.0001, "warmup_epochs": 1.0, "weight_decay": 0.04}
+    values = {"epochs": 2, "batch": 4, "accumulate": 1, "lr": 0.05, "min_lr": 0.0001, "warmup_epochs": 1.0, "weight_decay": 0.04}
     values |= {"weight_decay_end": 0.4, "ema": 0.9, "clip": 3.0, "freeze_epochs": 1.0, "drop_path": 0.1, "alpha": 1.0}
     values |= {"outputs": 16, "outputs_centroid": 8, "hidden": 16, "bottleneck": 8, "head_batch_norm": False}
     values |= {"norm_last": True, "student_temperature": 0.1, "teacher_temperature": 0.04, "teacher_temperature_end": 0.07}

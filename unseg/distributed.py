@@ -7,6 +7,7 @@ plainly in this process where that is one. Under torchrun already (several nodes
 import os
 import runpy
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,38 @@ def average(x: Tensor) -> Tensor:
         torch.distributed.all_reduce(x)
         x /= world()
     return x
+
+
+def largest(x: Tensor) -> Tensor:
+    """Element by element the largest of all processes; carries no gradient."""
+    if world() > 1:
+        x = x.detach().clone()
+        torch.distributed.all_reduce(x, torch.distributed.ReduceOp.MAX)
+    return x
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        torch.distributed.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.clone()
+        torch.distributed.all_reduce(gradient)
+        return gradient
+
+
+def total(x: Tensor) -> Tensor:
+    """x, summed over the processes; gradients of all of them flow back into each."""
+    return x if world() == 1 else torch.as_tensor(_Total.apply(x))
+
+
+def own(x: Tensor, dim: int = 0) -> Tensor:
+    """This process's part of what belongs to the examples of a whole batch, dealt out as `training.Order` does."""
+    return x.movedim(dim, 0)[rank() :: world()].movedim(0, dim)
 
 
 def barrier() -> None:

@@ -159,7 +159,8 @@ def fit(
         values = saved["values"]
     start = len(values)
     order = Order(len(dataset), batch, seed, start, steps)  # type: ignore[arg-type]
-    loader = DataLoader(dataset, batch_sampler=order, num_workers=images.workers(), collate_fn=collate, persistent_workers=False)
+    pinned = images.device().type == "cuda"
+    loader = DataLoader(dataset, batch_sampler=order, num_workers=images.workers(), collate_fn=collate, pin_memory=pinned)
     pending: list[Metrics] = []
     spoken = time.monotonic()
     interval = float(os.environ.get("UNSEG_CHECKPOINT_SECONDS", 60))

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unseg import distributed
+
 
 @dataclass(frozen=True)
 class Clustering:
@@ -48,13 +50,16 @@ class Clusters(NamedTuple):
     chosen: Tensor  # [B, H] int64: K of each clustering
 
 
-def join_locate_split(features: Tensor, positions: Tensor, p: Clustering, seeds: Tensor | None = None) -> Clusters:
+def join_locate_split(
+    features: Tensor, positions: Tensor, p: Clustering, seeds: Tensor | None = None, noise: Tensor | None = None
+) -> Clusters:
     """Cluster the tokens of both views together, each head of each image for itself (spec section 3).
 
     Args:
         features: [2, B, H, 1 + N, d], the teacher's, CLS first.
         positions: [B, 2, N, 2] xy in pixels of the image.
         seeds: [G, p.tokens] int64, tokens to start from; drawn by the CLS token's scores where None.
+        noise: [G, T] exponentially distributed, to draw them with; drawn here where None.
 
     Returns:
         The clusters; images in which the views share nothing have no valid one.
@@ -66,7 +71,9 @@ def join_locate_split(features: Tensor, positions: Tensor, p: Clustering, seeds:
     x = positions.float().reshape(b, 1, -1, 2).expand(-1, h, -1, -1).reshape(b * h, -1, 2)  # [G, T, 2]
     rho = (scores / p.token_temperature).softmax(-1)  # [G, T]
     if seeds is None:
-        seeds = torch.multinomial(rho, min(p.tokens, rho.shape[1]))  # [G, K]
+        noise = torch.empty_like(rho).exponential_() if noise is None else noise
+        # Without replacement, as torch.multinomial draws (it would make the host wait for a GPU, to check its input).
+        seeds = (rho / noise).topk(min(p.tokens, rho.shape[1])).indices  # [G, K]
     gamma = (scores.gather(1, seeds) / p.cluster_temperature).softmax(-1)  # [G, K]
     centres, places = take(z, seeds), take(x, seeds)  # [G, K, d], [G, K, 2]
 
@@ -114,6 +121,8 @@ def transport_cost(z: Tensor, x: Tensor, centres: Tensor, places: Tensor, p: Clu
     cost = p.position_weight * distance - similarity
     if p.cost_norm == "batch":
         low, high = cost.aminmax()
+        bounds = distributed.largest(torch.stack([-low, high]))  # of the whole batch, whatever the number of processes
+        low, high = -bounds[0], bounds[1]
     else:
         low, high = cost.amin((1, 2), keepdim=True), cost.amax((1, 2), keepdim=True)
     return (cost - low) / (high - low).clamp_min(1e-12)
@@ -190,7 +199,7 @@ class Head(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for inputs in (width, hidden):
-            layers += [nn.Linear(inputs, hidden), *([nn.BatchNorm1d(hidden)] if batch_norm else []), nn.GELU()]
+            layers += [nn.Linear(inputs, hidden), *([BatchNorm(hidden)] if batch_norm else []), nn.GELU()]
         self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
@@ -203,6 +212,19 @@ class Head(nn.Module):
         z = self.mlp(x.flatten(0, 1)).unflatten(0, (2, -1))
         out: Tensor = self.last[which](F.normalize(z, dim=-1))
         return out
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm whose statistics are of the rows [M, D] of all processes (nn.SyncBatchNorm knows no CPU)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if distributed.world() == 1 or not self.training:
+            return super().forward(x)
+        rows = len(x) * distributed.world()
+        mean = distributed.total(x.float().sum(0)) / rows  # [D]
+        apart = x.float() - mean  # [M, D]
+        variance = distributed.total(apart.square().sum(0)) / rows  # [D]
+        return (apart * (variance + self.eps).rsqrt() * self.weight + self.bias).to(x.dtype)
 
 
 class Prototypes(nn.Module):

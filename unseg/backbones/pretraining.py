@@ -3,16 +3,20 @@
 Shapes: B images, 2 views, D channels of a token, O outputs.
 """
 
+import contextlib
 import copy
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from unseg import distributed, training
 from unseg.backbones import croc, views, vit
+from unseg.console import InputError
 from unseg.io import images
 from unseg.io.records import Image
 
@@ -25,6 +29,7 @@ class Croc:
 
     epochs: int
     batch: int  # images, over all processes
+    accumulate: int  # parts of a batch whose gradients are added up: less memory; each is clustered and normalised for itself
     lr: float  # at batch 256; scaled linearly
     min_lr: float  # at the end, not scaled
     warmup_epochs: float
@@ -51,8 +56,19 @@ class Croc:
 
     def __post_init__(self) -> None:
         images.check_precision("croc.precision", self.precision)
-        if self.epochs < 1 or self.batch < 1:
-            raise ValueError("croc.epochs and croc.batch must be at least 1")
+        if self.epochs < 1 or self.batch < 1 or self.accumulate < 1:
+            raise ValueError("croc.epochs, croc.batch and croc.accumulate must be at least 1")
+
+
+class SharedDropPath(DropPath):  # type: ignore[misc]
+    """timm's, which draws for the whole batch and keeps this process's part: x is [2 B, ...], view by view."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.drop_prob or not self.training:
+            return x
+        every = x.new_empty(2, len(x) // 2 * distributed.world()).bernoulli_(1 - self.drop_prob)
+        kept = distributed.own(every, 1).reshape(-1, *[1] * (x.ndim - 1))
+        return x * kept.div(1 - self.drop_prob)
 
 
 class Network(nn.Module):
@@ -86,13 +102,18 @@ class Step(nn.Module):
         self.student, self.teacher = make(p.drop_path), make(0.0)
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
+        for block in self.student.vit.blocks:
+            for name in ("drop_path1", "drop_path2"):
+                if isinstance(part := getattr(block, name), DropPath):
+                    setattr(block, name, SharedDropPath(part.drop_prob))
         self.register_buffer("center", torch.zeros(p.outputs))
         self.register_buffer("center_centroid", torch.zeros(p.outputs_centroid))
 
     def forward(self, batch: views.Views, temperature: float) -> dict[str, Tensor]:
         """The losses of a batch on this process's device: loss, cls, centroid (scalars), and clusters (mean K)."""
         p, device = self.p, self.center.device
-        pixels = images.normalise(batch.pixels.to(device).float().div(255)).transpose(0, 1).flatten(0, 1)
+        pixels = batch.pixels.to(device, non_blocking=True).float().div(255)  # [B, 2, 3, S, S]
+        pixels = images.normalise(pixels).transpose(0, 1).flatten(0, 1)  # [2 B, 3, S, S]
         with images.autocast(device, p.precision):
             with torch.no_grad():
                 features: list[Tensor] = []
@@ -115,15 +136,21 @@ class Step(nn.Module):
         heads = vit.last(self.teacher.vit).attn.num_heads
         parts = qkv.unflatten(2, (3, heads, -1))[:, :, croc.FEATURES.index(self.p.clustering.features)]
         features = parts.transpose(1, 2).unflatten(0, (2, -1))  # [2, B, H, 1 + N, d]
-        where = views.positions(batch.boxes_xywh.to(qkv.device), batch.flipped.to(qkv.device), self.side)
+        boxes, flipped = (x.to(qkv.device, non_blocking=True) for x in (batch.boxes_xywh, batch.flipped))
+        where = views.positions(boxes, flipped, self.side)
+        images, tokens = features.shape[1], 2 * (features.shape[3] - 1)
+        every = torch.empty(images * distributed.world(), heads, tokens, device=qkv.device).exponential_()
         with torch.autocast(qkv.device.type, enabled=False):
-            return croc.join_locate_split(features, where, self.p.clustering)
+            return croc.join_locate_split(features, where, self.p.clustering, noise=distributed.own(every).flatten(0, 1))
 
     def centroid_loss(self, seen: Tensor, told: Tensor, found: croc.Clusters, temperature: float) -> Tensor:
-        """Mean cross-entropy over the valid clusters (0 where there is none); student [2, B, 1 + N, D], teacher alike."""
+        """Mean cross-entropy over the valid clusters (0 where there is none); student [2, B, 1 + N, D], teacher alike.
+
+        Of several processes each gives such a part that the mean over them is the mean over the clusters of all.
+        """
 
         def logits(net: Network, tokens: Tensor) -> Tensor:
-            norm = tokens[:, :, 0].float().norm(dim=-1).mean()
+            norm = distributed.total(tokens[:, :, 0].float().norm(dim=-1).mean()) / distributed.world()
             out: Tensor = net.head(croc.centroids(tokens[:, :, 1:], found.weights, norm).flatten(1, 3), 1)
             return out  # [2, M, O], M = B H K
 
@@ -131,17 +158,17 @@ class Step(nn.Module):
         with torch.no_grad():
             target = self.target(logits(self.teacher, told), "center_centroid", temperature, valid)
         each = croc.cross_entropy(logits(self.student, seen), target, self.p.student_temperature)  # [M]
-        return (each * valid).sum() / valid.sum().clamp_min(1)
+        return (each * valid).sum() / distributed.average(valid.sum()).clamp_min(1 / distributed.world())
 
     @torch.no_grad()
     def target(self, logits: Tensor, center: str, temperature: float, valid: Tensor | None = None) -> Tensor:
-        """Centred, sharpened probabilities of the teacher's logits [2, M, O]; then the centre moves (EMA 0.9)."""
+        """Centred, sharpened probabilities of the teacher's logits [2, M, O]; then the centre moves (EMA 0.9 a step)."""
         logits = logits.float()
         running: Tensor = getattr(self, center)
         probabilities = ((logits - running) / temperature).softmax(-1)
         weight = torch.ones(logits.shape[1], device=logits.device) if valid is None else valid  # [M]
         total = distributed.average(torch.cat([torch.einsum("vmo,m->o", logits, weight), 2 * weight.sum()[None]]))
-        moved = torch.lerp(total[:-1] / total[-1].clamp_min(1e-6), running, 0.9)
+        moved = torch.lerp(total[:-1] / total[-1].clamp_min(1e-6), running, 0.9 ** (1 / self.p.accumulate))
         running.copy_(torch.where(total[-1] > 0, moved, running))
         return probabilities
 
@@ -159,20 +186,53 @@ def clip_each(parameters: list[nn.Parameter], largest: float) -> None:
             x.grad.mul_((largest / (x.grad.norm() + 1e-6)).clamp(max=1))
 
 
+def check(p: Croc, backbone: vit.Backbone, count: int) -> None:
+    """Raises: InputError, where the batch or the view cannot be divided as asked, or there is no image."""
+    if not count:
+        raise InputError("no image to learn from; put photographs into data.images, or change data in params.yaml")
+    batch, parts = min(p.batch, count), distributed.world() * p.accumulate
+    if batch % parts:
+        what = f"processes ({distributed.world()}) times croc.accumulate ({p.accumulate})"
+        raise InputError(f"params.yaml: croc.batch is {p.batch}, of {count} images; the smaller must be a multiple of {what}")
+    if p.views.size % backbone.patch:
+        raise InputError(f"params.yaml: croc.views.size is {p.views.size}; it must be a multiple of backbone.patch, {backbone.patch}")
+
+
+def accumulate(shared: nn.Module, batch: views.Views, temperature: float, parts: int) -> dict[str, Tensor]:
+    """Add up the gradients of the parts of a batch; returns their mean metrics, over all processes."""
+    rows = []
+    for part in range(parts):
+        last = part == parts - 1
+        wait = contextlib.nullcontext() if last or not hasattr(shared, "no_sync") else shared.no_sync()
+        with wait:
+            metrics: dict[str, Tensor] = shared(views.Views(*(x.chunk(parts)[part] for x in batch)), temperature)
+            (metrics["loss"] / parts).backward()
+        rows.append(torch.stack([x.detach().float() for x in metrics.values()]))
+    means = distributed.average(torch.stack(rows).mean(0))
+    return dict(zip(metrics, means, strict=True))
+
+
 def train(
     p: Croc, backbone: vit.Backbone, root: str, records: list[Image], seed: int, scratch: training.Scratch
 ) -> tuple[VisionTransformer, list[dict[str, float]]]:
     """Pre-train a ViT on the images.
 
     Returns:
-        The teacher's ViT, and the metrics of each step.
+        The teacher's ViT, and the metrics of each step, of the whole batch.
+
+    Raises:
+        InputError: sizes that do not divide, or no image.
     """
+    check(p, backbone, len(records))
     torch.manual_seed(seed)
     device = images.device()
     net = Step(p, backbone).to(device).train()
     if device.type == "cpu" and net.side**2 < SHORT:
         for block in (*net.student.vit.blocks, *net.teacher.vit.blocks):
             block.attn.fused_attn = False
+    if os.environ.get("UNSEG_COMPILE") == "1":
+        for block in (*net.student.vit.blocks, *net.teacher.vit.blocks[:-1]):  # the teacher's last one is listened to
+            block.compile()
     decayed = [x for x in net.student.parameters() if x.requires_grad and x.ndim > 1]
     others = [x for x in net.student.parameters() if x.requires_grad and x.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
@@ -191,9 +251,9 @@ def train(
         optimizer.param_groups[0]["weight_decay"] = training.cosine(p.weight_decay, p.weight_decay_end, share)
         ramp = min(1.0, epoch / p.teacher_warmup_epochs) if p.teacher_warmup_epochs else 1.0
         temperature = p.teacher_temperature + ramp * (p.teacher_temperature_end - p.teacher_temperature)
-        metrics: dict[str, Tensor] = shared(batch, temperature)
+        torch.manual_seed(training.mix(seed, number, 0))  # the same in every process: each draws for the whole batch
         optimizer.zero_grad(set_to_none=True)
-        metrics["loss"].backward()
+        metrics = accumulate(shared, batch, temperature, p.accumulate)
         if p.clip:
             clip_each(decayed + others, p.clip)
         if epoch < p.freeze_epochs:
