@@ -70,8 +70,7 @@ def test_j_by_hand() -> None:
 def test_contours_by_hand() -> None:
     mask = np.zeros((4, 5), bool)
     mask[1:3, 1:4] = True
-    want = ["1....", ".", "", ""]  # the outline lies up and to the left of the change
-    want = ["1111.", "1..1.", "1111.", "....."]
+    want = ["1111.", "1..1.", "1111.", "....."]  # the outline lies up and to the left of a change
     assert davis.contour(mask).tolist() == [[c == "1" for c in row] for row in want]
     edge = np.zeros((3, 3), bool)
     edge[:, 0] = True  # an object at the border has no contour there, but on its last row
@@ -149,8 +148,9 @@ def test_davis_2016_and_2017(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="leads out of"):
         davis.find(str(tmp_path), "list.txt")
     sequence(tmp_path, "empty", [mask * 0] * 3, "L")
+    (tmp_path / "list.txt").write_text("empty\n")
     with pytest.raises(InputError, match="no object in it"):
-        davis.read_masks(davis.find(str(tmp_path), "JPEGImages/480p")[0])
+        davis.read_masks(davis.find(str(tmp_path), "list.txt")[0])
 
 
 # ---- propagation
@@ -172,7 +172,9 @@ def carried(target: np.ndarray, sources: np.ndarray, labels: np.ndarray, p: Back
     return out
 
 
-@pytest.mark.parametrize(("h", "w", "frames", "changed"), [(4, 5, 1, {}), (3, 6, 3, {"top": 5, "radius": 2}), (2, 2, 2, {"top": 50})])
+@pytest.mark.parametrize(
+    ("h", "w", "frames", "changed"), [(4, 5, 1, {}), (3, 6, 3, {"top": 5, "radius": 2}), (2, 2, 2, {"top": 50})]
+)
 def test_labels_come_from_the_likest_tokens_nearby(h: int, w: int, frames: int, changed: dict[str, Any]) -> None:
     g = torch.Generator().manual_seed(0)
     target, sources = torch.randn(h, w, 6, generator=g).double(), torch.randn(frames, h, w, 6, generator=g).double()
@@ -266,7 +268,12 @@ def coco(root: Path) -> None:
         Pillow.fromarray(stuff).save(root / f"annotations/stuff_val2017_pixelmaps/{n}.png")
     things = [{"id": 7, "supercategory": "person", "isthing": 1}, {"id": 9, "supercategory": "animal", "isthing": 1}]
     panoptic = {"categories": [*things, {"id": 120, "supercategory": "plant", "isthing": 0}]}
-    segments = [{"id": 1000, "category_id": 7}, {"id": 70_000, "category_id": 9}, {"id": 5, "category_id": 7}, {"id": 2, "category_id": 120}]
+    segments = [
+        {"id": 1000, "category_id": 7},
+        {"id": 70_000, "category_id": 9},
+        {"id": 5, "category_id": 7},
+        {"id": 2, "category_id": 120},
+    ]
     panoptic["annotations"] = [{"file_name": f"{n}.png", "image_id": n, "segments_info": segments} for n in (2, 1)]
     (root / "annotations/panoptic_val2017.json").write_text(json.dumps(panoptic))
     names = [(120, "plant"), (121, "plant"), (130, "sky"), (183, "other")]
@@ -396,7 +403,7 @@ def test_tokens_are_standardised_before_the_pca() -> None:
     x = rng.normal(size=(500, 4)).astype(np.float32) * [1, 1000, 1, 1] + [0, 5, 0, 0]
     x[:, 2] = x[:, 0] + 0.1 * x[:, 2]
     scaled = (x - x.mean(0)) / x.std(0)
-    _, values, axes = np.linalg.svd(scaled, full_matrices=False)
+    _, _, axes = np.linalg.svd(scaled, full_matrices=False)
     got = backbone_kmeans.reduce(x.astype(np.float32), 2)
     assert np.allclose(np.abs(got), np.abs(scaled @ axes[:2].T), atol=1e-3)
     assert backbone_kmeans.reduce(x.astype(np.float32), 50).shape == (500, 4)
@@ -449,12 +456,16 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_stages_write_what_the_report_reads(params: Path, voc: str) -> None:
-    evaluate_backbone_linear.main("models/fresh", "voc", voc, f"{voc}/lists/train.txt", f"{voc}/lists/val.txt", "0.5", "random", "l.json")
+    evaluate_backbone_linear.main(
+        "models/fresh", "voc", voc, f"{voc}/lists/train.txt", f"{voc}/lists/val.txt", "0.5", "random", "l.json"
+    )
     found = json.loads(Path("l.json").read_text())
     assert (found["backbone"], found["images"], found["learned"]) == ("random", 3, 2)
     assert 0 <= found["miou"] <= 1
     first = Path("l.json").read_bytes()
-    evaluate_backbone_linear.main("models/fresh", "voc", voc, f"{voc}/lists/train.txt", f"{voc}/lists/val.txt", "0.5", "random", "l.json")
+    evaluate_backbone_linear.main(
+        "models/fresh", "voc", voc, f"{voc}/lists/train.txt", f"{voc}/lists/val.txt", "0.5", "random", "l.json"
+    )
     assert Path("l.json").read_bytes() == first
     evaluate_backbone_kmeans.main("models/fresh", "voc", voc, f"{voc}/lists/val.txt", "random", "k.json")
     found = json.loads(Path("k.json").read_text())

@@ -13,10 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unseg import training
 from unseg.backbones import croc, pretraining, views, vit
 from unseg.backbones.croc import Clustering, Clusters, join_locate_split, merge, sinkhorn, transport_cost
+from unseg.console import InputError
 from unseg.io.records import Image
 
 F64 = torch.float64
@@ -185,18 +188,47 @@ def test_the_parts_equal_the_oracle(cost_norm: str) -> None:
 def test_seeds_are_drawn_by_likeness_to_the_views_own_cls_token(monkeypatch: pytest.MonkeyPatch) -> None:
     p = clustering(token_temperature=0.3)
     features, where, _ = draw(0, 2, 2, 3, 4, p)
-    features, asked = features.float(), []
-    real = torch.multinomial
-    monkeypatch.setattr(torch, "multinomial", lambda *a, **k: asked.append((a, k)) or real(*a, **k))
-    join_locate_split(features, where.float(), p)
-    ((chances, count), options) = asked[0]
-    assert (count, options) == (p.tokens, {})  # without replacement, which is multinomial's own default
+    features, taken = features.float(), []
+    real = croc.take
+    monkeypatch.setattr(croc, "take", lambda x, index: taken.append(index) or real(x, index))
+    torch.manual_seed(5)
+    first = join_locate_split(features, where.float(), p)
     unit_length = features / features.norm(dim=-1, keepdim=True)
+    r = []
     for image in range(2):
         for head in range(2):
             own = unit_length[:, image, head]  # [2, 1 + N, d]
-            r = torch.cat([own[v, 1:] @ own[v, 0] for v in (0, 1)])
-            assert torch.allclose(chances[2 * image + head], (r / 0.3).softmax(0), atol=1e-6)
+            r.append(torch.cat([own[v, 1:] @ own[v, 0] for v in (0, 1)]))
+    torch.manual_seed(5)
+    want = torch.multinomial((torch.stack(r) / 0.3).softmax(1), p.tokens)  # without replacement: its default
+    assert torch.equal(taken[0], want)
+    torch.manual_seed(5)
+    noise = torch.empty(4, 18).exponential_()
+    assert all(torch.equal(x, y) for x, y in zip(first, join_locate_split(features, where.float(), p, noise=noise), strict=True))
+
+
+class Count(TorchDispatchMode):
+    """Counts the operations that are done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.done += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_loop_over_images_or_heads() -> None:
+    counts = []
+    for images, heads in ((1, 1), (5, 1), (2, 4)):
+        features, where, _ = draw(0, images, heads, SIDE, 5, clustering())
+        tokens = torch.randn(2, images, SIDE**2, 7)
+        with Count() as count:
+            found = join_locate_split(features, where, clustering())
+            croc.centroids(tokens, found.weights, torch.ones(()))
+        counts.append(count.done)
+    assert len(set(counts)) == 1
 
 
 # ---- the specification's acceptance tests
@@ -313,18 +345,20 @@ def test_sample_norm_makes_an_image_independent_of_its_neighbours() -> None:
 # ---- centroids and losses
 
 
-def test_centroids_equal_a_loop() -> None:
-    p = clustering()
-    features, where, seeds = draw(0, 2, 3, 3, 4, p)
-    weights = join_locate_split(features, where, p, seeds).weights.double()
-    tokens = torch.randn(2, 2, 9, 7, dtype=F64, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("cost_norm", ["batch", "sample"])
+@pytest.mark.parametrize("size", SIZES)
+def test_centroids_equal_a_loop(size: tuple[int, int, int, int], cost_norm: str) -> None:
+    p, (images, heads, side, _) = clustering(cost_norm=cost_norm), size
+    features, where, seeds = draw(0, *size, p)
+    weights, _, _ = oracle(features.numpy(), where.numpy(), p, seeds.numpy())
+    tokens = torch.randn(2, images, side**2, 7, dtype=F64, generator=torch.Generator().manual_seed(0))
     norm = tokens.norm(dim=-1).mean()
-    got = croc.centroids(tokens, weights, norm)
-    assert got.shape == (2, 2, 3, 4, 7)
-    for v, image, head, k in np.ndindex(2, 2, 3, 4):
-        pooled = sum(weights[v, image, head, n, k] * tokens[v, image, n] for n in range(9))
+    got = croc.centroids(tokens, join_locate_split(features, where, p, seeds).weights, norm)
+    assert got.shape == (2, images, heads, 4, 7)
+    for v, image, head, k in np.ndindex(2, images, heads, 4):
+        pooled = sum(weights[v, image, head, n, k] * tokens[v, image, n] for n in range(side**2))
         want = pooled / pooled.norm() * norm if pooled.any() else pooled
-        assert torch.allclose(got[v, image, head, k].double(), want, atol=1e-6)
+        assert torch.allclose(got[v, image, head, k].double(), want, rtol=0, atol=2e-6)
 
 
 def test_cross_entropy_is_between_views() -> None:
@@ -429,7 +463,7 @@ def test_alpha_0_is_dinos_loss_alone() -> None:
 
 def test_the_clustered_features_are_the_ones_named(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(croc, "join_locate_split", lambda f, w, p: asked.append((f, w)) or nothing_found())
+    monkeypatch.setattr(croc, "join_locate_split", lambda f, w, p, noise: asked.append((f, w)) or nothing_found())
     for place, features in enumerate(("queries", "keys", "values")):
         net = step_of(settings_of({"features": features}))
         batch = batch_of(3)
@@ -542,6 +576,85 @@ def test_schedules_and_frozen_last_layers(tmp_path: Any, monkeypatch: pytest.Mon
     assert all(not x.requires_grad for x in model.parameters())
 
 
+def test_the_host_never_waits_for_the_device() -> None:
+    """A fake tensor has no value: whoever asks for one, as .item(), .tolist() and `if x:` do, gets an exception."""
+    with FakeTensorMode():
+        net = step_of(settings_of(head_batch_norm=True, norm_last=False))
+        out = net(batch_of(3), 0.04)
+        out["loss"].backward()
+        pretraining.clip_each(list(net.student.parameters()), 3.0)
+        net.follow(0.9)
+
+
+def learn(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, photographs: list[Pillow.Image], p: pretraining.Croc) -> Any:
+    records = []
+    for i, photograph in enumerate(photographs):
+        photograph.save(tmp_path / f"{i}.png")
+        records.append(Image(i + 1, f"{i}.png", photograph.height, photograph.width, "train"))
+    monkeypatch.setenv("UNSEG_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setenv("UNSEG_WORKERS", "0")
+    monkeypatch.setenv("UNSEG_DEVICE", "cpu")
+    with training.Scratch("pretrain", [], []) as scratch:
+        return pretraining.train(p, BACKBONE, str(tmp_path), records, 0, scratch)
+
+
+@pytest.mark.parametrize("changed", [{"batch": 1, "head_batch_norm": True}, {"batch": 4, "precision": "bf16"}])
+def test_odd_photographs(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    photographs = [
+        Pillow.new("RGB", (40, 40), (90, 90, 90)),  # one colour: all tokens alike but for their place
+        Pillow.fromarray(rng.integers(0, 256, (50, 44), np.uint8)),  # grey
+        Pillow.fromarray(rng.integers(0, 256, (9, 10, 3), np.uint8)),  # smaller than a view
+        Pillow.fromarray(rng.integers(0, 256, (8, 90, 3), np.uint8)),  # thinner than a crop may be
+    ]
+    model, values = learn(tmp_path, monkeypatch, photographs, settings_of(lr=0.5, **changed))
+    assert len(values) == 2 * 4 // changed["batch"]
+    assert all(math.isfinite(x) for row in values for x in row.values())
+    assert all(torch.isfinite(x).all() for x in model.parameters())
+
+
+def test_gradients_of_parts_add_up() -> None:
+    p = settings_of(accumulate=2, drop_path=0.1)
+    parts, whole = step_of(p), step_of(p)
+    batch = batch_of(4)
+    torch.manual_seed(1)
+    metrics = pretraining.accumulate(parts, batch, 0.04, 2)
+    torch.manual_seed(1)
+    found = [whole(views.Views(*(x[half] for x in batch)), 0.04) for half in (slice(0, 2), slice(2, 4))]
+    sum(f["loss"] / 2 for f in found).backward()  # type: ignore[union-attr]
+    for name, value in metrics.items():
+        assert torch.isclose(value, (found[0][name] + found[1][name]).detach() / 2)
+    for a, b in zip(parts.student.parameters(), whole.student.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        assert a.grad is None or torch.allclose(a.grad, b.grad, atol=1e-6)
+    assert torch.allclose(parts.center, whole.center)
+    net = step_of(p)
+    net.center += 1
+    for _ in range(2):
+        net.target(torch.zeros(2, 3, 16), "center", 0.04)
+    assert torch.allclose(net.center, torch.full((16,), 0.9))  # a step, whatever the number of its parts
+
+
+def test_what_cannot_be_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    for count, changed, words in (
+        (
+            8,
+            {"accumulate": 3},
+            r"croc\.batch is 4, of 8 images; the smaller must be a multiple of processes \(1\) times .* \(3\)",
+        ),
+        (0, {}, "no image to learn from"),
+    ):
+        with pytest.raises(InputError, match=words):
+            pretraining.check(settings_of(**changed), BACKBONE, count)
+    pretraining.check(settings_of(accumulate=3), BACKBONE, 3)
+    odd = vit.Backbone("none", patch=5, width=12, depth=2, heads=2)
+    with pytest.raises(InputError, match=r"croc\.views\.size is 32; it must be a multiple of backbone\.patch, 5"):
+        pretraining.check(settings_of(), odd, 4)
+    monkeypatch.setattr(pretraining.distributed, "world", lambda: 3)
+    with pytest.raises(InputError, match=r"processes \(3\)"):
+        pretraining.check(settings_of(), BACKBONE, 8)
+
+
 def test_settings_out_of_range() -> None:
     for changed, key in (
         ({"features": "last"}, "features"),
@@ -550,5 +663,7 @@ def test_settings_out_of_range() -> None:
     ):
         with pytest.raises(ValueError, match=rf"croc\.clustering\.{key} is"):
             clustering(**changed)
+    with pytest.raises(ValueError, match="accumulate must be at least 1"):
+        settings_of(accumulate=0)
     with pytest.raises(ValueError, match=r"croc\.precision is"):
         settings_of(precision="fp16")

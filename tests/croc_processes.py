@@ -1,0 +1,96 @@
+"""Pre-trainings in processes of their own, for test_croc_processes.py: `python croc_processes.py FOLDER`.
+
+One process; two, joined by gloo, on the same batches; one that ends itself by SIGKILL in the middle of an epoch; and one
+that goes on from there. Each writes FOLDER/<name>.pt. They are forks of this process, which has torch and no thread of it.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+
+from unseg import distributed, training
+from unseg.backbones import croc, pretraining, views, vit
+from unseg.io.records import Image
+
+IMAGES, BATCH, EPOCHS = 16, 8, 10  # 20 steps
+KILLED_AT = 7  # of the steps, from 0: the second of its epoch
+LOOK = views.Augmentation(32, 0.25, 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, [1.0, 0.1], 0.6, [0.0, 0.2])
+CLUSTERS = croc.Clustering("keys", 8, 4, 4.0, 20.0, 5, 2.0, 2.0, "batch")
+SETTINGS = pretraining.Croc(
+    epochs=EPOCHS, batch=BATCH, accumulate=2, lr=0.02, min_lr=1e-5, warmup_epochs=2, weight_decay=0.04, weight_decay_end=0.4,
+    ema=0.9, clip=3.0, freeze_epochs=0.5, drop_path=0.1, alpha=1.0, outputs=32, outputs_centroid=16, hidden=32, bottleneck=16,
+    head_batch_norm=True, norm_last=False, student_temperature=0.1, teacher_temperature=0.04, teacher_temperature_end=0.07,
+    teacher_warmup_epochs=3, precision="fp32", views=LOOK, clustering=CLUSTERS,
+)  # fmt: skip
+
+
+def learn(folder: Path, name: str, scratch: str, kill: bool = False) -> None:
+    os.environ |= {"UNSEG_SCRATCH": str(folder / scratch), "UNSEG_CHECKPOINT_SECONDS": "0" if scratch == "killed" else "60"}
+    if kill:
+        follow, done = pretraining.Step.follow, []
+
+        def deadly(net: pretraining.Step, momentum: float) -> None:
+            done.append(momentum)
+            if len(done) > KILLED_AT:
+                os.kill(os.getpid(), signal.SIGKILL)
+            follow(net, momentum)
+
+        pretraining.Step.follow = deadly  # type: ignore[method-assign]
+    records = [Image(i + 1, f"{i}.png", 40, 48, "train") for i in range(IMAGES)]
+    with training.Scratch("croc", [], []) as opened:
+        found = opened.load()
+        model, values = pretraining.train(SETTINGS, vit.Backbone("none", 8, 24, 2, 3), str(folder), records, 0, opened)
+        if distributed.rank() == 0:
+            resumed = len(found["values"]) if found else 0
+            torch.save({"values": values, "weights": model.state_dict(), "resumed": resumed}, folder / f"{name}.pt")
+
+
+def start(work: Callable[[], None]) -> int:
+    """work in a fork; its process id."""
+    if pid := os.fork():
+        return pid
+    try:
+        work()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def main(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(IMAGES):
+        small = Pillow.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
+        small.resize((48, 40), Pillow.Resampling.BICUBIC).save(folder / f"{i}.png")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def ranked(rank: int) -> None:
+        os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        learn(folder, "two", "two")
+
+    first = {
+        "one": start(lambda: learn(folder, "one", "one")),
+        "rank 0": start(lambda: ranked(0)),
+        "rank 1": start(lambda: ranked(1)),
+        "killed": start(lambda: learn(folder, "killed", "killed", kill=True)),
+    }
+    ends = {name: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for name, pid in first.items()}
+    ends["resumed"] = os.waitstatus_to_exitcode(os.waitpid(start(lambda: learn(folder, "resumed", "killed")), 0)[1])
+    (folder / "ends.json").write_text(json.dumps(ends))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
