@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 
 from stages import prepare
 from unseg.console import InputError
-from unseg.io import coco, demo, examine, truth
+from unseg.io import coco, demo, examine, photos, truth
 from unseg.io.datasets import Data
 from unseg.io.records import Labels, decode, encode, read_images, write_json
 
@@ -754,3 +754,65 @@ def test_painting_does_not_hang_on_the_order_of_the_annotations() -> None:
     painted = truth.paint((9, 9), things)
     np.testing.assert_array_equal(painted, truth.paint((9, 9), things[::-1]))
     np.testing.assert_array_equal(painted == 4, decode(things[3].rle))
+
+
+# Archives
+
+
+def packed(path: str, **members: bytes) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def picture(seed: int = 0) -> bytes:
+    Pillow.fromarray(np.random.default_rng(seed).integers(0, 255, (20, 30, 3), np.uint8)).save("one.webp", lossless=True)
+    return Path("one.webp").read_bytes()
+
+
+def test_archives_of_photographs() -> None:
+    odd = {"../out.png": picture(), "/abs.png": picture(), "sub/.hidden.png": picture(), "__MACOSX/x.png": picture()}
+    packed("raw/in/a.zip", **{"sub/b.webp": picture(1), "a.webp": picture(2), "note.txt": b"x", "bad.png": b"x", **odd})
+    Path("raw/c.png").write_bytes(picture(3))
+    Path("raw/broken.zip").write_bytes(b"PK no zip")
+    made = run(FOLDER)
+    assert [i.file_name for i in made.images] == ["c.png", "in/a.zip/a.webp", "in/a.zip/sub/b.webp"]
+    assert [i.size for i in made.images] == [(20, 30)] * 3
+    assert made.rejected.pop("broken.zip").startswith("an archive that cannot be read")
+    assert made.rejected == {
+        "in/a.zip/../out.png": "leads out of its archive",
+        "in/a.zip//abs.png": "leads out of its archive",
+        "in/a.zip/bad.png": "not an image",
+    }
+    for image, seed in zip(made.images, (3, 2, 1), strict=True):
+        want = np.random.default_rng(seed).integers(0, 255, (20, 30, 3), np.uint8)
+        assert np.array_equal(np.array(photos.read("raw", image)), want)
+
+
+def test_a_member_too_large_to_be_a_photograph(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed("raw/a.zip", **{"a.webp": picture(), "b.png": b"0" * 5000})
+    monkeypatch.setattr(photos, "LARGEST", 4000)
+    assert run(FOLDER).rejected == {"a.zip/b.png": "cannot be decoded: 5000 bytes in an archive are no photograph"}
+
+
+def test_a_name_in_a_list_may_lead_into_an_archive_but_not_out(tmp_path: Path) -> None:
+    packed("raw/images/a.zip", **{"a.webp": picture()})
+    packed("other.zip", **{"a.webp": picture()})
+    root = (tmp_path / "raw/images").resolve()
+    assert examine.refuse(root, "a.zip/a.webp") is None
+    assert examine.refuse(root, "a.zip/../../../other.zip/a.webp") == "leads out of data.images"
+    assert examine.refuse(root, str(tmp_path / "other.zip/a.webp")) is not None
+    (root / "link.zip").symlink_to(tmp_path / "other.zip")
+    assert examine.refuse(root, "link.zip/a.webp") == "leads out of data.images"
+    assert examine.look(root, examine.Candidate("a.zip/gone.webp", "train")) == "cannot be decoded: a.zip has no gone.webp"
+
+
+def test_each_process_reads_an_archive_for_itself() -> None:
+    packed("raw/a.zip", **{"a.webp": picture(1), "b.webp": picture(2)})
+    with zipfile.ZipFile("raw/a.zip") as archive:
+        assert photos.archive(Path("raw/a.zip"), 1) is photos.archive(Path("raw/a.zip"), 1)
+        assert photos.archive(Path("raw/a.zip"), 1) is not photos.archive(Path("raw/a.zip"), 2)
+        assert photos.inside("raw/a.zip/b.webp") == (Path("raw/a.zip"), "b.webp")
+        assert photos.inside("raw/b.webp") is None
+        assert photos.source("raw/a.zip/b.webp").read() == archive.read("b.webp")  # type: ignore[union-attr]

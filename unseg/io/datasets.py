@@ -1,7 +1,7 @@
 """Data sets on disk: which photographs there should be, and which are held out.
 
 Three kinds:
-    folder  any directory of photographs, searched recursively; nothing held out, no annotation.
+    folder  any directory of photographs, and of zip archives of them, searched recursively; nothing held out, no annotation.
     voc     PASCAL VOC's layout: lists of stems, JPEGImages/, SegmentationClass/, SegmentationObject/.
     coco    photographs and an instances JSON a split, or one JSON and text lists (COCO20k; the demo set).
 `unseg.io.examine` opens the photographs, `unseg.io.truth` reads the annotations.
@@ -9,6 +9,7 @@ Three kinds:
 
 import os
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -105,7 +106,7 @@ def total(counts: Counter[str]) -> str:
 
 
 def find_folder(data: Data) -> Found:
-    """Every file with an image's suffix; hidden files and folders are passed over, links to folders not followed."""
+    """Every file with an image's suffix, in archives too; hidden ones are passed over, links to folders not followed."""
     root, found = Path(data.images), Found()
     suffixes = {suffix for suffix, form in Pillow.registered_extensions().items() if form not in NO_PHOTOS}
 
@@ -122,9 +123,32 @@ def find_folder(data: Data) -> Found:
             suffix = Path(name).suffix.lower()
             if suffix in suffixes and not name.startswith("."):
                 found.candidates.append(Candidate((here / name).as_posix(), "train"))
+            elif suffix == photos.ARCHIVE and not name.startswith("."):
+                look_into(root, here / name, suffixes, found)
             elif not name.startswith("."):
                 found.ignored[suffix or "without suffix"] += 1
     return found
+
+
+def look_into(root: Path, name: Path, suffixes: set[str], found: Found) -> None:
+    """The members of a zip archive as candidates `<archive>/<member>`."""
+    try:
+        with zipfile.ZipFile(root / name) as archive:
+            members = [m for m in archive.infolist() if not m.is_dir()]
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        found.rejected.append(Rejected(name.as_posix(), f"an archive that cannot be read: {error}"))
+        return
+    for member in sorted({m.filename for m in members}):
+        path = PurePosixPath(member)
+        suffix = path.suffix.lower()
+        if path.is_absolute() or ".." in path.parts:
+            found.rejected.append(Rejected(f"{name.as_posix()}/{member}", "leads out of its archive"))
+        elif any(part.startswith((".", "__MACOSX")) for part in path.parts):
+            continue
+        elif suffix in suffixes and path.as_posix() == member:
+            found.candidates.append(Candidate(f"{name.as_posix()}/{member}", "train"))
+        else:
+            found.ignored[suffix or "without suffix"] += 1
 
 
 def find_voc(data: Data) -> Found:

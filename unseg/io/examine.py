@@ -69,6 +69,9 @@ def refuse(root: Path, name: str) -> str | None:
     if "\0" in name or name != name.encode("utf-8", "ignore").decode():
         return "its name is not UTF-8 text: rename it"
     try:
+        found = photos.inside(root / name)
+        if found and found[0].is_relative_to(root) and ".." not in PurePosixPath(name).parts:
+            return refuse(root, found[0].relative_to(root).as_posix())  # the archive's; members are never unpacked
         real = (root / name).resolve()
         if not real.is_relative_to(root) or ".." in PurePosixPath(name).parts or os.path.isabs(name):
             return "leads out of data.images"

@@ -1,9 +1,15 @@
 """Photographs as files: one way of opening, uprighting and resizing them for all stages. Needs no torch.
 
+A photograph may be a member of a zip archive: the path <archive>.zip/<member>. Nothing is ever unpacked to disk.
+
 Shapes: H rows, W columns.
 """
 
+import io
+import os
 import warnings
+import zipfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +19,41 @@ from PIL import ImageOps
 from unseg.io.records import Image
 
 DRAWINGS = ("EPS", "WMF")  # formats that Pillow hands to another program to be drawn
+ARCHIVE = ".zip"
+LARGEST = 1 << 28  # bytes of a member: more than any photograph, less than what would fill the memory
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+
+
+def inside(path: str | Path) -> tuple[Path, str] | None:
+    """The archive and the member that a path stands for; None for a path of a file of its own."""
+    path = Path(path)
+    for folder in path.parents:
+        if folder.suffix.lower() == ARCHIVE and folder.is_file():
+            return folder, path.relative_to(folder).as_posix()
+    return None
+
+
+@lru_cache(maxsize=8)
+def archive(path: Path, process: int) -> zipfile.ZipFile:
+    """An open archive; each process has its own, for a fork shares the place up to which a file was read."""
+    return zipfile.ZipFile(path)
+
+
+def source(path: str | Path) -> Path | io.BytesIO:
+    """What Pillow can open: the path of a file, or the bytes of a member.
+
+    Raises:
+        OSError, ValueError, zipfile.BadZipFile, RuntimeError (it is encrypted): no such member, or none that can be read.
+    """
+    if (found := inside(path)) is None:
+        return Path(path)
+    try:
+        about = archive(found[0], os.getpid()).getinfo(found[1])
+    except KeyError:
+        raise FileNotFoundError(f"{found[0].name} has no {found[1]}") from None
+    if about.file_size > LARGEST:
+        raise ValueError(f"{about.file_size} bytes in an archive are no photograph")
+    return io.BytesIO(archive(found[0], os.getpid()).read(about))
 
 
 def open_rgb(path: str | Path) -> Pillow.Image:
@@ -27,7 +67,7 @@ def open_rgb(path: str | Path) -> Pillow.Image:
         Pillow.UnidentifiedImageError, Pillow.DecompressionBombError, OSError, or whatever a decoder lets
         through (ValueError, SyntaxError, struct.error, ...): not an image that can be read.
     """
-    with Pillow.open(path) as file:
+    with Pillow.open(source(path)) as file:
         if file.format in DRAWINGS:
             raise ValueError(f"{file.format} is a program that draws, not a photograph")
         file.load()
@@ -59,7 +99,7 @@ def orientation(image: Pillow.Image) -> int:
 
 def turned(path: str | Path) -> bool:
     """Whether EXIF turns or mirrors the photograph, told from its header."""
-    with Pillow.open(path) as image:
+    with Pillow.open(source(path)) as image:
         return orientation(image) != 1
 
 

@@ -1,0 +1,102 @@
+"""CrOC: what the clustering takes of a training step, and images a second.
+
+    python -m benchmarks.croc [rounds]
+
+ViT-S/16 at 224 px, B = 16 images: 6 heads, 392 tokens, 12 seeds, the paper's outputs (65,536 and 8,192), random weights and
+pixels. A step is all that `unseg.backbones.pretraining` does of one: both forwards, clustering, losses, backward, clipping,
+AdamW, the teacher. Steps and clusterings take turns, so that whatever else the machine does slows both; a figure is the
+median of the rounds, after one to warm up. On a GPU, images a second and the share of the measured bf16 matmul peak too.
+About a minute and a half on 2 CPU cores with 3 rounds.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import yaml
+
+from unseg import params
+from unseg.backbones import croc, pretraining, views, vit
+from unseg.io import images
+
+PROFILE = "profiles/croc_coco.yaml"
+BATCH = 16
+
+
+def synchronised(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def compare(ways: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each way."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, way in ways.items():
+            begin = synchronised(device)
+            way()
+            if turn:
+                times[name].append(synchronised(device) - begin)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def operations(shape: vit.Backbone, p: pretraining.Croc) -> float:
+    """Multiply-adds times two of a step: both networks forward, the student's backward (twice its forward)."""
+    tokens, width = 1 + (p.views.size // shape.patch) ** 2, shape.width
+    block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
+    network = 2 * BATCH * (shape.depth * block + 2 * tokens * 3 * shape.patch**2 * width)
+    mlp = width * p.hidden + p.hidden**2 + p.hidden * p.bottleneck
+    rows, clusters = 2 * BATCH, 2 * BATCH * shape.heads * p.clustering.centroids_max
+    head = 2 * (rows * (mlp + p.bottleneck * p.outputs) + clusters * (mlp + p.bottleneck * p.outputs_centroid))
+    return float(4 * (network + head))
+
+
+def main(rounds: int = 3) -> None:
+    device = images.device()
+    torch.manual_seed(0)
+    published = params.group("croc", pretraining.Croc, PROFILE)
+    shape = vit.Backbone(
+        "none", **{k: yaml.safe_load(open(PROFILE))["backbone"][k] for k in ("patch", "width", "depth", "heads")}
+    )
+    p = replace(published, batch=BATCH)
+    net = pretraining.Step(p, shape).to(device).train()
+    learned = [x for x in net.student.parameters() if x.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=1e-4, fused=True)
+    side = p.views.size
+    boxes = torch.tensor([20.0, 10.0, 300.0, 280.0]).expand(BATCH, 2, 4)
+    pixels = torch.randint(0, 256, (BATCH, 2, 3, side, side), dtype=torch.uint8)
+    batch = views.Views(pixels, boxes, torch.rand(BATCH, 2) < 0.5)
+    tokens = 1 + (side // shape.patch) ** 2
+    features = torch.randn(2, BATCH, shape.heads, tokens, shape.width // shape.heads, device=device)
+    where = views.positions(boxes.to(device), batch.flipped.to(device), side // shape.patch)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        pretraining.accumulate(net, batch, 0.04, p.accumulate)
+        pretraining.clip_each(learned, p.clip)
+        optimizer.step()
+        net.follow(0.996)
+
+    def clustering() -> None:
+        with torch.no_grad():
+            croc.join_locate_split(features, where, p.clustering)
+
+    t = compare({"step": step, "clustering": clustering}, rounds, device)
+    work = f"{BATCH} images, {shape.heads} heads, {2 * (tokens - 1)} tokens, {p.clustering.tokens} seeds, {p.precision}"
+    print(f"{device.type}, {torch.get_num_threads()} threads, {work}; medians of {rounds} rounds")
+    print(
+        f"step {t['step']:.3f} s, clustering {t['clustering']:.3f} s: {t['clustering'] / t['step']:.1%} of a step (at most 5 %)"
+    )
+    print(f"{BATCH / t['step']:.1f} images a second, without reading and augmenting them")
+    if device.type == "cuda":
+        a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+        peak = 2 * 8192**3 / compare({"matmul": lambda: a @ a}, 10, device)["matmul"]
+        print(f"{operations(shape, p) / t['step'] / peak:.0%} of the bf16 matmul peak, {peak / 1e12:.0f} TFLOP/s")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
