@@ -20,9 +20,9 @@ import yaml
 from demo import ROOT, call, copy
 
 sys.path.insert(0, str(ROOT))
-from unseg.backbones import vit  # noqa: E402
-from unseg.evaluation import backbone_kmeans, metrics, sets  # noqa: E402
-from unseg.io import records  # noqa: E402
+from unseg.backbones import vit
+from unseg.evaluation import backbone_kmeans, metrics, sets
+from unseg.io import records
 
 KINDS = {"croc": {}, "dino": {"croc.alpha": 0.0}, "random": {"backbone.weights": "models/fresh"}}
 

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-import yaml
 
 from unseg import params
 from unseg.backbones import croc, pretraining, views, vit
@@ -59,9 +58,8 @@ def main(rounds: int = 3) -> None:
     device = images.device()
     torch.manual_seed(0)
     published = params.group("croc", pretraining.Croc, PROFILE)
-    shape = vit.Backbone(
-        "none", **{k: yaml.safe_load(open(PROFILE))["backbone"][k] for k in ("patch", "width", "depth", "heads")}
-    )
+    numbers = {key: params.value(f"backbone.{key}", int, PROFILE) for key in ("patch", "width", "depth", "heads")}
+    shape = vit.Backbone("none", **numbers)
     p = replace(published, batch=BATCH)
     net = pretraining.Step(p, shape).to(device).train()
     learned = [x for x in net.student.parameters() if x.requires_grad]

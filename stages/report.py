@@ -10,7 +10,7 @@ from pathlib import Path
 from unseg import params
 from unseg.console import InputError, run
 from unseg.io.records import Labels, by_image, class_names, read_images, read_json, to_judge, to_learn, whole
-from unseg.report import page, pictures, quality, sections, sheets
+from unseg.report import backbones, page, pictures, quality, sections, sheets
 from unseg.report.page import Section
 
 
@@ -36,7 +36,7 @@ def main(
     confusion, ious = (read_json(found / f"clustering-{final}" / name) for name in ("confusion.json", "class_iou.json"))
     trainings = {"Detector": read_tsv(found / "detector.tsv")}
     trainings[f"Segmenter {final}"] = read_tsv(found / f"segmenter-{final}.tsv")
-    precision = read_json(found / "precision_recall.json")
+    precision, compared = read_json(found / "precision_recall.json"), backbones.read(found / "backbones")
 
     classes, matched = class_names(truth), {row["cluster"]: c for c, row in enumerate(ious) if row["cluster"] is not None}
     scheme = pictures.scheme(1 + max((c["id"] for c in clustered["categories"]), default=-1), classes, matched)
@@ -71,6 +71,7 @@ def main(
         Section("classes", "Classes", sections.classes(ious, confusion, scores, scheme)),
         Section("instances", "Instances", sections.instances(metrics["instances.json"])),
         Section("linear", "Linear probe", sections.linear(metrics["linear.json"])),
+        *([Section("backbones", "Backbones", backbones.section(compared))] if compared else []),
         Section("curves", "Curves", sections.curves(trainings, precision)),
         Section("numbers", "All numbers", sections.everything(metrics)),
     ]

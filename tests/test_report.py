@@ -19,7 +19,7 @@ from stages import evaluate_clustering, evaluate_instances, report
 from unseg.console import InputError
 from unseg.io import demo
 from unseg.io.records import annotation, encode, read_json, to_json, to_png, write_json, write_labels, write_zip
-from unseg.report import charts, page, pictures, quality, sections, sheets
+from unseg.report import backbones, charts, page, pictures, quality, sections, sheets
 
 K = 7
 HOSTILE = '<img src=x onerror="alert(1)">&amp;.png'
@@ -459,3 +459,41 @@ def test_curves_and_grids_are_whole_svg() -> None:
     ):
         assert Reader(drawn).open == []
         assert "nan" not in drawn
+
+
+# Backbones
+
+
+def test_backbones_side_by_side(tmp_path: Path) -> None:
+    assert backbones.read(tmp_path / "absent") == []
+    files = {
+        "video-davis-croc": {"backbone": "croc", "J&F": 0.474, "sequences": 3, "protocol": "carried on."},
+        "linear-my-voc-my-dino": {"backbone": "my-dino", "miou": 0.5, "images": 381, "protocol": "1x1"},
+        "linear-my-voc-croc": {"backbone": "croc", "miou": 0.25, "images": 381, "protocol": "1x1"},
+        "kmeans-voc-croc": {"backbone": "croc", "miou": 0.1, "miou_std": 0.012, "images": 381, "protocol": HOSTILE},
+        "else-voc-croc": {"backbone": "croc"},
+    }
+    for name, content in files.items():
+        write_json(tmp_path / f"{name}.json", content)
+    (tmp_path / "README").write_text("no score")
+    found = backbones.read(tmp_path)
+    assert [column for column, _ in found] == ["linear-my-voc", "linear-my-voc", "kmeans-voc", "video-davis"]
+    drawn = backbones.section(found)
+    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", drawn)
+    assert cells[:4] == ["backbone", "linear mIoU, my-voc", "K-means mIoU, voc", "J&amp;F, davis"]
+    assert cells[4:8] == ["croc", "25.0", "10.0 ± 1.2", "47.4"]
+    assert cells[8:] == ["my-dino", "50.0", page.DASH, page.DASH]
+    assert "<img" not in drawn
+    assert "linear mIoU: 381 judged. 1x1." in drawn
+
+
+def test_the_page_shows_backbones_where_there_are_scores(full: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    root, before = full
+    assert 'id="backbones"' not in before
+    monkeypatch.chdir(root)
+    score = Path("results/backbones/linear-voc-random.json")
+    write_json(score, {"backbone": "random", "miou": 0.031, "images": 3, "protocol": "1x1"})
+    text = write_report("results/with.html", "results/with")
+    score.unlink()
+    assert 'id="backbones"' in text
+    assert "linear mIoU, voc" in text

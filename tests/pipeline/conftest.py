@@ -71,7 +71,7 @@ def clone(into: Path) -> Pipeline:
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file() and not name.startswith(("tests/", "results/")) and not name.endswith("dvc.lock"):
+        if (ROOT / name).is_file() and not re.match(r"tests/|results/(?!backbones/)", name) and not name.endswith("dvc.lock"):
             (into / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, into / name)
     pipeline = Pipeline(into)

@@ -195,7 +195,9 @@ def check(p: Croc, backbone: vit.Backbone, count: int) -> None:
         what = f"processes ({distributed.world()}) times croc.accumulate ({p.accumulate})"
         raise InputError(f"params.yaml: croc.batch is {p.batch}, of {count} images; the smaller must be a multiple of {what}")
     if p.views.size % backbone.patch:
-        raise InputError(f"params.yaml: croc.views.size is {p.views.size}; it must be a multiple of backbone.patch, {backbone.patch}")
+        raise InputError(
+            f"params.yaml: croc.views.size is {p.views.size}; it must be a multiple of backbone.patch, {backbone.patch}"
+        )
 
 
 def accumulate(shared: nn.Module, batch: views.Views, temperature: float, parts: int) -> dict[str, Tensor]:

@@ -57,7 +57,9 @@ def gather(p: BackboneKmeans, model: VisionTransformer, examples: list[Example])
     model.to(images.device()).eval().requires_grad_(False)
     side = p.size // model.patch_embed.patch_size[0]  # type: ignore[index]
     masks = np.empty((len(examples), p.grid, p.grid), np.uint8)
-    tokens = np.empty((len(examples), side, side, model.embed_dim), np.float32)  # the largest thing here: 1.7 GB for VOC, ViT-S/16
+    tokens = np.empty(
+        (len(examples), side, side, model.embed_dim), np.float32
+    )  # the largest thing here: 1.7 GB for VOC, ViT-S/16
     found = sets.every(model, examples, p.size, p.precision)
     for i, (mask, grid) in enumerate(track(found, "tokens", len(examples))):
         masks[i], tokens[i] = sets.thin(mask, p.grid), grid.permute(1, 2, 0).cpu().numpy()
@@ -74,7 +76,9 @@ def reduce(tokens: np.ndarray, components: int) -> np.ndarray:
 def cluster(p: BackboneKmeans, reduced: np.ndarray, k: int, seed: int) -> np.ndarray:
     """[M, P] to the cluster of each token, [M] uint8."""
     if len(reduced) < k:
-        raise InputError(f"params.yaml: backbone_kmeans.clusters: {len(reduced)} tokens cannot make {k} clusters; give more images")
+        raise InputError(
+            f"params.yaml: backbone_kmeans.clusters: {len(reduced)} tokens cannot make {k} clusters; give more images"
+        )
     model = KMeans(k, init="random", n_init=p.starts, max_iter=p.iterations, tol=0, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different tokens than clusters: some stay empty

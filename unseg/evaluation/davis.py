@@ -36,17 +36,14 @@ def find(root: str, sequences: str) -> list[Sequence]:
         InputError: no such file or folder, fewer than three frames, or frames without a mask.
     """
     listed = Path(root) / sequences
-    if listed.is_dir():
-        names = sorted(p.name for p in listed.iterdir() if p.is_dir())
-    else:
-        names = datasets.read_list(listed)
+    names = sorted(p.name for p in listed.iterdir() if p.is_dir()) if listed.is_dir() else datasets.read_list(listed)
     if not names:
         raise InputError(f"{listed}: no sequence in it; put DAVIS there, or change videos in params.yaml")
     found = []
     for name in names:
-        if reason := examine.refuse(Path(root).resolve(), f"JPEGImages/{RESOLUTION}/{name}"):
-            if reason != "a folder":
-                raise InputError(f"{root}/JPEGImages/{RESOLUTION}/{name}: {reason}; {listed} names it")
+        reason = examine.refuse(Path(root).resolve(), f"JPEGImages/{RESOLUTION}/{name}")
+        if reason != "a folder":
+            raise InputError(f"{root}/JPEGImages/{RESOLUTION}/{name}: {reason or 'no folder'}; {listed} names it")
         frames = sorted((Path(root) / "JPEGImages" / RESOLUTION / name).glob("*.jpg"))
         masks = [Path(root) / "Annotations" / RESOLUTION / name / f"{f.stem}.png" for f in frames]
         if len(frames) < 3:
@@ -58,7 +55,13 @@ def find(root: str, sequences: str) -> list[Sequence]:
 
 
 def read_masks(sequence: Sequence) -> np.ndarray:
-    """[T, H, W] uint8: 0 background, 1.. objects, 255 void. Where the first mask knows 0 and 255 alone (DAVIS 2016), 255 is object 1."""
+    """[T, H, W] uint8: 0 background, 1.. objects, 255 void.
+
+    Where the first mask knows 0 and 255 alone, as in DAVIS 2016, 255 is object 1.
+
+    Raises:
+        InputError: a mask that cannot be read or has another size than the first, or no object in the first.
+    """
     masks = []
     for path in sequence.masks:
         try:

@@ -3,7 +3,7 @@
 Stegmueller, Lebailly et al., arXiv:2303.13245; specification croc.md, section 9. Three kinds of sets:
     voc     lists of stems, JPEGImages/, SegmentationClass/: 21 classes, background one of them.
     things  COCO's panoptic JSONs and the folders of their names beside them: 12 super-classes of things; stuff is void.
-    stuff   COCO's stuff JSONs and the folders <name>_pixelmaps/ beside them: 15 super-classes of stuff; things ("other") are void.
+    stuff   COCO's stuff JSONs and the folders <name>_pixelmaps/ beside them: 15 super-classes of stuff; things are void.
 COCO's photographs lie in the folder that ends the JSON's name: train2017/ for panoptic_train2017.json.
 
 Shapes: S pixels a side of the square that a photograph becomes, D channels of a token, h x w tokens.
