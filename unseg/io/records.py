@@ -203,7 +203,10 @@ class Labels:
         """[H, W] uint8"""
         if image not in self:
             raise InputError(f"{self.path} has no {self.member(image)}; make it again from the same data/images.json")
-        labels = np.array(Pillow.open(io.BytesIO(self._open().read(self.member(image)))))
+        try:
+            labels = np.array(Pillow.open(io.BytesIO(self._open().read(self.member(image)))))
+        except (OSError, zipfile.BadZipFile, SyntaxError, ValueError) as error:  # whatever a damaged zip or PNG raises
+            raise InputError(f"{self.path}: {self.member(image)} cannot be read ({error}); make it again") from None
         if labels.shape != image.size:
             raise InputError(f"{self.path}: {self.member(image)} is {labels.shape}, its image {image.size} (rows, columns)")
         return labels

@@ -110,9 +110,29 @@ def components(rows: Sequence[tuple[str, Record]]) -> Html:
         lines.append((name, measured(metrics, "miou"), paper, gain, drawn, measured(metrics, "pixel_accuracy")))
         before = miou
     head = ("component", "clustering mIoU", "paper, VOC", "gain", "", "pixel accuracy")
-    about = next((m for _, m in rows if "protocol" in m), {})
-    words = note(f"Measured on {about['images']} images. {sentence(about['protocol'])}") if about else ""
-    return join([table("clustering mIoU by component", head, lines), words, *dict.fromkeys(needs(m) for _, m in rows)])
+    about = next((m for _, m in rows if protocol(m, "miou")), {})
+    words = note(f"{sampled(about)} {sentence(protocol(about, 'miou'))}") if about else ""
+    more = fold("The same by every protocol", every_protocol(rows)) if about else ""
+    return join([table("clustering mIoU by component", head, lines), words, more, *dict.fromkeys(needs(m) for _, m in rows)])
+
+
+def every_protocol(rows: Sequence[tuple[str, Record]]) -> Html:
+    """Each number of each component, with what it means."""
+    known = next(m["protocols"] for _, m in rows if "protocols" in m)
+    lines = [(p["number"], *(percent(m.get(p["number"])) for _, m in rows), sentence(p["protocol"])) for p in known]
+    return table("every protocol", ("number", *(name for name, _ in rows), "protocol"), lines)
+
+
+def protocol(metrics: Record, number: str) -> str:
+    """How a number of a metrics file was measured; empty where it does not say."""
+    return next((p["protocol"] for p in metrics.get("protocols", []) if p["number"] == number), "")
+
+
+def sampled(metrics: Record) -> str:
+    """On how many images and in which runs a metrics file was measured."""
+    seeds = metrics.get("seeds", [])
+    runs = f", one run (seed {seeds[0]})" if len(seeds) == 1 else f", seeds {', '.join(map(str, seeds))}" if seeds else ""
+    return f"Measured on {metrics['images']} images{runs}."
 
 
 def legend(scheme: Scheme, classes: Sequence[str]) -> Html:
@@ -205,14 +225,16 @@ def instances(metrics: Record) -> Html:
     sources = [f"{what} {name}" for what in ("mined", "detector") for name in ("AP50", "AP", "AP75")]
     fit = metrics.get("masks", {})
     words = f"Mined masks against the object they fit best: mean IoU {percent(fit.get('mean_iou'))}, box IoU at least 0.5 in \
-{percent(fit.get('corloc'))} % of the images that have objects (CorLoc). {sentence(metrics.get('protocol', ''))}"
-    return join([table("mask AP", ("protocol", *sources), rows), note(words), note(TABLE_3)])
+{percent(fit.get('corloc'))} % of the images that have objects (CorLoc). {sampled(metrics)}"
+    how = [(p["number"], sentence(p["protocol"])) for p in metrics.get("protocols", [])]
+    meanings = fold("What the protocols are", table("protocols", ("number", "protocol"), how)) if how else ""
+    return join([table("mask AP", ("protocol", *sources), rows), note(words), meanings, note(TABLE_3)])
 
 
 def linear(metrics: Record) -> Html:
     rows = [("mIoU", measured(metrics, "miou"), LINEAR), ("pixel accuracy", measured(metrics, "pixel_accuracy"), DASH)]
-    protocol = note(sentence(metrics["protocol"])) if "protocol" in metrics else ""
-    return join([table("linear probe", ("quantity", "measured", "paper, VOC2012"), rows), protocol, needs(metrics)])
+    how = note(f"{sampled(metrics)} {sentence(protocol(metrics, 'miou'))}") if protocol(metrics, "miou") else ""
+    return join([table("linear probe", ("quantity", "measured", "paper, VOC2012"), rows), how, needs(metrics)])
 
 
 def curves(trainings: dict[str, dict[str, list[float]]], detections: Sequence[Record]) -> Html:
