@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-from unseg import params
+from unseg import alarms, params
 from unseg.backbones import croc, pretraining, views, vit
 from unseg.console import InputError
 from unseg.detection import detector
-from unseg.evaluation import linear
+from unseg.evaluation import linear, quality
 from unseg.io import datasets, demo
-from unseg.mining import affinity, clustering, crops
+from unseg.mining import affinity, choosing, clustering, crops
 from unseg.report import page
 from unseg.segmentation import labels, segmenter
 
@@ -36,6 +36,12 @@ GROUPS: dict[str, type] = {
     "predict": segmenter.Predict,
     "crf": labels.Crf,
     "linear": linear.Linear,
+    "quality": quality.Quality,
+    "choose": choosing.Choosing,
+    "alarms.masks": alarms.Masks,
+    "alarms.clusters": alarms.Clusters,
+    "alarms.labels": alarms.Labels,
+    "alarms.segmentation": alarms.Segmentation,
     "report": page.Report,
 }
 VALUES: dict[str, type] = {"seed": int, "fetch": list, "rounds": list, "refine": list, "final": str}
@@ -86,7 +92,7 @@ def refused(folder: Path, key: str, kind: type, content: Any) -> str:
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_every_group_of_every_file_is_read(file: Path) -> None:
     content = yaml.safe_load(file.read_text())
-    assert content.keys() == GROUPS.keys() | VALUES.keys()
+    assert content.keys() == {key.split(".")[0] for key in GROUPS} | VALUES.keys()
     for key, kind in GROUPS.items():
         params.group(key, kind, file)  # refuses what is missing, unknown, of another type, or out of range
     for key, value in VALUES.items():

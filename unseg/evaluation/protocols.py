@@ -20,11 +20,12 @@ CLUSTERING = {
     "miou": f"{MEAN}; all labels, background included, matched one to one to all classes on the judged pixels, for the best sum "
     "of IoU (Hungarian)",
     "miou_accuracy_matching": f"{MEAN}; matched one to one on the judged pixels, for the most right pixels (Hungarian)",
-    "miou_background_fixed": f"{MEAN}; label 0 is background, the others matched one to one on the judged pixels, for the best sum "
-    "of IoU (Hungarian)",
-    "miou_majority": f"{MEAN}; each label is the class of most of its judged pixels, many to one (for more clusters than classes)",
-    "miou_training_objects": f"{MEAN}; matched on no pixel: label 0 is background, a cluster gets its class from the objects that the "
-    "boxes of its mined masks meet best in the training images (published MaskDistill): one to one for the most objects "
+    "miou_background_fixed": f"{MEAN}; label 0 is background, the others matched one to one on the judged pixels, for the best "
+    "sum of IoU (Hungarian)",
+    "miou_majority": f"{MEAN}; each label is the class of most of its judged pixels, many to one (for more clusters than "
+    "classes)",
+    "miou_training_objects": f"{MEAN}; matched on no pixel: label 0 is background, a cluster gets its class from the objects "
+    "that the boxes of its mined masks meet best in the training images (published MaskDistill): one to one for the most objects "
     "(Hungarian), or, with more clusters than classes, the class of most of its objects",
     "pixel_accuracy": "share of the judged pixels whose class is right, matched as for miou, void left out",
 }

@@ -174,6 +174,8 @@ border:1px solid var(--soft);border-radius:.2em}
 svg text{fill:var(--soft);font:14px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 .grid{stroke:var(--rule);stroke-width:1;fill:none}
 .line{stroke:var(--accent);stroke-width:2.5;fill:none;stroke-linejoin:round}
+.s1{stroke:var(--warn);stroke-dasharray:7 4}
+.s2{stroke:var(--ink);stroke-dasharray:2 3}
 .frame{fill:none;stroke:var(--rule)}
 details{margin:.5rem 0}
 summary{cursor:pointer;font-weight:600;padding:.25rem 0}

@@ -8,11 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from unseg.report import charts
-from unseg.report.page import DASH, Html, fold, html, join, named, note, percent, picture, scroll, sentence, swatch, table
+from unseg.report import charts, unlabelled
+from unseg.report.page import (
+    DASH,
+    PERCENT,
+    Html,
+    fold,
+    html,
+    join,
+    named,
+    note,
+    percent,
+    picture,
+    scroll,
+    sentence,
+    swatch,
+    table,
+)
 from unseg.report.pictures import Scheme
-from unseg.report.quality import Fact
 from unseg.report.sheets import Card, Record, Row, Run
+from unseg.report.unlabelled import Fact
 
 UNMEASURED = "not measured here"
 TABLE_1 = (39.0, 42.0, 45.8, 48.9)  # clustering mIoU on VOC2012 val: ViT masks, + detector, + segmentation model, + CRF
@@ -20,13 +35,6 @@ LINEAR = 58.7  # linear probe's mIoU on VOC2012 val, before CRF
 TABLE_3 = (
     "The paper does not say which class setting its Table 3 has. Mask AP50 / AP / AP75 there, VOC2012: multi-object "
     "12.8 / 4.8 / 0.3 (mined masks) and 24.3 / 9.9 / 6.9 (detector); single-object 24.0 / 9.5 / 6.4 and 32.8 / 14.7 / 11.8."
-)
-TELLING = (  # of the numbers without labels
-    "images without a mined mask",
-    "area of a mined mask",
-    "balance of clusters",
-    "mined mask against detections",
-    "mined mask against final segmentation",
 )
 
 
@@ -45,16 +53,17 @@ def about(made: Run) -> Html:
     return Html(f'<p class="lead">{html(words)}</p>')
 
 
-def telling(quality: Sequence[Fact], scores: Record, metrics: dict[str, Record]) -> list[Fact]:
+def telling(quality: Record, scores: Record, metrics: dict[str, Record]) -> list[Fact]:
     """The page's first numbers: the scores, or what can be said without truth.
 
     Args:
+        quality: of results/quality.json.
         scores: metrics of the final segmentation.
         metrics: by file name; "linear.json" and "instances.json" are looked at.
     """
     found = dict(scalars(metrics["instances.json"]))
     if "miou" not in scores:
-        return [f for f in quality if f.name in TELLING and f.value != DASH]
+        return unlabelled.telling(quality)
     facts = [Fact("clustering mIoU", measured(scores, "miou"), f"final segmentation, {scores.get('images')} images")]
     if "masks.mean_iou" in found:
         facts += [Fact("fit of mined masks", percent(found["masks.mean_iou"]), "mean IoU with the object that fits best")]
@@ -78,22 +87,6 @@ def measured(metrics: Record, key: str) -> str:
 def needs(metrics: Record) -> Html:
     """The line that stands where a number would, if the truth it needs were there."""
     return Html(f'<p class="needs">{UNMEASURED}: needs {html(metrics["needs"])}</p>') if "needs" in metrics else Html()
-
-
-def missing(files: dict[str, Record]) -> Html:
-    """Which numbers are not there, by their files, and what they need."""
-    groups: dict[str, list[Html]] = {}
-    for name, content in files.items():
-        if "needs" in content:
-            groups.setdefault(str(content["needs"]), []).append(Html(f"<li><code>{html(name)}</code></li>"))
-    rows = [(need, Html(f"<ul>{join(names)}</ul>")) for need, names in groups.items()]
-    return (
-        join([Html("<h3>Not measured here</h3>"), table("not measured", ("what it needs", "numbers"), rows)]) if rows else Html()
-    )
-
-
-def facts(rows: Sequence[Fact]) -> Html:
-    return table("quality without labels", ("quantity", "value", "what it says"), rows)
 
 
 def components(rows: Sequence[tuple[str, Record]]) -> Html:
@@ -180,23 +173,38 @@ def clusters(cards: Sequence[Card], scheme: Scheme, classes: Sequence[str]) -> H
     return grid if len(cards) <= 40 else fold(f"{len(cards)} clusters", grid)
 
 
-def classes(ious: Sequence[Record], counted: Record, scores: Record, scheme: Scheme) -> Html:
-    """IoU and confusion of the classes; contents of class_iou.json, confusion.json and metrics.json of a clustering."""
+def classes(ious: Sequence[Record], counted: Record, scores: Record, scheme: Scheme, steps: dict[str, Sequence[Record]]) -> Html:
+    """IoU and confusion of the classes; contents of class_iou.json, confusion.json and metrics.json of a clustering.
+
+    Args:
+        steps: class_iou.json of each component, by its name.
+    """
     if not ious or not counted["matrix"]:
         return needs(scores)
     drawn = confusion(counted["classes"], counted["matrix"])
-    return join([class_bars(ious, scheme), fold("Confusion of classes", drawn, opened=True)])
+    lines = [
+        (named(str(row["class"])), *(percent(found[c]["iou"]) if c < len(found) else DASH for found in steps.values()))
+        for c, row in enumerate(ious)
+    ]
+    by_step = fold("IoU of each class after each component", table("IoU by component", ("class", *steps), lines), opened=True)
+    return join([class_bars(ious, counted, scheme), by_step, fold("Confusion of classes", drawn, opened=True)])
 
 
-def class_bars(rows: Sequence[Record], scheme: Scheme) -> Html:
-    """IoU of each class, as bars, and the cluster that stands for it; rows of results/clustering-*/class_iou.json."""
-    lines = []
+def class_bars(rows: Sequence[Record], counted: Record, scheme: Scheme) -> Html:
+    """IoU of each class, as bars, the cluster that stands for it, and what it is mostly taken for instead."""
+    counts, lines = np.array(counted["matrix"]), []  # [C, C + 1]
+    names = [*counted["classes"], "(no class)"]
     for c, row in enumerate(rows):
         iou, cluster = row.get("iou"), row.get("cluster")
         drawn = Html(charts.bar(iou, scheme.classes[c])) if iou is not None and c < len(scheme.classes) else "absent"
         which = "none" if cluster is None else "background" if cluster < 0 else cluster
-        lines.append((named(str(row["class"])), drawn, percent(iou), which))
-    return table("IoU of each class", ("class", "IoU", "%", "cluster"), lines)
+        there, given, right = counts[c].sum(), counts[:, c].sum(), counts[c, c]
+        wrong = np.where(np.arange(counts.shape[1]) == c, 0, counts[c])
+        taken = f"{names[wrong.argmax()]} {100 * wrong.max() / there:.0f}{PERCENT}" if wrong.any() else DASH
+        shares = (percent(right / there if there else None), percent(right / given if given else None))
+        lines.append((named(str(row["class"])), drawn, percent(iou), *shares, named(taken), which))
+    head = ("class", "IoU", "%", "recall", "precision", "mostly taken for", "cluster")
+    return table("IoU of each class", head, lines)
 
 
 def confusion(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> Html:
