@@ -184,5 +184,5 @@ code{font-size:.92em}
 @media (max-width:520px){
 header,main{padding-inline:.85rem}nav{padding-inline:.6rem}h1{font-size:1.45rem}
 .strip{grid-template-columns:repeat(2,minmax(0,1fr))}.headline{grid-template-columns:repeat(2,minmax(0,1fr))}.bar{width:6rem}
-tbody th{max-width:11rem;overflow-wrap:anywhere}}
+tbody th{min-width:6.5rem;max-width:11rem;overflow-wrap:break-word}}
 """
