@@ -4,7 +4,7 @@ from unseg import params, training
 from unseg.console import run
 from unseg.evaluation import linear, metrics, protocols
 from unseg.io import records
-from unseg.segmentation import segmenter
+from unseg.segmentation import labels, segmenter
 
 PROTOCOL = (
     "1x1 convolution on frozen features, trained on the truth of {learned} training images: {p.epochs} epochs, batch {p.batch}, "
@@ -23,17 +23,21 @@ def main(index: str, folder: str, truth: str, weights: str, out: str) -> None:
         return
     with training.Scratch("evaluate_linear", [p, seed], [index, truth, weights, folder]) as scratch:
         probed = linear.probe(p, net, len(classes), folder, learned, maps, seed, scratch)
-        counts = linear.judge(probed, folder, judged, maps, q)
+        counts, refined = linear.judge(probed, folder, judged, maps, q, params.group("crf", labels.Crf) if p.crf else None)
         ious = metrics.iou(counts)
         how = PROTOCOL.format(learned=len(learned), p=p, full=p.drop_epoch + 1)
+        numbers = {"miou": how + protocols.MEAN, "pixel_accuracy": how + "share of the right pixels"}
+        numbers |= {"miou_crf": f"as miou, after the CRF of params.yaml: {numbers['miou']}"} if refined is not None else {}
         scores = {
             "miou": metrics.rounded(metrics.mean(ious)),
             "pixel_accuracy": metrics.rounded(metrics.pixel_accuracy(counts)),
             "class_iou": {name: metrics.rounded(v) for name, v in zip(classes, ious, strict=True)},
             "images": len(judged),
             "seeds": [seed],
-            "protocols": protocols.described({"miou": how + protocols.MEAN, "pixel_accuracy": how + "share of the right pixels"}),
+            "protocols": protocols.described(numbers),
         }
+        if refined is not None:
+            scores["miou_crf"] = metrics.rounded(metrics.mean(metrics.iou(refined)))
         records.write_json(out, scores)
 
 

@@ -1,18 +1,24 @@
 """Protocols of clustering by their names: by hand, against independent libraries, and under renaming and reordering."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image as Pillow
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import jaccard_score
 from sklearn.metrics.cluster import contingency_matrix
 
-from unseg.evaluation import metrics, protocols
-from unseg.io.records import annotation, encode
+from unseg.evaluation import linear, metrics, protocols
+from unseg.io.records import Image, annotation, encode
+from unseg.segmentation import segmenter
+from unseg.segmentation.labels import Crf
 
 C, K = 4, 5  # background counted in both
 
@@ -83,3 +89,21 @@ def test_protocols_agree_with_sklearn_and_scipy_and_forget_names_and_order(
     assert {name: pytest.approx(x, nan_ok=True) for name, x in scores.items() if name != "miou_accuracy_matching"} == {
         name: x for name, x in other.items() if name != "miou_accuracy_matching"
     }
+
+
+def test_the_probe_is_judged_with_and_without_a_crf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stray pixel in a photograph of two halves is what a CRF mends."""
+    rows, half = 12, np.repeat([[0, 1]], 12, 0).repeat(6, 1)  # [12, 12] classes
+    image = Image(1, "a.png", rows, rows, "val")
+    Pillow.fromarray(np.repeat((200 * half)[..., None], 3, 2).astype(np.uint8)).save(tmp_path / "a.png")
+    probability = torch.tensor(np.where(half == np.arange(2)[:, None, None], 0.7, 0.3))  # [2, 12, 12]
+    probability[:, 6, 2] = torch.tensor([0.4, 0.6])
+    monkeypatch.setattr(segmenter, "every_probability", lambda *_: [(image, probability)])
+    net = SimpleNamespace(labels=2)
+    known = {image: half.astype(np.uint8)}
+    crf = Crf(iterations=5, smooth_xy=1, smooth_weight=3, bilateral_xy=20, bilateral_rgb=10, bilateral_weight=4)
+    counts, refined = linear.judge(net, str(tmp_path), [image], known, None, crf)  # type: ignore[arg-type]
+    assert counts.tolist() == [[71, 1], [0, 72]]
+    assert refined is not None
+    assert refined.tolist() == [[72, 0], [0, 72]]
+    assert linear.judge(net, str(tmp_path), [image], known, None, None)[1] is None  # type: ignore[arg-type]

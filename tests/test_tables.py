@@ -104,6 +104,7 @@ def test_a_sweep_is_a_table_and_a_plot(capsys: pytest.CaptureFixture[str], tmp_p
     tables.sweep("figure3", runs, tmp_path)
     rows = said(capsys)
     assert rows["40"][0] == "45.0 ± 7.1 (n = 2)"
+    assert rows["20"] == ["31.0 ± 1.4 (n = 2)", "61.0 ± 1.4 (n = 2)", "31.0 ± 1.4 (n = 2)"]
     assert rows["10"] == ["not measured here"] * 3
     text = (tmp_path / "figure3.html").read_text()
     assert "<svg" in text
@@ -125,4 +126,4 @@ def test_published_means_are_those_of_their_classes() -> None:
     for numbers in tables.S2.values():
         *classes, mean = map(float, numbers.split())
         assert len(classes) == 21
-        assert sum(classes) / 21 == pytest.approx(mean, abs=0.06)
+        assert sum(classes) / 21 == pytest.approx(mean, abs=0.1)  # the paper's 45.8 is 45.9 by its own row

@@ -26,7 +26,7 @@ TINY = {
                  "iterations": 2, "batch": 2, "lr_steps": [1]},
     "detect": {"short_side": 64, "max_detections": 3},
     "segmenter": {"width": 8, "size": 32, "epochs": 1, "batch": 4, "precision": "fp32"},
-    "linear": {"epochs": 1, "batch": 4},
+    "linear": {"epochs": 1, "batch": 4, "crf": True},
     "crf": {"iterations": 2},
     "choose": {"ks": [2], "repeats": 2},
     "report": {"pictures": 2, "exemplars": 2},

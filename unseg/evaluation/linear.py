@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from unseg import training
 from unseg.console import track
 from unseg.evaluation import metrics
-from unseg.io import images
+from unseg.io import images, photos
 from unseg.io.records import VOID, Image, Labels
 from unseg.segmentation import segmenter
+from unseg.segmentation.labels import Crf, refine
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Linear:
     lr: float
     momentum: float
     weight_decay: float
+    crf: bool  # judge also what a CRF (the `crf` group) makes of the probe's probabilities
 
 
 def probe(
@@ -73,9 +75,14 @@ def probe(
     return segmenter.Trained(net.model, classes, net.size, net.precision)
 
 
-def judge(net: segmenter.Trained, root: str, judged: list[Image], truth: Labels, q: segmenter.Predict) -> np.ndarray:
-    """The confusion [C, C] of the judged images at their own sizes."""
-    counts = np.zeros((net.labels, net.labels), np.int64)
+def judge(
+    net: segmenter.Trained, root: str, judged: list[Image], truth: Labels, q: segmenter.Predict, crf: Crf | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The confusions [C, C] of the judged images at their own sizes: as they are, and, where there is one, after the CRF."""
+    counts, refined = np.zeros((2, net.labels, net.labels), np.int64)
     for image, p in track(segmenter.every_probability(net, root, judged, q), "judge", len(judged)):
         counts += metrics.confusion(truth[image], p.argmax(0).cpu().numpy(), net.labels, net.labels)
-    return counts
+        if crf is not None:
+            labels = refine(p.float().cpu().numpy(), np.asarray(photos.read(root, image)), crf)
+            refined += metrics.confusion(truth[image], labels, net.labels, net.labels)
+    return counts, None if crf is None else refined
