@@ -401,6 +401,17 @@ def test_stage_paints_the_mined_masks_as_they_are(folder: Path) -> None:
     assert Labels(OUTS[1])[b].tolist() == [[21, 0, 1, 0], [21, 0, 1, 1]]
 
 
+def test_stage_fails_where_pseudo_labels_are_empty(folder: Path) -> None:
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    Path("params.yaml").write_text(yaml.safe_dump(content | {"alarms": {"labels": {"least": 1, "empty": 0.5}}}))
+    go()
+    detections = [d for d in json.loads(Path("detections.json").read_text()) if d["image_id"] != 1]
+    write_json("detections.json", detections)
+    with pytest.raises(InputError, match=r"labels-r0.zip: collapse: 100% of 1 pseudo-labels are all background"):
+        go()
+    assert not Labels(OUTS[0])[read_images("images.json")[0]].any()  # it is there to be looked at
+
+
 def test_stage_twice_gives_the_same_bytes(folder: Path) -> None:
     go()
     first = [Path(out).read_bytes() for out in OUTS]

@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 from safetensors.torch import save_file
 from test_clustering import blobs, clustering
 
-from stages import choose_k, evaluate_quality, mine
+from stages import choose_k, cluster, evaluate_quality, mine
 from unseg import alarms
 from unseg.backbones import vit
 from unseg.console import InputError
@@ -283,6 +283,22 @@ def test_mining_that_collapses_fails_and_leaves_its_masks(run: None) -> None:
     with pytest.raises(InputError, match=r"masks.json: collapse: a mask covers"):
         mine.main("images.json", ".", "vit.safetensors", "masks.json")
     assert len(read_json("masks.json")["annotations"]) == N
+
+
+def test_clusters_that_collapse_fail_and_are_left(run: None) -> None:
+    tokens = np.eye(4)[[0, 0, 0, 1, 0, 0]] + 0.001 * np.random.default_rng(0).normal(size=(N, 4))
+    write_arrays("tokens.npz", ids=np.arange(N), tokens=tokens.astype(np.float32))
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    content["alarms"]["clusters"] = {"least": 4, "largest": 0.75}
+    content["cluster"]["whiten"] = "none"
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    cluster.main("tokens.npz", "masks.json", "instances.json")  # of four to learn from three: at the limit
+    content["alarms"]["clusters"]["largest"] = 0.7
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    Path("instances.json").unlink()
+    with pytest.raises(InputError, match=r"instances.json: collapse: one cluster holds 75.0% of 4 masks"):
+        cluster.main("tokens.npz", "masks.json", "instances.json")
+    assert len(read_json("instances.json")["annotations"]) == N
 
 
 def test_choice_of_k_as_a_stage(run: None) -> None:
