@@ -20,6 +20,7 @@ from unseg.console import InputError
 from unseg.evaluation import quality, stability
 from unseg.io.records import Image, annotation, decode, encode, read_json, write_arrays, write_json, write_labels
 from unseg.mining import choosing
+from unseg.mining.clustering import kmeans
 from unseg.report import unlabelled
 
 # ---- pure functions
@@ -164,17 +165,47 @@ def test_where_there_are_no_clusters_many_k_are_as_good() -> None:
     assert len(advice.as_good) > 1
 
 
+def test_the_reference_has_the_mean_and_the_covariance_and_no_clusters() -> None:
+    tokens, _ = blobs((400, 400, 400))
+    noise = choosing.reference(tokens, np.random.default_rng(0))
+    assert noise.shape == tokens.shape
+    assert np.allclose(noise.mean(0), tokens.mean(0), atol=0.06)
+    assert np.allclose(np.cov(noise.T), np.cov(tokens.T), atol=0.03)
+    labels = clustering_of(noise)
+    assert (
+        quality.silhouette(noise, labels, "none", 500, 0)
+        < 0.6
+        < quality.silhouette(tokens, clustering_of(tokens), "none", 500, 0)
+    )
+
+
+def clustering_of(tokens: np.ndarray) -> np.ndarray:
+    return kmeans(tokens, tokens, clustering(whiten="none"), 0)
+
+
+def test_few_clusters_are_not_preferred_for_being_few() -> None:
+    """Six blobs of which three each are near each other: two are stable and far apart, and noise of that shape is too."""
+    rng = np.random.default_rng(0)
+    centres = np.eye(12)[:6] * 0.5 + np.repeat(np.eye(12)[[10, 11]], 3, 0)
+    tokens = (np.repeat(centres, 50, 0) + rng.normal(0, 0.04, (300, 12))).astype(np.float32)
+    p = clustering(whiten="none")
+    tried = choosing.sweep(tokens, p, choosing_of(2, 3, 4, 6, 8), 0)
+    assert tried.stability[0].min() == pytest.approx(1)
+    assert choosing.advise(tried).best == 6
+
+
 def test_advice_by_hand() -> None:
     silhouette = np.ones((3, 4))
     stability_ = np.array([[0.25] * 4, [0.81, 0.81, 0.81, 0.49], [0.81, 0.64, 0.64, 0.81]])
-    tried = choosing.Tried([4, 6, 8], stability_, silhouette)
+    tried = choosing.Tried([4, 6, 8], stability_ + 0.1, silhouette, 0 * silhouette + 0.1, 0 * silhouette)
     assert np.allclose(tried.score[1], [0.9, 0.9, 0.9, 0.7])
     advice = choosing.advise(tried)  # means 0.5, 0.85, 0.85: the smaller of equals; 8 cannot be told from it
     assert (advice.best, advice.as_good) == (6, [6, 8])
     assert advice.wins == pytest.approx([0, 2.5 / 4, 1.5 / 4])
-    once = choosing.Tried([4, 6], np.array([[0.2], [0.9]]), np.ones((2, 1)))
+    once = choosing.Tried([4, 6], np.array([[0.2], [0.9]]), np.ones((2, 1)), *np.zeros((2, 2, 1)))
     assert choosing.advise(once).as_good == [4, 6]  # of one repeat nothing is known
-    assert choosing.Tried([2], np.array([[-0.5]]), np.array([[-0.1]])).score.tolist() == [[0]]
+    worse = choosing.Tried([2], np.array([[0.4]]), np.array([[0.9]]), np.array([[0.5]]), np.array([[0.1]]))
+    assert worse.score.tolist() == [[0]]  # less stable than noise
 
 
 @pytest.mark.parametrize("ks", [[3, 2], [2, 2], [1, 2]])
@@ -189,7 +220,7 @@ N, SIDE = 6, 32
 PARAMS: dict[str, Any] = {
     "seed": 0,
     "backbone": {"weights": "vit.safetensors", "patch": 8, "width": 16, "depth": 1, "heads": 2},
-    "mine": {"resize": 32, "keep": 0.4, "center": True, "component": True, "precision": "fp32"},
+    "mine": {"resize": 32, "keep": 0.4, "rank": "logits", "center": True, "component": True, "precision": "fp32"},
     "cluster": asdict(clustering(k=2)),
     "quality": {"images": 4, "seeds": 2, "objects": 10},
     "choose": {"ks": [2], "repeats": 2, "objects": 100, "starts": 1},

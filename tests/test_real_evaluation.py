@@ -17,7 +17,7 @@ PARAMS: dict[str, Any] = {
     "seed": 0,
     "backbone": SHAPE,
     "embedder": SHAPE,
-    "mine": {"resize": 128, "keep": 0.4, "center": True, "component": True, "precision": "fp32"},
+    "mine": {"resize": 128, "keep": 0.4, "rank": "logits", "center": True, "component": True, "precision": "fp32"},
     "embed": {"region": "masked", "resize": 32, "longest": 64},
     "cluster": {"k": 2, "whiten": "std", "algorithm": "full", "starts": 2, "iterations": 20, "support": None},
     "aggregate": {"threshold": 0.5, "overlap": "keep_higher", "shape": "mask", "uncertain": "background"},

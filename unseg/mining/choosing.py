@@ -2,7 +2,9 @@
 
 Stability is Lange et al.'s (Neural Computation 16, 2004) in the form of Ben-Hur et al. (2002): K-means of two random halves of
 the objects must put all objects into like clusters, by the adjusted Rand index (0: no more than chance; 1: alike). Silhouette:
-Rousseeuw 1987. Stability alone favours few clusters, silhouette alone tight fragments; the score is their geometric mean.
+Rousseeuw 1987. Both favour few clusters even where there are none, so what counts is how much more they are than on a reference
+without clusters: normal noise of the same mean and covariance (after Tibshirani et al.'s gap statistic, 2001). The score is the
+geometric mean of the two gains.
 
 Shapes: M objects, D channels, R repeats, T values of K.
 """
@@ -38,16 +40,19 @@ class Choosing:
 
 
 class Tried(NamedTuple):
-    """T values of K in R repeats."""
+    """T values of K in R repeats, on the objects and on the reference."""
 
     ks: list[int]
     stability: np.ndarray  # [T, R], at most 1
     silhouette: np.ndarray  # [T, R], -1..1
+    chance_stability: np.ndarray  # [T, R]
+    chance_silhouette: np.ndarray  # [T, R]
 
     @property
     def score(self) -> np.ndarray:
-        """[T, R], 0..1"""
-        return np.asarray(np.sqrt(self.stability.clip(0) * self.silhouette.clip(0)))
+        """[T, R], at least 0"""
+        gains = self.stability - self.chance_stability, self.silhouette - self.chance_silhouette
+        return np.asarray(np.sqrt(gains[0].clip(0) * gains[1].clip(0)))
 
 
 class Advice(NamedTuple):
@@ -59,21 +64,45 @@ class Advice(NamedTuple):
 def sweep(tokens: np.ndarray, p: Clustering, q: Choosing, seed: int) -> Tried:
     """Try each K on tokens [M, D]; those for which a half has too few different rows are left out.
 
-    Each repeat has the same halves for all K, so that their scores can be compared in pairs.
+    Each repeat has the same halves, and its own reference, for all K, so that their scores can be compared in pairs.
     """
     chosen = tokens[np.sort(np.random.default_rng(seed).permutation(len(tokens))[: q.objects])]
-    apart = pairwise_distances(normalise(chosen, chosen, p.whiten)) if len(chosen) else np.zeros((0, 0))  # [M, M]
-    np.fill_diagonal(apart, 0)  # silhouette_score insists on it, and rounding leaves a little
     halves = [np.array_split(np.random.default_rng([seed, r]).permutation(len(chosen)), 2) for r in range(q.repeats)]
     fewest = min((len(np.unique(chosen[half], axis=0)) for pair in halves for half in pair), default=0)
     ks = [k for k in q.ks if k <= fewest]
-    stability, silhouette = np.zeros((2, len(ks), q.repeats))
-    for (t, k), r in track([(x, r) for x in enumerate(ks) for r in range(q.repeats)], "try K"):
-        own = replace(p, k=k, starts=q.starts, support=None)
-        one, two = (kmeans(chosen, chosen[half], own, seed + r) for half in halves[r])
-        stability[t, r] = adjusted_rand_score(one, two)
-        silhouette[t, r] = silhouette_score(apart, one, metric="precomputed") if len(np.unique(one)) > 1 else 0
-    return Tried(ks, stability, silhouette)
+    found = np.zeros((4, len(ks), q.repeats))
+    own = replace(p, starts=q.starts, support=None)
+    if not ks:
+        return Tried(ks, *found)
+    apart = distances(chosen, p.whiten)
+    for r in track(range(q.repeats), "try K"):
+        noise = reference(chosen, np.random.default_rng([seed, r, 1]))
+        aside = distances(noise, p.whiten)
+        for t, k in enumerate(ks):
+            found[:2, t, r] = judge(chosen, halves[r], apart, replace(own, k=k), seed + r)
+            found[2:, t, r] = judge(noise, halves[r], aside, replace(own, k=k), seed + r)
+    return Tried(ks, *found)
+
+
+def judge(tokens: np.ndarray, halves: Sequence[np.ndarray], apart: np.ndarray, p: Clustering, seed: int) -> tuple[float, float]:
+    """Stability and silhouette of tokens [M, D] in p.k clusters of each half (indices); apart: their distances [M, M]."""
+    one, two = (kmeans(tokens, tokens[half], p, seed) for half in halves)
+    several = 1 < len(np.unique(one)) < len(tokens)
+    return adjusted_rand_score(one, two), silhouette_score(apart, one, metric="precomputed") if several else 0.0
+
+
+def distances(tokens: np.ndarray, whiten: str) -> np.ndarray:
+    """Between tokens as K-means sees them, [M, M]."""
+    apart = pairwise_distances(normalise(tokens, tokens, whiten))
+    np.fill_diagonal(apart, 0)  # silhouette_score insists on it, and rounding leaves a little
+    return np.asarray(apart)
+
+
+def reference(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Normal noise [M, D] of the mean and the covariance of tokens [M, D]: what they would be without clusters."""
+    mean = tokens.mean(0, dtype=np.float64)
+    _, scale, axes = np.linalg.svd(tokens - mean, full_matrices=False)
+    return np.asarray(mean + rng.normal(size=(len(tokens), len(scale))) * (scale / np.sqrt(len(tokens))) @ axes)
 
 
 def advise(tried: Tried) -> Advice:
@@ -90,7 +119,7 @@ def advise(tried: Tried) -> Advice:
 
 def rows(tried: Tried, wins: Sequence[float]) -> list[dict[str, float]]:
     """For a file: a record a K, means and standard deviations over the repeats."""
-    kinds = {"stability": tried.stability, "silhouette": tried.silhouette, "score": tried.score}
+    kinds = {name: getattr(tried, name) for name in ("stability", "silhouette", "chance_stability", "chance_silhouette", "score")}
     return [
         {"k": k, "wins": round(wins[t], 6)}
         | {name: round(float(x[t].mean()), 6) for name, x in kinds.items()}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from unseg.report import charts
-from unseg.report.page import DASH, PERCENT, Html, html, join, note, sentence, table
+from unseg.report.page import DASH, PERCENT, Html, html, join, note, table
 
 Record = dict[str, Any]
 
@@ -93,15 +93,20 @@ def choice(chosen: Record, k: int) -> Html:
         f"{unsure} This run has cluster.k {k}; the choice is yours: more clusters than classes are often of use."
     )
     ks = [float(row["k"]) for row in tried]
-    series = {
-        name: ([row[name] for row in tried], [row[f"{name}_std"] for row in tried])
-        for name in ("stability", "silhouette", "score")
-    }
+    names = ("stability", "silhouette", "score")
+    series = {name: ([row[name] for row in tried], [row[f"{name}_std"] for row in tried]) for name in names}
     drawn = Html(f"<figure>{charts.lines(ks, series, 'K, number of clusters')}</figure>")
-    head = ("K", "stability", "silhouette", "score", "best in")
-    cells = [(row["k"], *(f"{row[name]:.3f} ± {row[f'{name}_std']:.3f}" for name in series), share(row["wins"])) for row in tried]
-    how = sentence(
-        "Stability: adjusted Rand index of the clusters that two random halves of the objects give; silhouette: how far clusters "
-        f"are apart; score: their geometric mean. Mean ± standard deviation over the repeats, of {chosen['objects']} masks"
+
+    def told(row: Record, name: str) -> str:
+        return f"{row[name]:.3f} ± {row[f'{name}_std']:.3f}"
+
+    columns = ("stability", "chance_stability", "silhouette", "chance_silhouette", "score")
+    cells = [(row["k"], *(told(row, name) for name in columns), share(row["wins"])) for row in tried]
+    head = ("K", "stability", "by chance", "silhouette", "by chance", "score", "best in")
+    how = (
+        "Stability: adjusted Rand index of the clusters that two random halves of the objects give. Silhouette: how far clusters "
+        "are apart. By chance: the same of normal noise with the objects' mean and covariance, which has no clusters. Score: "
+        "geometric mean of how much both are above chance. Mean ± standard deviation over the repeats, of "
+        f"{chosen['objects']} masks."
     )
     return join([Html(f"<p>{html(words)}</p>"), drawn, table("choice of K", head, cells), note(how)])
