@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image as Pillow
 from safetensors.torch import save_file
@@ -244,6 +245,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         index.append({"id": i, "file_name": f"{i}.png", "height": SIDE, "width": SIDE, "split": "val" if i > 3 else "train"})
     write_json("images.json", {"images": index})
     backbone = vit.Backbone(**PARAMS["backbone"])
+    torch.manual_seed(0)
     save_file(vit.build(backbone, 32).state_dict(), "vit.safetensors")
     mine.main("images.json", ".", "vit.safetensors", "masks.json")
     mined = read_json("masks.json")
@@ -270,8 +272,8 @@ def test_the_stage_writes_what_the_report_shows(run: None) -> None:
     assert numbers["clusters_used"] == 2
     for pair in ("masks_detector", "masks_final", "detector_final"):
         assert (numbers[f"foreground_{pair}"], numbers[f"cluster_{pair}"]) == (1, 1)
-    assert 0 < numbers["mask_flip"] < 1
-    assert 0 < numbers["mask_crop"] <= 1
+    assert 0 <= numbers["mask_flip"] < 1
+    assert 0 <= numbers["mask_crop"] < 1
     first = Path("quality.json").read_bytes()
     go()
     assert Path("quality.json").read_bytes() == first
@@ -348,6 +350,9 @@ def test_choice_of_k_as_a_stage(run: None) -> None:
         [2, 3, 4],
     )  # not of held-out ones
     assert "K 3 fits best" in unlabelled.choice(chosen, 8)
+    assert "above chance: there may" not in unlabelled.choice(chosen, 8)
+    faint = {**chosen, "tried": [{**row, "score": 0.05} for row in chosen["tried"]]}
+    assert "above chance: there may" in unlabelled.choice(faint, 8)
     content["choose"]["ks"] = []
     Path("params.yaml").write_text(yaml.safe_dump(content))
     choose_k.main("images.json", "tokens.npz", "masks.json", "k.json")

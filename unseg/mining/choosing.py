@@ -50,9 +50,10 @@ class Tried(NamedTuple):
 
     @property
     def score(self) -> np.ndarray:
-        """[T, R], at least 0"""
-        gains = self.stability - self.chance_stability, self.silhouette - self.chance_silhouette
-        return np.asarray(np.sqrt(gains[0].clip(0) * gains[1].clip(0)))
+        """[T, R], at least 0; what chance gives is the mean over the repeats."""
+        chance = (x.mean(1, keepdims=True) for x in (self.chance_stability, self.chance_silhouette))  # [T, 1] each
+        steadier, apart = (own - by for own, by in zip((self.stability, self.silhouette), chance, strict=True))
+        return np.asarray(np.sqrt(steadier.clip(0) * apart.clip(0)))
 
 
 class Advice(NamedTuple):
@@ -64,7 +65,7 @@ class Advice(NamedTuple):
 def sweep(tokens: np.ndarray, p: Clustering, q: Choosing, seed: int) -> Tried:
     """Try each K on tokens [M, D]; those for which a half has too few different rows are left out.
 
-    Each repeat has the same halves, and its own reference, for all K, so that their scores can be compared in pairs.
+    Each repeat has the same halves for all K, so that their scores can be compared in pairs, and a reference of its own.
     """
     chosen = tokens[np.sort(np.random.default_rng(seed).permutation(len(tokens))[: q.objects])]
     halves = [np.array_split(np.random.default_rng([seed, r]).permutation(len(chosen)), 2) for r in range(q.repeats)]

@@ -44,6 +44,7 @@ QUALITY = (  # key in results/quality.json, name, meaning; shares and indices of
     ("label_void", "pixels left out of training", "mean share of an image whose pseudo-label is void"),
     ("label_kept", "pseudo-label against final segmentation", "mean IoU of foregrounds, over images that have both"),
 )
+FAINT = 0.1  # of choose_k's score: below it K-means finds hardly more than in noise
 TELLING = ("mask_missing", "mask_area", "mask_flip", "cluster_balance", "cluster_stability", "foreground_masks_final")
 
 
@@ -86,11 +87,13 @@ def choice(chosen: Record, k: int) -> Html:
         return note(f"Not tried: {chosen['needs']}.")
     tried = chosen["tried"]
     close = ", ".join(str(n) for n in chosen["as_good"] if n != chosen["best"])
+    best = max(row["score"] for row in tried)
+    doubt = "But none is far above chance: there may be no clusters. " if best < FAINT else ""
     unsure = f"It cannot be told from {close} (within two standard errors)." if close else "No other K tried comes near it."
     wins = next(row["wins"] for row in tried if row["k"] == chosen["best"])
     words = (
         f"K {chosen['best']} fits best: it has the highest score in {100 * wins:.0f}{PERCENT} of {chosen['repeats']} repeats. "
-        f"{unsure} This run has cluster.k {k}; the choice is yours: more clusters than classes are often of use."
+        f"{unsure} {doubt}This run has cluster.k {k}; the choice is yours: more clusters than classes are often of use."
     )
     ks = [float(row["k"]) for row in tried]
     names = ("stability", "silhouette", "score")
