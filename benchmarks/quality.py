@@ -7,7 +7,7 @@ Runs in a finished run's folder, on its params.yaml. Two sweeps over few images,
 mining: for each backbone, `mine.keep`, `mine.center` and `mine.resize` vary; true score: mean IoU of the mask with the object
 it fits best (with label maps alone, with the region of a class). Label-free: stability under mirroring and cropping, and how
 far area and border are from those of a plausible object (larger is better for all).
-clusters: `cluster.k`, `cluster.whiten` and the seed vary on data/cls_tokens.npz; true score: normalised mutual information of
+clusters: `cluster.k`, `cluster.whiten` and the seed vary on data/cls_tokens.npz; true score: adjusted mutual information of
 clusters and the classes of the objects under the masks. Label-free: silhouette, stability of halves, balance, choose_k's score.
 Prints Spearman's rho with its bootstrap interval of 90 %, and every point of each sweep.
 """
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from sklearn.metrics import normalized_mutual_info_score
+from sklearn.metrics import adjusted_mutual_info_score
 
 from unseg import params
 from unseg.backbones import vit
@@ -111,7 +111,7 @@ def clusters(options: argparse.Namespace, truths: dict[int, Any]) -> Iterator[di
             labels = clustering.kmeans(tokens, tokens, replace(p, k=k, whiten=whiten, starts=2, support=None), seed)
             yield {
                 "run": f"K {k} whiten {whiten} seed {seed}",
-                "true": float(normalized_mutual_info_score(true, labels)),
+                "true": float(adjusted_mutual_info_score(true, labels)),
                 "silhouette": float(tried.silhouette[t].mean()),
                 "stability of halves": float(tried.stability[t].mean()),
                 "score of choose_k": float(tried.score[t].mean()),

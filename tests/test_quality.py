@@ -71,18 +71,35 @@ def test_clusters_that_are_there_are_found_again_and_others_not() -> None:
 
 def test_a_view_is_compared_where_it_shows_the_same() -> None:
     image, mask = Image(1, "a.png", 8, 8, "train"), np.zeros((8, 8), bool)
-    mask[2:6, 1:4] = True  # 12 pixels, 8 of them in the middle: rows and columns 1 to 6
+    mask[2:6, 1:4] = True  # rows and columns 1 to 6 are the middle
     flipped, cropped = (stability.View(image, mask, f) for f in (True, False))
     assert flipped.size == (8, 8)
     assert cropped.size == (6, 6)
-    assert flipped.agreement(mask[:, ::-1]) == 1
-    assert flipped.agreement(mask) == 0  # columns 1 to 3 against 4 to 6
-    assert cropped.agreement(mask[1:7, 1:7]) == 1
-    assert cropped.agreement(np.ones((6, 6), bool)) == pytest.approx(12 / 36)
+    one, two = flipped.pair(mask[:, ::-1]) or ()
+    assert (one == two).all()
+    one, two = cropped.pair(mask[1:7, 1:7]) or ()
+    assert (one == two).all()
     corner = np.zeros((8, 8), bool)
     corner[:2, :2] = True
-    assert math.isnan(stability.View(image, corner, False).agreement(np.ones((6, 6), bool)))
+    assert stability.View(image, corner, False).pair(np.ones((6, 6), bool)) is None
     assert stability.window((1, 1)) == (slice(0, 1), slice(0, 1))
+
+
+def test_stability_is_what_exceeds_chance() -> None:
+    left, right, whole = np.zeros((4, 8), bool), np.zeros((8, 4), bool), np.ones((5, 5), bool)
+    left[:, :4], right[:, 2:] = True, True
+    assert stability.above_chance([(left, left), (right, right)]) == 1
+    assert stability.above_chance([(left, right.T[:, ::1]), (right, right)]) < 1
+    assert stability.above_chance([(whole, whole)] * 3) == 0  # stable, and of no use
+    # IoUs: left with whole 1/2 and with itself 1, whole with left 1/2: own (1/2 + 1/2) / 2, other (1 + 1) / 2
+    assert stability.above_chance([(left, whole), (whole, left)]) == 0
+    # own 1/2 and 1/2; other: left with left's other half 0, whole with whole 1
+    half = ~left
+    assert stability.above_chance([(left, whole), (whole, half)]) == pytest.approx((0.5 - 0.5) / 0.5)
+    assert stability.above_chance([(left, left), (half, left)]) == pytest.approx((0.5 - 0.5) / 0.5)
+    assert stability.above_chance([(left, left), (half, half), (half, half)]) == pytest.approx((1 - 1 / 3) / (1 - 1 / 3))
+    assert stability.above_chance([(left, left), (half, whole)]) == pytest.approx((0.75 - 0.25) / 0.75)
+    assert math.isnan(stability.above_chance([(left, left)]))
 
 
 def test_a_view_shows_what_it_says(tmp_path: Path) -> None:
@@ -272,8 +289,8 @@ def test_the_stage_writes_what_the_report_shows(run: None) -> None:
     assert numbers["clusters_used"] == 2
     for pair in ("masks_detector", "masks_final", "detector_final"):
         assert (numbers[f"foreground_{pair}"], numbers[f"cluster_{pair}"]) == (1, 1)
-    assert 0 <= numbers["mask_flip"] < 1
-    assert 0 <= numbers["mask_crop"] < 1
+    assert -1 < numbers["mask_flip"] < 1
+    assert -1 < numbers["mask_crop"] < 1
     first = Path("quality.json").read_bytes()
     go()
     assert Path("quality.json").read_bytes() == first

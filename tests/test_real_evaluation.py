@@ -73,7 +73,7 @@ def test_voc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate_quality.main("images.json", photos, "vit.safetensors", *files)
     numbers = read_json("quality.json")
     assert numbers["foreground_detector_final"] == 1
-    assert all(0 <= numbers[key] <= 1 for key in ("mask_flip", "mask_crop", "mask_area", "mask_border", "cluster_stability"))
+    assert all(-1 <= numbers[key] <= 1 for key in ("mask_flip", "mask_crop", "mask_area", "mask_border", "cluster_stability"))
     choose_k.main("images.json", "tokens.npz", "masks.json", "k.json")
     assert [row["k"] for row in read_json("k.json")["tried"]] == [2]  # five masks: a half has two
 
