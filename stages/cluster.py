@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from unseg import params
+from unseg import alarms, params
 from unseg.console import InputError, run
 from unseg.io import records
 from unseg.mining import clustering
@@ -10,6 +10,7 @@ from unseg.mining import clustering
 
 def main(tokens: str, masks: str, out: str) -> None:
     p, seed = params.group("cluster", clustering.Clustering), params.value("seed", int)
+    alarm = params.group("alarms.clusters", alarms.Clusters)
     stored, coco = np.load(tokens), records.read_json(masks)
     learned = {i["id"] for i in coco["images"] if i["split"] != "val"}
     order = {int(a["id"]): a["image_id"] in learned for a in coco["annotations"]}
@@ -25,7 +26,9 @@ def main(tokens: str, masks: str, out: str) -> None:
     annotations = [{**a, "category_id": label_of[a["id"]]} for a in coco["annotations"]]
     categories = [{"id": k, "name": f"cluster {k}"} for k in range(p.k)]
     records.write_json(out, {"images": coco["images"], "annotations": annotations, "categories": categories})
-    print("objects a cluster:", *np.bincount(labels[chosen], minlength=p.k).tolist())
+    counts = np.bincount(labels[chosen], minlength=p.k)
+    print("objects a cluster:", *counts.tolist())
+    alarm.look(out, counts)
 
 
 if __name__ == "__main__":

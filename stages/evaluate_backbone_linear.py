@@ -16,7 +16,8 @@ PROTOCOL = (
 def main(weights: str, kind: str, root: str, train: str, val: str, share: str, name: str, out: str) -> None:
     p, seed = params.group("backbone_linear", BackboneLinear), params.value("seed", int)
     fresh = vit.Backbone(weights, **{key: params.value(f"backbone.{key}", int) for key in ("patch", "width", "depth", "heads")})
-    data = sets.Set(kind, root, *(path.removeprefix(f"{root}/") for path in (train, val)), share=float(share))
+    below = [path.removeprefix(f"{root}/") for path in (train, val)]
+    data = sets.Set(kind, root, below[0], below[1], float(share))
     shape = vit.shape_of(weights, fresh)
     sets.check_size("backbone_linear", p.size, shape.patch, weights)
     model, (classes, learned), (_, judged) = vit.load(shape), sets.read(data, data.train), sets.read(data, data.val)

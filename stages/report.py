@@ -10,7 +10,7 @@ from pathlib import Path
 from unseg import params
 from unseg.console import InputError, run
 from unseg.io.records import Labels, by_image, class_names, read_images, read_json, to_judge, to_learn, whole
-from unseg.report import backbones, page, pictures, quality, sections, sheets
+from unseg.report import backbones, page, pictures, sections, sheets, unlabelled
 from unseg.report.page import Section
 
 
@@ -33,10 +33,14 @@ def main(
     names = ("ViT masks", "+ detector", f"+ segmentation model ({first})", f"+ CRF round ({final})")
     metrics = {name: read_json(found / name) for name in (*steps, "linear.json", "instances.json")}
     scores = metrics[steps[-1]]
-    confusion, ious = (read_json(found / f"clustering-{final}" / name) for name in ("confusion.json", "class_iou.json"))
+    single, confusion, ious = (
+        read_json(found / f"clustering-{final}/{name}.json") for name in ("image_iou", "confusion", "class_iou")
+    )
+    by_step = {name: read_json(found / step.replace("metrics", "class_iou")) for name, step in zip(names, steps, strict=False)}
     trainings = {"Detector": read_tsv(found / "detector.tsv")}
     trainings[f"Segmenter {final}"] = read_tsv(found / f"segmenter-{final}.tsv")
-    precision, compared = read_json(found / "precision_recall.json"), backbones.read(found / "backbones")
+    precision, numbers, chosen = (read_json(found / f"{name}.json") for name in ("precision_recall", "quality", "choose_k"))
+    compared = backbones.read(found / "backbones")
 
     classes, matched = class_names(truth), {row["cluster"]: c for c, row in enumerate(ious) if row["cluster"] is not None}
     scheme = pictures.scheme(1 + max((c["id"] for c in clustered["categories"]), default=-1), classes, matched)
@@ -56,24 +60,27 @@ def main(
         scheme=scheme,
     )
     judged, learned = sheets.contacts(made, report.pictures)
+    failures = sheets.failures(made, single, report.pictures)
     cards = sheets.cluster_cards(made, report.exemplars)
     sheets.write_sheets(Path(folder), judged, learned, cards)
 
-    numbers = quality.label_free(made)
-    without = Section("quality", "Quality without labels", page.join([sections.facts(numbers), sections.missing(metrics)]))
+    body = page.join([unlabelled.facts(unlabelled.quality(numbers)), unlabelled.missing(metrics)])
+    without = Section("quality", "Quality without labels", body)
     table = sections.components([(name, metrics[step]) for name, step in zip(names, steps, strict=False)])
     scored = Section("components", "Components", table)
     parts = [
         *((scored, without) if "miou" in scores else (without, scored)),
         Section("judged", "Judged images", page.join([sections.legend(scheme, classes), sections.contact(judged)])),
         *([Section("learned", "Training images", sections.contact(learned))] if learned else []),
+        *([Section("failures", "Failure cases", sections.contact(failures))] if failures else []),
         Section("clusters", "Clusters", sections.clusters(cards, scheme, classes)),
-        Section("classes", "Classes", sections.classes(ious, confusion, scores, scheme)),
+        Section("choice", "Choice of K", unlabelled.choice(chosen, len(scheme.clusters))),
+        Section("classes", "Classes", sections.classes(ious, confusion, scores, scheme, by_step)),
         Section("instances", "Instances", sections.instances(metrics["instances.json"])),
         Section("linear", "Linear probe", sections.linear(metrics["linear.json"])),
         *([Section("backbones", "Backbones", backbones.section(compared))] if compared else []),
         Section("curves", "Curves", sections.curves(trainings, precision)),
-        Section("numbers", "All numbers", sections.everything(metrics)),
+        Section("numbers", "All numbers", sections.everything(metrics | {"quality.json": numbers})),
     ]
     lead = page.join([sections.about(made), sections.headline(sections.telling(numbers, scores, metrics))])
     with whole(output) as part:

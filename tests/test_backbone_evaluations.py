@@ -24,7 +24,7 @@ from unseg.evaluation import backbone_kmeans, backbone_linear, backbone_video, d
 from unseg.evaluation.backbone_kmeans import BackboneKmeans
 from unseg.evaluation.backbone_linear import BackboneLinear, Crops
 from unseg.evaluation.backbone_video import BackboneVideo
-from unseg.evaluation.probe import Linear
+from unseg.evaluation.probe import Schedule
 
 SHAPE = vit.Backbone(vit.FRESH, patch=8, width=32, depth=2, heads=2)
 VOID = 255
@@ -32,7 +32,7 @@ RED, GREEN = (220, 40, 30), (30, 180, 60)
 
 
 def linear(**changed: Any) -> BackboneLinear:
-    head = Linear(epochs=30, drop_epoch=25, batch=4, lr=1.0, momentum=0.9, weight_decay=0.0)
+    head = Schedule(epochs=30, drop_epoch=25, batch=4, lr=1.0, momentum=0.9, weight_decay=0.0)
     values = {"size": 32, "smallest": 0.8, "grid": 16, "precision": "fp32", "head": head} | changed
     return BackboneLinear(**values)  # type: ignore[arg-type]
 

@@ -54,7 +54,7 @@ def write_guess(**changes: np.ndarray) -> None:
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    Path("params.yaml").write_text("cluster:\n  k: 3\n")
+    Path("params.yaml").write_text("seed: 5\ncluster:\n  k: 3\n")
     write_json("images.json", {"images": INDEX})
     write_truth("truth.zip", CLASSES, TRUTH, [object_at(0, 0, 1), object_at(0, 1, 1), object_at(4, 1, 2), object_at(0, 2, 2)])
     write_guess()
@@ -68,7 +68,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def clustering() -> tuple[Any, Any, Any]:
-    evaluate_clustering.main("images.json", "truth.zip", "guess.zip", "results/clustering-x")
+    evaluate_clustering.main("images.json", "truth.zip", "instances.json", "guess.zip", "results/clustering-x")
     names = ("metrics.json", "confusion.json", "class_iou.json")
     return tuple(json.loads(Path("results/clustering-x", name).read_text()) for name in names)
 
@@ -86,15 +86,17 @@ def instances() -> tuple[Any, Any]:
 def test_clustering_by_hand() -> None:
     scores, confusion, ious = clustering()
     want = [12 / 20, 1, 8 / 14]  # background 12 of 16 + 4, cat 12 of 12, dog 8 of 14 + 0
-    assert scores.pop("protocol").startswith("all labels, background included, matched one to one")
+    assert {p["number"] for p in scores.pop("protocols")} == {name for name in scores if name[:4] in ("miou", "pixe")}
     assert scores == {
         "images": 2,
+        "seeds": [5],
         "clusters": 3,
         "classes": 3,
         "miou": round(sum(want) / 3, 6),
         "miou_accuracy_matching": round(sum(want) / 3, 6),
         "miou_background_fixed": round(sum(want) / 3, 6),
         "miou_majority": round((16 / 22 + 1 + 8 / 14) / 3, 6),  # label 3 joins the background
+        "miou_training_objects": round((0.6 + 0 + 0) / 3, 6),  # cluster 0 lies on the training image's cat; the others on none
         "pixel_accuracy": round(32 / 42, 6),
     }
     assert confusion == {"classes": CLASSES, "matrix": [[12, 0, 0, 4], [0, 12, 0, 0], [4, 0, 8, 2]]}
@@ -103,6 +105,32 @@ def test_clustering_by_hand() -> None:
         {"class": "cat", "iou": 1.0, "cluster": 1},
         {"class": "dog", "iou": round(8 / 14, 6), "cluster": 0},
     ]
+
+
+def test_each_image_has_its_own_iou() -> None:
+    clustering()
+    ious = json.loads(Path("results/clustering-x/image_iou.json").read_text())
+    b = [12 / 16, 1]  # background, cat: the only classes there
+    c = [1, 8 / 14]  # of the 18 pixels that are not void: cat 4, dog 8 of 14
+    assert ious == [{"file_name": "sub/b.jpg", "iou": sum(b) / 2}, {"file_name": "c.jpg", "iou": round(sum(c) / 2, 6)}]
+
+
+def test_published_matching_goes_by_the_objects_of_the_training_images() -> None:
+    """Clusters 1 and 0 lie on the training images' cats and dogs: the other way round than in the judged images."""
+    objects = [object_at(0, 0, 1), object_at(4, 0, 2), object_at(0, 1, 1)]
+    write_truth("truth.zip", CLASSES, TRUTH, objects)
+    mined = [object_at(0, 0, 0), object_at(1, 0, 0), object_at(4, 0, 1)]  # two masks of cluster 0 on the cat
+    write_json("instances.json", {"images": INDEX, "annotations": mined, "categories": []})
+    scores, _, _ = clustering()
+    assert scores["miou_training_objects"] == round((0.6 + 0 + 0) / 3, 6)
+    swapped = [{**m, "category_id": 1 - m["category_id"]} for m in mined]
+    write_json("instances.json", {"images": INDEX, "annotations": swapped, "categories": []})
+    assert clustering()[0]["miou_training_objects"] == round((0.6 + 1 + 8 / 14) / 3, 6)  # as by the judged pixels
+    write_truth("truth.zip", CLASSES, TRUTH, None)
+    assert clustering()[0]["miou_training_objects"] is None  # no object, no such number
+    write_json("instances.json", {"images": INDEX, "annotations": [object_at(0, 0, 3)], "categories": []})
+    with pytest.raises(InputError, match=r"instances.json: train_a.jpg has cluster 3; it must be from 0 to 2"):
+        clustering()
 
 
 def test_background_can_be_matched_freely_or_fixed() -> None:
@@ -148,6 +176,9 @@ def test_clustering_errors() -> None:
         clustering()
     write_guess(c=np.full((4, 6), 4))
     with pytest.raises(InputError, match=r"c.jpg: the prediction has label 4; it may have 0 to 3, .* in guess.zip.*cluster.k"):
+        clustering()
+    write_zip("guess.zip", [(f"{name}.png", b"no PNG") for name in GUESS])
+    with pytest.raises(InputError, match=r"guess.zip: sub/b.jpg.png cannot be read .*make it again"):
         clustering()
     write_labels("guess.zip", [("c.jpg", GUESS["c.jpg"].astype(np.uint8))])
     with pytest.raises(InputError, match=r"guess.zip has no sub/b.jpg.png"):
@@ -224,10 +255,17 @@ def test_instances_errors() -> None:
     write_json("detections.json", [object_at(0, 9, 0, score=0.5)])
     with pytest.raises(InputError, match=r"detections.json: no image has the id 9"):
         instances()
+    write_json("detections.json", [{"image_id": 1, "category_id": 0, "score": 0.5}])
+    with pytest.raises(InputError, match=r"detections.json: a record has no bbox"):
+        instances()
+    write_json("detections.json", [object_at(0, 1, -1, score=0.5)])
+    with pytest.raises(InputError, match=r"detections.json: sub/b.jpg has cluster -1; it must be at least 0"):
+        instances()
     write_truth("truth.zip", CLASSES, TRUTH, [object_at(0, 1, 3)])
     write_json("detections.json", [])
     with pytest.raises(InputError, match=r"truth.zip: an object has the class 3; it may have 1 to 2"):
         instances()
+    write_truth("truth.zip", CLASSES, TRUTH, [object_at(0, 1, 1)])
     Path("masks.json").unlink()
     with pytest.raises(InputError, match=r"masks.json: no such file"):
         instances()
@@ -243,7 +281,7 @@ def test_written_twice_the_bytes_are_the_same() -> None:
         return {p.name: p.read_bytes() for p in Path("results").rglob("*.json")}
 
     first = everything()
-    assert len(first) == 5
+    assert len(first) == 6
     assert everything() == first
 
 

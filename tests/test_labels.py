@@ -349,6 +349,7 @@ def test_smallest_things() -> None:
 
 SPLITS = {"train_a.png": "train", "sub/b.png": "val", "c.png": "val"}
 INDEX = [{"id": i, "file_name": n, "height": 2, "width": 4, "split": s} for i, (n, s) in enumerate(SPLITS.items(), 1)]
+ALARMS = {"labels": {"least": 50, "empty": 0.95}}
 OUTS = ("labels-r0.zip", "predictions-masks.zip", "predictions-detector.zip")
 
 
@@ -357,7 +358,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The stage's inputs: image c has no detection, image b two uncertain ones."""
     monkeypatch.chdir(tmp_path)
     settings = replace(PAPER, uncertain="ignore")
-    Path("params.yaml").write_text(yaml.safe_dump({"aggregate": asdict(settings)}))
+    Path("params.yaml").write_text(yaml.safe_dump({"aggregate": asdict(settings), "alarms": ALARMS}))
     write_json("images.json", {"images": INDEX})
     mined = [annotation(i, i, 10 * i, encode(rows("1...", "1..."))) for i in (1, 2, 3)]
     write_json("instances.json", {"images": INDEX, "annotations": mined, "categories": []})
@@ -391,13 +392,24 @@ def test_stage(folder: Path) -> None:
 def test_stage_paints_the_mined_masks_as_they_are(folder: Path) -> None:
     """Whatever tau and the shape of detections are; boxes need no photograph."""
     settings = Aggregation(threshold=1.0, overlap="skip", shape="box", uncertain="background")
-    Path("params.yaml").write_text(yaml.safe_dump({"aggregate": asdict(settings)}))
+    Path("params.yaml").write_text(yaml.safe_dump({"aggregate": asdict(settings), "alarms": ALARMS}))
     instances = json.loads(Path("instances.json").read_text())
     ell = annotation(9, 2, 0, encode(rows("..1.", "..11")))
     write_json("instances.json", instances | {"annotations": [*instances["annotations"], ell]})
     go()
     b = read_images("images.json")[1]
     assert Labels(OUTS[1])[b].tolist() == [[21, 0, 1, 0], [21, 0, 1, 1]]
+
+
+def test_stage_fails_where_pseudo_labels_are_empty(folder: Path) -> None:
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    Path("params.yaml").write_text(yaml.safe_dump(content | {"alarms": {"labels": {"least": 1, "empty": 0.5}}}))
+    go()
+    detections = [d for d in json.loads(Path("detections.json").read_text()) if d["image_id"] != 1]
+    write_json("detections.json", detections)
+    with pytest.raises(InputError, match=r"labels-r0.zip: collapse: 100% of 1 pseudo-labels are all background"):
+        go()
+    assert not Labels(OUTS[0])[read_images("images.json")[0]].any()  # it is there to be looked at
 
 
 def test_stage_twice_gives_the_same_bytes(folder: Path) -> None:
@@ -408,7 +420,7 @@ def test_stage_twice_gives_the_same_bytes(folder: Path) -> None:
 
 
 def test_stage_reads_photographs_for_grabcut(folder: Path) -> None:
-    Path("params.yaml").write_text(yaml.safe_dump({"aggregate": asdict(replace(PAPER, shape="grabcut"))}))
+    Path("params.yaml").write_text(yaml.safe_dump({"aggregate": asdict(replace(PAPER, shape="grabcut")), "alarms": ALARMS}))
     image, disc = scene()
     write_json("images.json", {"images": [INDEX[0] | {"height": 60, "width": 80}]})
     write_json("instances.json", {"annotations": []})

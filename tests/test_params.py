@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-from unseg import params
+from unseg import alarms, params
 from unseg.backbones import croc, pretraining, views, vit
 from unseg.console import InputError
 from unseg.detection import detector
-from unseg.evaluation import backbone_kmeans, backbone_linear, backbone_video, probe
+from unseg.evaluation import backbone_kmeans, backbone_linear, backbone_video, linear, quality
 from unseg.io import datasets, demo
-from unseg.mining import affinity, clustering, crops
+from unseg.mining import affinity, choosing, clustering, crops
 from unseg.report import page
 from unseg.segmentation import labels, segmenter
 
@@ -35,10 +35,16 @@ GROUPS: dict[str, type] = {
     "segmenter": segmenter.Segmenter,
     "predict": segmenter.Predict,
     "crf": labels.Crf,
-    "linear": probe.Linear,
+    "linear": linear.Linear,
     "backbone_linear": backbone_linear.BackboneLinear,
     "backbone_kmeans": backbone_kmeans.BackboneKmeans,
     "backbone_video": backbone_video.BackboneVideo,
+    "quality": quality.Quality,
+    "choose": choosing.Choosing,
+    "alarms.masks": alarms.Masks,
+    "alarms.clusters": alarms.Clusters,
+    "alarms.labels": alarms.Labels,
+    "alarms.segmentation": alarms.Segmentation,
     "report": page.Report,
 }
 VALUES: dict[str, type] = {"seed": int, "fetch": list, "rounds": list, "refine": list, "final": str}
@@ -90,7 +96,7 @@ def refused(folder: Path, key: str, kind: type, content: Any) -> str:
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_every_group_of_every_file_is_read(file: Path) -> None:
     content = yaml.safe_load(file.read_text())
-    assert content.keys() == GROUPS.keys() | VALUES.keys()
+    assert content.keys() == {key.split(".")[0] for key in GROUPS} | VALUES.keys()
     for key, kind in GROUPS.items():
         params.group(key, kind, file)  # refuses what is missing, unknown, of another type, or out of range
     for key, value in VALUES.items():

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -18,10 +19,11 @@ from PIL import Image as Pillow
 from stages import evaluate_clustering, evaluate_instances, report
 from unseg.console import InputError
 from unseg.io import demo
-from unseg.io.records import annotation, encode, read_json, to_json, to_png, write_json, write_labels, write_zip
-from unseg.report import backbones, charts, page, pictures, quality, sections, sheets
+from unseg.io.records import Labels, annotation, encode, read_json, to_json, to_judge, to_png, write_json, write_labels, write_zip
+from unseg.report import backbones, charts, comparison, page, pictures, sections, sheets, unlabelled
 
 K = 7
+SERIES = ("stability", "silhouette", "chance_stability", "chance_silhouette", "score")
 HOSTILE = '<img src=x onerror="alert(1)">&amp;.png'
 CLASSES = ["background", *demo.CLASSES[:-1], "<b>cres'cent</b>"]
 EMPTY = {"meta", "img", "br"}  # tags that are never closed
@@ -32,7 +34,9 @@ def project(
 ) -> None:
     """A finished run of K = 7 clusters, the last of which is no class; drawn scenes, masks and maps a little off."""
     (root / "photos").mkdir(parents=True)
-    (root / "params.yaml").write_text("cluster: {k: 7}\nrounds: [r0, r1]\nfinal: r1\nreport: {pictures: 12, exemplars: 8}\n")
+    (root / "params.yaml").write_text(
+        "seed: 0\ncluster: {k: 7}\nrounds: [r0, r1]\nfinal: r1\nreport: {pictures: 12, exemplars: 8}\n"
+    )
     index, masks, detections, objects = [], [], [], []
     semantic, pseudo, predicted = {}, {}, {}
     for i in range(train + val):
@@ -83,14 +87,19 @@ def project(
 def evaluate() -> None:
     """The metrics, by the real stages, of the project in the working directory."""
     for step in ("masks", "detector", "r0", "r1"):
-        evaluate_clustering.main("data/images.json", "data/truth.zip", "data/predictions-r1.zip", f"results/clustering-{step}")
+        files = ("data/images.json", "data/truth.zip", "data/instances.json", "data/predictions-r1.zip")
+        evaluate_clustering.main(*files, f"results/clustering-{step}")
     made = ("data/masks.json", "data/instances.json", "data/detections.json")
     evaluate_instances.main(
         "data/images.json", "data/truth.zip", *made, "results/instances.json", "results/precision_recall.json"
     )
     known = bool(json.loads(Path("results/instances.json").read_text())["images"])
     missing = {"images": 0, "needs": "ground truth: data/truth.zip has no semantic map of an image to learn from"}
-    write_json("results/linear.json", {"miou": 0.512, "pixel_accuracy": 0.9, "protocol": "1x1"} if known else missing)
+    quality = {key: 0.25 for key, _, _ in unlabelled.QUALITY} | {"images": 5, "clusters": K, "clusters_used": 6.0, "seeds": [0]}
+    write_json("results/quality.json", quality | {"mask_flip": None})
+    tried = [{"k": k, "wins": k == 6} | {f"{n}{s}": k / 20 for n in SERIES for s in ("", "_std")} for k in (4, 6, 8)]
+    write_json("results/choose_k.json", {"best": 6, "as_good": [6, 8], "tried": tried, "repeats": 5, "objects": 4, "seeds": [0]})
+    write_json("results/linear.json", {"miou": 0.512, "pixel_accuracy": 0.9, "images": 3} if known else missing)
 
 
 def write_report(output: str = "results/report.html", folder: str = "results/pictures") -> str:
@@ -213,6 +222,52 @@ def test_every_scalar_of_every_metrics_file_is_there(full: tuple[Path, str]) -> 
             assert f"{key}{sections.plain(x)}" in text  # cells of a row follow each other
 
 
+def test_quality_without_labels_and_the_choice_of_k_are_there(full: tuple[Path, str]) -> None:
+    reader = Reader(full[1])
+    space = "\N{NO-BREAK SPACE}"
+    assert f"same mask when cropped25.0{space}%" in reader.text
+    assert "same mask when mirrored\N{EN DASH}" in reader.text
+    assert "clusters in the final segmentation6 of 7" in reader.text
+    assert f"K 6 fits best: it has the highest score in 100{space}% of 5 repeats. It cannot be told from 8" in reader.text
+    assert "This run has cluster.k 7" in reader.text
+    assert f"8{'0.400 ± 0.400' * 5}0.0{space}%" in reader.text
+    assert any("K, number of clusters" in str(a.get("aria-label")) for a in reader.all("svg"))
+    by_protocol = f"miou_majority{100 * read_json(full[0] / 'results/clustering-masks/metrics.json')['miou_majority']:.1f}"
+    assert by_protocol in reader.text
+    assert "matched on no pixel" in reader.text
+
+
+def test_failures_are_the_worst_images_the_worst_first(full: tuple[Path, str]) -> None:
+    ious = read_json(full[0] / "results/clustering-r1/image_iou.json")
+    assert len(ious) == 3
+    text = Reader(full[1]).text
+    part = text[text.index("Failure cases", text.index("Training images", 500)) :]
+    said = [f"{r['file_name']}: mIoU {100 * r['iou']:.1f}" for r in sorted(ious, key=lambda r: r["iou"])]
+    assert sorted(said, key=part.index) == said
+
+
+def test_what_a_class_is_taken_for() -> None:
+    rows = [
+        {"class": "a", "iou": 0.5, "cluster": 0},
+        {"class": "b", "iou": 0.0, "cluster": None},
+        {"class": "c", "iou": None, "cluster": None},
+    ]
+    matrix = {"classes": ["a", "b", "c"], "matrix": [[6, 0, 0, 2], [3, 0, 0, 1], [0, 0, 0, 0]]}
+    scheme = pictures.scheme(1, ["a", "b", "c"], {0: 1})
+    dash, space = "\N{EN DASH}", "\N{NO-BREAK SPACE}"
+    text = Reader(sections.class_bars(rows, matrix, scheme)).text
+    assert f"a50.075.066.7(no class) 25{space}%0" in text
+    assert f"b0.00.0{dash}a 75{space}%none" in text
+    assert f"cabsent{dash}{dash}{dash}{dash}none" in text
+
+
+def test_lines_stay_apart_from_each_other() -> None:
+    assert charts.spaced([10, 10, 5], 4) == [10, 14, 5]
+    drawn = charts.lines([2, 3], {"<a>": ([0.5, 0.5], [0, 0.1]), "b": ([-0.1, 0.5], [0.2, 0])}, "<x>")
+    assert Reader(drawn).open == []
+    assert "<a>" not in drawn
+
+
 def test_the_component_table_is_the_papers(full: tuple[Path, str]) -> None:
     miou = f"{100 * read_json(full[0] / 'results/clustering-r1/metrics.json')['miou']:.1f}"
     text = Reader(full[1]).text
@@ -220,7 +275,7 @@ def test_the_component_table_is_the_papers(full: tuple[Path, str]) -> None:
     assert f"+ detector{miou}42.0+0.0" in text
     assert f"+ segmentation model (r0){miou}45.8+0.0" in text
     assert f"+ CRF round (r1){miou}48.9+0.0" in text
-    rows = [(str(i), {"miou": i / 10, "images": 1, "protocol": "p"}) for i in range(4)]
+    rows = [(str(i), {"miou": i / 10, "images": 1, "protocols": [{"number": "miou", "protocol": "p"}]}) for i in range(4)]
     assert "330.048.9+10.0" in Reader(sections.components(rows)).text
 
 
@@ -265,7 +320,11 @@ def test_without_truth_the_page_says_what_needs_it(bare: Path) -> None:
         "data/rejected.json",
         *(f"results/clustering-{step}/metrics.json" for step in ("masks", "detector", "r0", "r1")),
         "results/clustering-r1/confusion.json",
+        "results/clustering-r1/image_iou.json",
+        "results/clustering-masks/class_iou.json",
         "results/clustering-r1/class_iou.json",
+        "results/quality.json",
+        "results/choose_k.json",
         "results/linear.json",
         "results/instances.json",
         "results/precision_recall.json",
@@ -301,7 +360,6 @@ def test_an_image_one_pixel_wide_and_nothing_found(bare: Path) -> None:
     text = Reader(write_report()).text
     assert "all background" in text
     assert "none was found" not in text  # no column at all
-    assert "images without a mined mask100.0" in text
     assert "Training images" not in text  # they are all judged ones
 
 
@@ -421,25 +479,12 @@ def test_spread_takes_evenly(items: list[int], count: int) -> None:
     assert not gaps.size or gaps.max() - gaps.min() <= 1
 
 
-def test_numbers_without_labels_by_hand() -> None:
-    mask = np.zeros((4, 5), bool)
-    mask[:, :2] = True  # of the rim of 14 pixels: 4 left, and 2 of the top and bottom rows
-    assert quality.border(mask) == pytest.approx(6 / 14)
-    assert quality.border(np.ones((1, 1), bool)) == 1
-    assert quality.evenness(np.array([5, 5, 5, 5])) == pytest.approx(1)
-    assert quality.evenness(np.array([5, 5, 0, 0])) == pytest.approx(0.5)
-    assert quality.evenness(np.array([9, 0])) == 0
-    assert quality.evenness(np.array([9])) == 1
-    other = np.zeros((4, 5), bool)
-    other[:, 1:3] = True
-    assert quality.overlap(mask, other) == pytest.approx(4 / 12)
-    assert quality.overlap(~mask & mask, ~mask & mask) == 1
+def test_shares_in_words() -> None:
     labels = np.array([[0, 1, 1, 255]], np.uint8)
     assert sheets.shares(labels, {1: "cat"}) == "cat 50\N{NO-BREAK SPACE}%, void 25\N{NO-BREAK SPACE}%"
-    assert quality.solid(labels).tolist() == [[False, True, True, False]]
 
 
-@given(st.floats(-1e6, 0), st.floats(1e-6, 1e6))
+@given(st.floats(-1e6, 0, allow_subnormal=False), st.floats(1e-6, 1e6))
 @settings(max_examples=50, deadline=None)
 def test_ticks_hold_the_range(low: float, high: float) -> None:
     marks = charts.ticks(low, high)
@@ -497,3 +542,84 @@ def test_the_page_shows_backbones_where_there_are_scores(full: tuple[Path, str],
     score.unlink()
     assert 'id="backbones"' in text
     assert "linear mIoU, voc" in text
+
+
+# ---- comparison of runs
+
+
+def other_run(root: Path, truth: bool = True) -> Path:
+    """The same images as `full`, judged worse: everything is shifted, clusters are renamed, cluster.k is another."""
+    project(root, truth=truth, names={1: "sub folder,ä.png", 3: HOSTILE})
+    text = (root / "params.yaml").read_text()
+    (root / "params.yaml").write_text(text.replace("k: 7", "k: 9").replace("report: {", "data: {images: photos}\nreport: {"))
+    maps = Labels(root / "data/predictions-r1.zip")
+    moved = {i: np.roll(maps[i], 12 * (n == 0), 0) for n, i in enumerate(to_judge(root / "data/images.json"))}
+    renamed = {i.file_name: np.where(m > 0, m % 7 + 1, 0).astype(np.uint8) for i, m in moved.items()}
+    write_labels(root / "data/predictions-r1.zip", renamed.items())
+    return root
+
+
+def compared(*roots: Path) -> str:
+    comparison.main(*map(str, roots), "compared.html")
+    return Path("compared.html").read_text()
+
+
+def test_two_runs_side_by_side(full: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(full[0], tmp_path / "first")
+    first, second = tmp_path / "first", other_run(tmp_path / "second")
+    params = (first / "params.yaml").read_text()
+    (first / "params.yaml").write_text(params.replace("report: {", "data: {images: photos}\nreport: {"))
+    monkeypatch.chdir(second)
+    evaluate()
+    monkeypatch.chdir(tmp_path)
+    text = compared(first, second)
+    reader = Reader(text)
+    assert reader.open == []
+    assert "http" not in re.sub(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+", "", text)
+    assert "cluster.k79+2" in reader.text
+    assert "seed0" not in reader.text  # it is the same
+    values = [read_json(r / "results/clustering-r1/metrics.json")["miou"] for r in (first, second)]
+    said = f"clustering-r1/metrics.json: miou{values[0]:.6g}{values[1]:.6g}{values[1] - values[0]:+.4g}"
+    assert values[1] < values[0]
+    assert said in reader.text
+    moved = to_judge(first / "data/images.json")[0].file_name
+    heads = re.findall(r"<h4><bdi>(.*?)</bdi></h4>", text)
+    assert len(heads) == 3
+    assert heads[0] == page.html(moved)  # lost most
+    assert "3 judged images in common" in reader.text
+    again = compared(first, first)
+    assert "All params are the same" in again
+    first_bytes = Path("compared.html").read_bytes()
+    compared(first, first)
+    assert Path("compared.html").read_bytes() == first_bytes
+
+
+def test_without_truth_runs_are_compared_by_what_they_say(bare: Path, tmp_path: Path) -> None:
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("report: {", "data: {images: photos}\nreport: {"))
+    second = other_run(tmp_path / "second", truth=False)
+    shutil.copytree("results", second / "results", dirs_exist_ok=True)
+    runs = [comparison.read(bare, "one"), comparison.read(second, "two")]
+    names = comparison.shared(runs)
+    assert len(names) == 2  # the third has another name there
+    likes = comparison.alike(runs[0], runs[1], names)
+    assert likes[0] == 0
+    change = comparison.changes(runs, names)
+    assert change[names[0]] > 0.05  # moved
+    assert change[names[1]] == 0  # renamed only
+    assert "from the least to the most changed" in comparison.compare(runs).decode()
+
+
+def test_what_cannot_be_compared(bare: Path, tmp_path: Path) -> None:
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("report: {", "data: {images: photos}\nreport: {"))
+    with pytest.raises(InputError, match="give the folders of two runs or more"):
+        comparison.main(str(bare), "x.html")
+    with pytest.raises(InputError, match=r"params.yaml: no such file"):
+        comparison.main(str(bare), str(tmp_path / "nothing"), "x.html")
+    shutil.copytree(bare, tmp_path / "other")
+    index = read_json(tmp_path / "other/data/images.json")
+    index["images"] = [{**r, "width": 65} for r in index["images"]]
+    write_json(tmp_path / "other/data/images.json", index)
+    with pytest.raises(InputError, match="no judged image is in all of them"):
+        comparison.main(str(bare), str(tmp_path / "other"), "x.html")

@@ -59,7 +59,7 @@ class _Total(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
         torch.distributed.all_reduce(gradient)
         return gradient

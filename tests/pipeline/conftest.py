@@ -26,8 +26,9 @@ TINY = {
                  "iterations": 2, "batch": 2, "lr_steps": [1]},
     "detect": {"short_side": 64, "max_detections": 3},
     "segmenter": {"width": 8, "size": 32, "epochs": 1, "batch": 4, "precision": "fp32"},
-    "linear": {"epochs": 1, "batch": 4},
+    "linear": {"epochs": 1, "batch": 4, "crf": True},
     "crf": {"iterations": 2},
+    "choose": {"ks": [2], "repeats": 2},
     "report": {"pictures": 2, "exemplars": 2},
 }  # fmt: skip
 
@@ -93,7 +94,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
         if not (root / "done").exists():
             shutil.rmtree(root, ignore_errors=True)
             pipeline = clone(root)
-            assert len(pipeline.repro()) == 21
+            assert len(pipeline.repro()) == 23
             (root / "done").touch()
     return Pipeline(root)
 

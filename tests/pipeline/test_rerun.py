@@ -4,14 +4,15 @@ import pytest
 
 SEGMENTER = {
     *("train_segmenter@r0", "relabel@0", "train_segmenter@r1", "predict@r0", "predict@r1"),
-    *("evaluate_clustering@r0", "evaluate_clustering@r1", "evaluate_linear", "report"),
+    *("evaluate_clustering@r0", "evaluate_clustering@r1", "evaluate_linear", "evaluate_quality", "report"),
 }
 AGGREGATE = {"aggregate", "evaluate_components@masks", "evaluate_components@detector"} | SEGMENTER
 DETECTOR = {"train_detector", "detect", "evaluate_instances"} | AGGREGATE
-CRF = {"relabel@0", "train_segmenter@r1", "predict@r1", "evaluate_clustering@r1", "evaluate_linear", "report"}
+CRF = {"relabel@0", "train_segmenter@r1", "predict@r1", "evaluate_clustering@r1", "evaluate_linear", "evaluate_quality", "report"}
 
 CHANGES = {
     ("report.pictures", 1): {"report"},
+    ("choose.repeats", 3): {"choose_k", "report"},
     ("linear.lr", 0.2): {"evaluate_linear", "report"},
     ("crf.iterations", 3): CRF,
     ("segmenter.lr", 0.1): SEGMENTER,
@@ -19,9 +20,9 @@ CHANGES = {
     ("detect.min_score", 0.001): {"detect", "evaluate_instances"} | AGGREGATE,
     ("detector.lr", 0.002): DETECTOR,
     ("cluster.k", 4): {"cluster"} | DETECTOR,
-    ("embed.resize", 24): {"embed", "cluster"} | DETECTOR,
-    ("mine.keep", 0.5): {"mine", "embed", "cluster"} | DETECTOR,
-    ("croc.lr", 0.1): {"croc", "mine", "embed", "cluster"} | DETECTOR,
+    ("embed.resize", 24): {"embed", "choose_k", "cluster"} | DETECTOR,
+    ("mine.keep", 0.5): {"mine", "embed", "choose_k", "cluster"} | DETECTOR,
+    ("croc.lr", 0.1): {"croc", "mine", "embed", "choose_k", "cluster"} | DETECTOR,
 }
 
 
@@ -61,8 +62,8 @@ def test_going_back_is_free(pipe):
     ("module", "stages"),
     [
         ("stages/report.py", {"report"}),
-        ("unseg/segmentation/labels.py", {"aggregate", "relabel@0"}),
-        ("unseg/mining/clustering.py", {"cluster"}),
+        ("unseg/segmentation/labels.py", {"aggregate", "relabel@0", "evaluate_linear"}),
+        ("unseg/mining/clustering.py", {"cluster", "choose_k", "evaluate_quality"}),
     ],
 )
 def test_editing_a_module_reruns_its_stages_only(pipe, module, stages):

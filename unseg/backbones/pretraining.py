@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from unseg import distributed, training
 from unseg.backbones import croc, views, vit
@@ -60,7 +61,7 @@ class Croc:
             raise ValueError("croc.epochs, croc.batch and croc.accumulate must be at least 1")
 
 
-class SharedDropPath(DropPath):  # type: ignore[misc]
+class SharedDropPath(DropPath):
     """timm's, which draws for the whole batch and keeps this process's part: x is [2 B, ...], view by view."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -205,7 +206,7 @@ def accumulate(shared: nn.Module, batch: views.Views, temperature: float, parts:
     rows = []
     for part in range(parts):
         last = part == parts - 1
-        wait = contextlib.nullcontext() if last or not hasattr(shared, "no_sync") else shared.no_sync()
+        wait = contextlib.nullcontext() if last or not isinstance(shared, DistributedDataParallel) else shared.no_sync()
         with wait:
             metrics: dict[str, Tensor] = shared(views.Views(*(x.chunk(parts)[part] for x in batch)), temperature)
             (metrics["loss"] / parts).backward()

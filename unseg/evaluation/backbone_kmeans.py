@@ -55,7 +55,7 @@ def judged(examples: list[Example], batch: int) -> list[Example]:
 def gather(p: BackboneKmeans, model: VisionTransformer, examples: list[Example]) -> tuple[np.ndarray, np.ndarray]:
     """Masks [n, grid, grid] uint8 and tokens [n, h, w, D] float32."""
     model.to(images.device()).eval().requires_grad_(False)
-    side = p.size // model.patch_embed.patch_size[0]  # type: ignore[index]
+    side = p.size // model.patch_embed.patch_size[0]
     masks = np.empty((len(examples), p.grid, p.grid), np.uint8)
     tokens = np.empty(
         (len(examples), side, side, model.embed_dim), np.float32

@@ -22,7 +22,7 @@ from unseg import training
 from unseg.backbones import views
 from unseg.console import track
 from unseg.evaluation import metrics, sets
-from unseg.evaluation.probe import Linear, fit_layer, fresh_layer
+from unseg.evaluation.probe import Schedule, fit_layer, fresh_layer
 from unseg.evaluation.sets import Example
 from unseg.io import images
 
@@ -35,7 +35,7 @@ class BackboneLinear:
     smallest: float  # share of the photograph's area that a training crop has at least
     grid: int  # labels a side in training
     precision: str  # fp32 | bf16, of the ViT
-    head: Linear
+    head: Schedule
 
     def __post_init__(self) -> None:
         images.check_precision("backbone_linear.precision", self.precision)

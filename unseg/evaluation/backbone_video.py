@@ -103,7 +103,7 @@ def enlarge(soft: Tensor, patch: int, size: tuple[int, int]) -> np.ndarray:
 def follow(p: BackboneVideo, model: VisionTransformer, sequence: Sequence, first: np.ndarray) -> np.ndarray:
     """Label maps [T, H, W] uint8 of a sequence, from that of its first frame, first [H, W] uint8 (void: background)."""
     device, size = images.device(), input_size((first.shape[0], first.shape[1]), p)
-    patch: int = model.patch_embed.patch_size[0]  # type: ignore[index, assignment]
+    patch: int = model.patch_embed.patch_size[0]
     known = np.where(first == VOID, 0, first).astype(np.uint8)
     grid = (size[1] // patch, size[0] // patch)
     small = torch.from_numpy(np.array(Pillow.fromarray(known).resize(grid, Pillow.Resampling.NEAREST))).long()

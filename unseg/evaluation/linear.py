@@ -5,6 +5,8 @@ This is evaluation: it learns from ground truth, and nothing learns from it.
 Shapes: B images, S pixels a side, C classes.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,10 +14,18 @@ from torch import Tensor
 from unseg import training
 from unseg.console import track
 from unseg.evaluation import metrics
-from unseg.evaluation.probe import Linear, fit_layer, fresh_layer
-from unseg.io import images
+from unseg.evaluation.probe import Schedule, fit_layer, fresh_layer
+from unseg.io import images, photos
 from unseg.io.records import VOID, Image, Labels
 from unseg.segmentation import segmenter
+from unseg.segmentation.labels import Crf, refine
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """The `linear` group of params.yaml."""
+
+    crf: bool  # judge also what a CRF (the `crf` group) makes of the probe's probabilities
 
 
 def probe(
@@ -44,9 +54,14 @@ def probe(
     return segmenter.Trained(net.model, classes, net.size, net.precision)
 
 
-def judge(net: segmenter.Trained, root: str, judged: list[Image], truth: Labels, q: segmenter.Predict) -> np.ndarray:
-    """The confusion [C, C] of the judged images at their own sizes."""
-    counts = np.zeros((net.labels, net.labels), np.int64)
+def judge(
+    net: segmenter.Trained, root: str, judged: list[Image], truth: Labels, q: segmenter.Predict, crf: Crf | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The confusions [C, C] of the judged images at their own sizes: as they are, and, where there is one, after the CRF."""
+    counts, refined = np.zeros((2, net.labels, net.labels), np.int64)
     for image, p in track(segmenter.every_probability(net, root, judged, q), "judge", len(judged)):
         counts += metrics.confusion(truth[image], p.argmax(0).cpu().numpy(), net.labels, net.labels)
-    return counts
+        if crf is not None:
+            labels = refine(p.float().cpu().numpy(), np.asarray(photos.read(root, image)), crf)
+            refined += metrics.confusion(truth[image], labels, net.labels, net.labels)
+    return counts, None if crf is None else refined

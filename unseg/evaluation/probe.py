@@ -19,8 +19,8 @@ from unseg.io.records import VOID
 
 
 @dataclass(frozen=True)
-class Linear:
-    """The `linear` group of params.yaml, and `head` in its group backbone_linear."""
+class Schedule:
+    """How it is trained: `head` in the group backbone_linear of params.yaml, and most of the group linear."""
 
     epochs: int
     drop_epoch: int  # the last epoch, counted from 0, at the full lr; a tenth of it after that
@@ -38,7 +38,7 @@ def fresh_layer(channels: int, classes: int) -> nn.Conv2d:
 
 
 def fit_layer(
-    p: Linear,
+    p: Schedule,
     layer: nn.Conv2d,
     features: Callable[[Tensor], Tensor],
     dataset: Dataset[Any],

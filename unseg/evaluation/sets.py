@@ -155,7 +155,7 @@ def square_mask(mask: Pillow.Image, size: int) -> np.ndarray:
 def thin(labels: np.ndarray, grid: int) -> np.ndarray:
     """[S, S] to [grid, grid]: of each cell the pixel at its upper left corner, as torch's `nearest` takes it."""
     at = np.arange(grid) * labels.shape[0] // grid
-    return labels[at[:, None], at]
+    return np.asarray(labels[at[:, None], at])
 
 
 @torch.no_grad()
@@ -163,8 +163,9 @@ def tokens(model: VisionTransformer, x: Tensor, precision: str) -> Tensor:
     """Patch tokens after the final LayerNorm: [B, 3, S, S], normalised, to [B, D, h, w] float32."""
     with images.autocast(x.device, precision):
         found = vit.tokens(model, x)[:, 1:].float()  # [B, N, D]
-    patch = model.patch_embed.patch_size[0]  # type: ignore[index]
-    return found.transpose(1, 2).unflatten(2, (x.shape[2] // patch, x.shape[3] // patch))
+    patch = model.patch_embed.patch_size[0]
+    grid: Tensor = found.transpose(1, 2).unflatten(2, (x.shape[2] // patch, x.shape[3] // patch))
+    return grid
 
 
 def every(model: VisionTransformer, examples: list[Example], size: int, precision: str) -> Iterator[tuple[np.ndarray, Tensor]]:

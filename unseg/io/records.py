@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image as Pillow
@@ -22,6 +22,7 @@ from pycocotools import mask as coco_mask
 
 from unseg.console import InputError
 
+T = TypeVar("T")
 Rle = dict[str, Any]  # COCO's compressed run-length encoding: {"size": [H, W], "counts": str}
 VOID = 255  # in label maps: no class known here
 NO_CATEGORY = 0  # of a mined mask, before clustering
@@ -101,6 +102,12 @@ def to_learn(path: str | Path) -> list[Image]:
 def to_judge(path: str | Path) -> list[Image]:
     """The images on which the model is judged: the held-out ones, or all where none is held out."""
     return read_images(path, "val", "both") or read_images(path)
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, evenly spaced."""
+    count = min(count, len(items))
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
 def encode(mask: np.ndarray) -> Rle:
@@ -203,7 +210,10 @@ class Labels:
         """[H, W] uint8"""
         if image not in self:
             raise InputError(f"{self.path} has no {self.member(image)}; make it again from the same data/images.json")
-        labels = np.array(Pillow.open(io.BytesIO(self._open().read(self.member(image)))))
+        try:
+            labels = np.array(Pillow.open(io.BytesIO(self._open().read(self.member(image)))))
+        except (OSError, zipfile.BadZipFile, SyntaxError, ValueError) as error:  # whatever a damaged zip or PNG raises
+            raise InputError(f"{self.path}: {self.member(image)} cannot be read ({error}); make it again") from None
         if labels.shape != image.size:
             raise InputError(f"{self.path}: {self.member(image)} is {labels.shape}, its image {image.size} (rows, columns)")
         return labels

@@ -1,6 +1,6 @@
 """Bars, curves and grids for the report, as inline SVG. Text from outside is escaped."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -40,6 +40,45 @@ def curve(xs: Sequence[float], ys: Sequence[float], x_name: str, y_name: str, to
     parts.append(f'<text x="{(left + width - right) / 2}" y="{height - 5}" text-anchor="middle">{escape(x_name)}</text>')
     said = escape(f"{y_name} over {x_name}: from {ys[0]:.3g} to {ys[-1]:.3g}")
     return f'<svg class="curve" viewBox="0 0 {width} {height}" role="img" aria-label="{said}">{"".join(parts)}</svg>'
+
+
+def lines(xs: Sequence[float], series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_name: str) -> str:
+    """Several lines with a bar of one standard deviation at each point: name to values and deviations at xs. The y axis
+    runs from 0, or from below it, to 1. Lines are told apart by dashes and by a name at their end as well as by colour.
+    """
+    width, height, left, right, upper, lower = 560, 280, 46, 96, 14, 44
+    marks = ticks(min(0.0, *(y - d for ys, ds in series.values() for y, d in zip(ys, ds, strict=True))), 1.0)
+    low, high, span = marks[0], marks[-1], (max(xs) - min(xs)) or 1.0
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across, up = (x - min(xs)) / span, (y - low) / (high - low)
+        return left + 8 + across * (width - left - right - 16), height - lower - up * (height - lower - upper)
+
+    parts = []
+    for y in marks:
+        row = at(min(xs), y)[1]
+        parts.append(f'<path class="grid" d="M{left} {row:.1f}H{width - right}"/>')
+        parts.append(f'<text x="{left - 6}" y="{row + 5:.1f}" text-anchor="end">{y:.4g}</text>')
+    parts += [f'<text x="{at(x, low)[0]:.1f}" y="{height - 24}" text-anchor="middle">{x:g}</text>' for x in xs]
+    ends = spaced([at(xs[-1], ys[-1])[1] for ys, _ in series.values()], 15)
+    for i, (name, (ys, ds)) in enumerate(series.items()):
+        for x, y, d in zip(xs, ys, ds, strict=True):
+            (px, top), (_, bottom) = at(x, min(y + d, high)), at(x, max(y - d, low))
+            parts.append(f'<path class="line s{i}" style="stroke-width:1" d="M{px:.1f} {top:.1f}V{bottom:.1f}"/>')
+        points = " ".join(f"{px:.1f},{py:.1f}" for px, py in (at(x, y) for x, y in zip(xs, ys, strict=True)))
+        parts.append(f'<polyline class="line s{i}" points="{points}"/>')
+        parts.append(f'<text x="{width - right + 4}" y="{ends[i] + 5:.1f}">{escape(name)}</text>')
+    parts.append(f'<text x="{(left + width - right) / 2}" y="{height - 5}" text-anchor="middle">{escape(x_name)}</text>')
+    said = escape(f"{', '.join(series)} over {x_name}")
+    return f'<svg class="curve" viewBox="0 0 {width} {height}" role="img" aria-label="{said}">{"".join(parts)}</svg>'
+
+
+def spaced(places: Sequence[float], gap: float) -> list[float]:
+    """The places, moved down as little as keeps them `gap` apart."""
+    moved, last = list(places), -np.inf
+    for i in np.argsort(places, kind="stable").tolist():
+        moved[i] = last = max(places[i], last + gap)
+    return moved
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -174,6 +174,8 @@ border:1px solid var(--soft);border-radius:.2em}
 svg text{fill:var(--soft);font:14px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 .grid{stroke:var(--rule);stroke-width:1;fill:none}
 .line{stroke:var(--accent);stroke-width:2.5;fill:none;stroke-linejoin:round}
+.s1{stroke:var(--warn);stroke-dasharray:7 4}
+.s2{stroke:var(--ink);stroke-dasharray:2 3}
 .frame{fill:none;stroke:var(--rule)}
 details{margin:.5rem 0}
 summary{cursor:pointer;font-weight:600;padding:.25rem 0}
@@ -182,5 +184,5 @@ code{font-size:.92em}
 @media (max-width:520px){
 header,main{padding-inline:.85rem}nav{padding-inline:.6rem}h1{font-size:1.45rem}
 .strip{grid-template-columns:repeat(2,minmax(0,1fr))}.headline{grid-template-columns:repeat(2,minmax(0,1fr))}.bar{width:6rem}
-tbody th{max-width:11rem;overflow-wrap:anywhere}}
+tbody th{min-width:6.5rem;max-width:11rem;overflow-wrap:break-word}}
 """

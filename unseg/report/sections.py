@@ -8,25 +8,33 @@ from typing import Any
 
 import numpy as np
 
-from unseg.report import charts
-from unseg.report.page import DASH, Html, fold, html, join, named, note, percent, picture, scroll, sentence, swatch, table
+from unseg.report import charts, unlabelled
+from unseg.report.page import (
+    DASH,
+    PERCENT,
+    Html,
+    fold,
+    html,
+    join,
+    named,
+    note,
+    percent,
+    picture,
+    scroll,
+    sentence,
+    swatch,
+    table,
+)
 from unseg.report.pictures import Scheme
-from unseg.report.quality import Fact
 from unseg.report.sheets import Card, Record, Row, Run
+from unseg.report.unlabelled import Fact
 
 UNMEASURED = "not measured here"
 TABLE_1 = (39.0, 42.0, 45.8, 48.9)  # clustering mIoU on VOC2012 val: ViT masks, + detector, + segmentation model, + CRF
-LINEAR = 58.7  # linear probe's mIoU on VOC2012 val, before CRF
+LINEAR, LINEAR_CRF = 58.7, 62.8  # linear probe's mIoU on VOC2012 val, without and with CRF
 TABLE_3 = (
     "The paper does not say which class setting its Table 3 has. Mask AP50 / AP / AP75 there, VOC2012: multi-object "
     "12.8 / 4.8 / 0.3 (mined masks) and 24.3 / 9.9 / 6.9 (detector); single-object 24.0 / 9.5 / 6.4 and 32.8 / 14.7 / 11.8."
-)
-TELLING = (  # of the numbers without labels
-    "images without a mined mask",
-    "area of a mined mask",
-    "balance of clusters",
-    "mined mask against detections",
-    "mined mask against final segmentation",
 )
 
 
@@ -45,16 +53,17 @@ def about(made: Run) -> Html:
     return Html(f'<p class="lead">{html(words)}</p>')
 
 
-def telling(quality: Sequence[Fact], scores: Record, metrics: dict[str, Record]) -> list[Fact]:
+def telling(quality: Record, scores: Record, metrics: dict[str, Record]) -> list[Fact]:
     """The page's first numbers: the scores, or what can be said without truth.
 
     Args:
+        quality: of results/quality.json.
         scores: metrics of the final segmentation.
         metrics: by file name; "linear.json" and "instances.json" are looked at.
     """
     found = dict(scalars(metrics["instances.json"]))
     if "miou" not in scores:
-        return [f for f in quality if f.name in TELLING and f.value != DASH]
+        return unlabelled.telling(quality)
     facts = [Fact("clustering mIoU", measured(scores, "miou"), f"final segmentation, {scores.get('images')} images")]
     if "masks.mean_iou" in found:
         facts += [Fact("fit of mined masks", percent(found["masks.mean_iou"]), "mean IoU with the object that fits best")]
@@ -80,22 +89,6 @@ def needs(metrics: Record) -> Html:
     return Html(f'<p class="needs">{UNMEASURED}: needs {html(metrics["needs"])}</p>') if "needs" in metrics else Html()
 
 
-def missing(files: dict[str, Record]) -> Html:
-    """Which numbers are not there, by their files, and what they need."""
-    groups: dict[str, list[Html]] = {}
-    for name, content in files.items():
-        if "needs" in content:
-            groups.setdefault(str(content["needs"]), []).append(Html(f"<li><code>{html(name)}</code></li>"))
-    rows = [(need, Html(f"<ul>{join(names)}</ul>")) for need, names in groups.items()]
-    return (
-        join([Html("<h3>Not measured here</h3>"), table("not measured", ("what it needs", "numbers"), rows)]) if rows else Html()
-    )
-
-
-def facts(rows: Sequence[Fact]) -> Html:
-    return table("quality without labels", ("quantity", "value", "what it says"), rows)
-
-
 def components(rows: Sequence[tuple[str, Record]]) -> Html:
     """The paper's Table 1: the mIoU as each component is added, beside the published one.
 
@@ -110,9 +103,29 @@ def components(rows: Sequence[tuple[str, Record]]) -> Html:
         lines.append((name, measured(metrics, "miou"), paper, gain, drawn, measured(metrics, "pixel_accuracy")))
         before = miou
     head = ("component", "clustering mIoU", "paper, VOC", "gain", "", "pixel accuracy")
-    about = next((m for _, m in rows if "protocol" in m), {})
-    words = note(f"Measured on {about['images']} images. {sentence(about['protocol'])}") if about else ""
-    return join([table("clustering mIoU by component", head, lines), words, *dict.fromkeys(needs(m) for _, m in rows)])
+    about = next((m for _, m in rows if protocol(m, "miou")), {})
+    words = note(f"{sampled(about)} {sentence(protocol(about, 'miou'))}") if about else ""
+    more = fold("The same by every protocol", every_protocol(rows)) if about else ""
+    return join([table("clustering mIoU by component", head, lines), words, more, *dict.fromkeys(needs(m) for _, m in rows)])
+
+
+def every_protocol(rows: Sequence[tuple[str, Record]]) -> Html:
+    """Each number of each component, with what it means."""
+    known = next(m["protocols"] for _, m in rows if "protocols" in m)
+    lines = [(p["number"], *(percent(m.get(p["number"])) for _, m in rows), sentence(p["protocol"])) for p in known]
+    return table("every protocol", ("number", *(name for name, _ in rows), "protocol"), lines)
+
+
+def protocol(metrics: Record, number: str) -> str:
+    """How a number of a metrics file was measured; empty where it does not say."""
+    return next((p["protocol"] for p in metrics.get("protocols", []) if p["number"] == number), "")
+
+
+def sampled(metrics: Record) -> str:
+    """On how many images and in which runs a metrics file was measured."""
+    seeds = metrics.get("seeds", [])
+    runs = f", one run (seed {seeds[0]})" if len(seeds) == 1 else f", seeds {', '.join(map(str, seeds))}" if seeds else ""
+    return f"Measured on {metrics['images']} images{runs}."
 
 
 def legend(scheme: Scheme, classes: Sequence[str]) -> Html:
@@ -160,23 +173,38 @@ def clusters(cards: Sequence[Card], scheme: Scheme, classes: Sequence[str]) -> H
     return grid if len(cards) <= 40 else fold(f"{len(cards)} clusters", grid)
 
 
-def classes(ious: Sequence[Record], counted: Record, scores: Record, scheme: Scheme) -> Html:
-    """IoU and confusion of the classes; contents of class_iou.json, confusion.json and metrics.json of a clustering."""
+def classes(ious: Sequence[Record], counted: Record, scores: Record, scheme: Scheme, steps: dict[str, Sequence[Record]]) -> Html:
+    """IoU and confusion of the classes; contents of class_iou.json, confusion.json and metrics.json of a clustering.
+
+    Args:
+        steps: class_iou.json of each component, by its name.
+    """
     if not ious or not counted["matrix"]:
         return needs(scores)
     drawn = confusion(counted["classes"], counted["matrix"])
-    return join([class_bars(ious, scheme), fold("Confusion of classes", drawn, opened=True)])
+    lines = [
+        (named(str(row["class"])), *(percent(found[c]["iou"]) if c < len(found) else DASH for found in steps.values()))
+        for c, row in enumerate(ious)
+    ]
+    by_step = fold("IoU of each class after each component", table("IoU by component", ("class", *steps), lines), opened=True)
+    return join([class_bars(ious, counted, scheme), by_step, fold("Confusion of classes", drawn, opened=True)])
 
 
-def class_bars(rows: Sequence[Record], scheme: Scheme) -> Html:
-    """IoU of each class, as bars, and the cluster that stands for it; rows of results/clustering-*/class_iou.json."""
-    lines = []
+def class_bars(rows: Sequence[Record], counted: Record, scheme: Scheme) -> Html:
+    """IoU of each class, as bars, the cluster that stands for it, and what it is mostly taken for instead."""
+    counts, lines = np.array(counted["matrix"]), []  # [C, C + 1]
+    names = [*counted["classes"], "(no class)"]
     for c, row in enumerate(rows):
         iou, cluster = row.get("iou"), row.get("cluster")
         drawn = Html(charts.bar(iou, scheme.classes[c])) if iou is not None and c < len(scheme.classes) else "absent"
         which = "none" if cluster is None else "background" if cluster < 0 else cluster
-        lines.append((named(str(row["class"])), drawn, percent(iou), which))
-    return table("IoU of each class", ("class", "IoU", "%", "cluster"), lines)
+        there, given, right = counts[c].sum(), counts[:, c].sum(), counts[c, c]
+        wrong = np.where(np.arange(counts.shape[1]) == c, 0, counts[c])
+        taken = f"{names[wrong.argmax()]} {100 * wrong.max() / there:.0f}{PERCENT}" if wrong.any() else DASH
+        shares = (percent(right / there if there else None), percent(right / given if given else None))
+        lines.append((named(str(row["class"])), drawn, percent(iou), *shares, named(taken), which))
+    head = ("class", "IoU", "%", "recall", "precision", "mostly taken for", "cluster")
+    return table("IoU of each class", head, lines)
 
 
 def confusion(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> Html:
@@ -205,14 +233,20 @@ def instances(metrics: Record) -> Html:
     sources = [f"{what} {name}" for what in ("mined", "detector") for name in ("AP50", "AP", "AP75")]
     fit = metrics.get("masks", {})
     words = f"Mined masks against the object they fit best: mean IoU {percent(fit.get('mean_iou'))}, box IoU at least 0.5 in \
-{percent(fit.get('corloc'))} % of the images that have objects (CorLoc). {sentence(metrics.get('protocol', ''))}"
-    return join([table("mask AP", ("protocol", *sources), rows), note(words), note(TABLE_3)])
+{percent(fit.get('corloc'))} % of the images that have objects (CorLoc). {sampled(metrics)}"
+    how = [(p["number"], sentence(p["protocol"])) for p in metrics.get("protocols", [])]
+    meanings = fold("What the protocols are", table("protocols", ("number", "protocol"), how)) if how else ""
+    return join([table("mask AP", ("protocol", *sources), rows), note(words), meanings, note(TABLE_3)])
 
 
 def linear(metrics: Record) -> Html:
-    rows = [("mIoU", measured(metrics, "miou"), LINEAR), ("pixel accuracy", measured(metrics, "pixel_accuracy"), DASH)]
-    protocol = note(sentence(metrics["protocol"])) if "protocol" in metrics else ""
-    return join([table("linear probe", ("quantity", "measured", "paper, VOC2012"), rows), protocol, needs(metrics)])
+    rows: list[tuple[str, str, object]] = [
+        ("mIoU", measured(metrics, "miou"), LINEAR),
+        ("mIoU after CRF", measured(metrics, "miou_crf"), LINEAR_CRF),
+        ("pixel accuracy", measured(metrics, "pixel_accuracy"), DASH),
+    ]
+    how = note(f"{sampled(metrics)} {sentence(protocol(metrics, 'miou'))}") if protocol(metrics, "miou") else ""
+    return join([table("linear probe", ("quantity", "measured", "paper, VOC2012"), rows), how, needs(metrics)])
 
 
 def curves(trainings: dict[str, dict[str, list[float]]], detections: Sequence[Record]) -> Html:

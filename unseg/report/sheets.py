@@ -3,17 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from unseg.console import track
 from unseg.io import photos
-from unseg.io.records import VOID, Image, Labels, decode, whole
+from unseg.io.records import VOID, Image, Labels, decode, spread, whole
 from unseg.report import pictures
 from unseg.report.page import PERCENT
 
-T = TypeVar("T")
 Record = dict[str, Any]
 SURE, MOST = 0.5, 10  # detections that are drawn and compared: those at least this sure, of an image at most so many
 TILE, CROP = 240, 88  # pixels: a picture's longer side, an exemplar's side
@@ -60,17 +59,19 @@ class Card(NamedTuple):
 Row = tuple[str, list[Tile]]  # of a contact sheet: the image's file name, and a tile for each step
 
 
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` of the items, evenly spaced."""
-    count = min(count, len(items))
-    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
-
-
 def contacts(made: Run, count: int) -> tuple[list[Row], list[Row]]:
     """At most `count` rows of judged images, and as many of those that are only learned from."""
     seen = set(made.judged)
     judged = contact(made, spread(made.judged, count), "draw judged")
     return judged, contact(made, spread([i for i in made.learned if i not in seen], count), "draw learned")
+
+
+def failures(made: Run, ious: Sequence[Record], count: int) -> list[Row]:
+    """Rows of the judged images of lowest mIoU, the worst first; ious: content of a results/clustering-*/image_iou.json."""
+    known = {image.file_name: image for image in made.judged}
+    worst = sorted((r for r in ious if r["iou"] is not None), key=lambda r: (r["iou"], r["file_name"]))[:count]
+    rows = contact(made, [known[r["file_name"]] for r in worst], "draw failures")
+    return [(f"{name}: mIoU {100 * r['iou']:.1f}{PERCENT}", tiles) for (name, tiles), r in zip(rows, worst, strict=True)]
 
 
 def contact(made: Run, images: Sequence[Image], what: str) -> list[Row]:

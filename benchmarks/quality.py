@@ -1,0 +1,158 @@
+"""How well the numbers that need no truth track those that do: rank correlation over sweeps.
+
+    python -m benchmarks.quality MASKS_OF [...]   e.g. models/croc.safetensors, or `random` for an untrained ViT
+        [--images data/images.json] [--photos data/raw/demo/images] [--truth data/truth.zip] [--count 60] [--seeds 0 1]
+
+Runs in a finished run's folder, on its params.yaml. Two sweeps over few images, without any training:
+mining: for each backbone, `mine.keep`, `mine.center` and `mine.resize` vary; true score: mean IoU of the mask with the object
+it fits best (with label maps alone, with the region of a class). Label-free: stability under mirroring and cropping, and how
+far area and border are from those of a plausible object (larger is better for all).
+clusters: `cluster.k`, `cluster.whiten` and the seed vary on data/cls_tokens.npz; true score: adjusted mutual information of
+clusters and the classes of the objects under the masks. Label-free: silhouette, stability of halves, balance, choose_k's score.
+Prints Spearman's rho with its bootstrap interval of 90 %, and every point of each sweep.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from sklearn.metrics import adjusted_mutual_info_score
+
+from unseg import params
+from unseg.backbones import vit
+from unseg.evaluation import quality, stability
+from unseg.io import photos, records
+from unseg.io.records import VOID, Image, Labels
+from unseg.mining import affinity, choosing, clustering, miner
+
+KEEPS, CENTERS, SCALES = (0.1, 0.2, 0.4, 0.6), (True, False), (0.5, 1.0)
+PLAUSIBLE = 0.25  # share of an image; an object that fills more or less is less likely
+
+
+def regions(truth: str, image: Image) -> list[tuple[int, np.ndarray]]:
+    """Class and mask [H, W] bool of each true object; of label maps, each class's 4-connected whole."""
+    own = Labels(truth, "semantic/")[image]
+    return [(int(c), own == c) for c in np.unique(own) if c not in (0, VOID)]
+
+
+def objects(truth: str) -> dict[int, list[dict[str, Any]]]:
+    with zipfile.ZipFile(truth) as archive:
+        if "instances.json" not in archive.namelist():
+            return {}
+        return records.by_image(json.loads(archive.read("instances.json"))["annotations"])
+
+
+def true_objects(truth: str, image: Image, known: dict[int, list[dict[str, Any]]]) -> list[tuple[int, np.ndarray]]:
+    if known:
+        return [(a["category_id"], records.decode(a["segmentation"])) for a in known.get(image.id, []) if not a.get("iscrowd")]
+    return regions(truth, image)
+
+
+def backbone(name: str, shape: vit.Backbone, seed: int) -> Any:
+    if name != "random":
+        return vit.load(replace(shape, weights=name))
+    torch.manual_seed(seed)
+    return vit.build(shape, 224).eval()
+
+
+def mining(options: argparse.Namespace, chosen: Sequence[Image], truths: dict[int, Any]) -> Iterator[dict[str, Any]]:
+    shape, p = params.group("backbone", vit.Backbone), params.group("mine", affinity.Mining)
+    for name, keep, center, scale in itertools.product(options.weights, KEEPS, CENTERS, SCALES):
+        own = replace(p, keep=keep, center=center, resize=max(shape.patch, round(scale * p.resize)))
+        model = backbone(name, shape, 0)
+
+        def read(image: Image) -> Any:
+            return photos.read(options.photos, image)
+
+        found = list(miner.masks(model, chosen, lambda i: i.size, read, own, shape.patch))
+        fit = [max((quality.overlap(mask, m) for _, m in truths[i.id]), default=np.nan) for i, mask in found]
+        flip, crop = stability.remined(model, options.photos, found, own, shape.patch)
+        areas = [float(mask.mean()) for _, mask in found]
+        yield {
+            "run": f"{Path(name).stem} keep {keep} center {center} resize {own.resize}",
+            "true": float(np.nanmean(fit)),
+            "same when mirrored": flip,
+            "same when cropped": crop,
+            "area near a quarter": -float(np.mean(np.abs(np.array(areas) - PLAUSIBLE))),
+            "little border": -quality.mean([quality.border(mask) for _, mask in found]),
+            "areas vary": float(np.std(areas)),
+        }
+
+
+def classes_of(truths: dict[int, Any], ids: Sequence[int], masks: dict[int, Any]) -> np.ndarray:
+    """The class of the object that each mask fits best; 0 for none."""
+    found = []
+    for id in ids:
+        mask = records.decode(masks[id]["segmentation"])
+        best = max(((quality.overlap(mask, m), c) for c, m in truths[masks[id]["image_id"]]), default=(0.0, 0))
+        found.append(best[1] if best[0] > 0 else 0)
+    return np.array(found)
+
+
+def clusters(options: argparse.Namespace, truths: dict[int, Any]) -> Iterator[dict[str, Any]]:
+    masks = {a["id"]: a for a in records.read_json("data/masks.json")["annotations"]}
+    stored, p = np.load("data/cls_tokens.npz"), params.group("cluster", clustering.Clustering)
+    kept = [n for n, id in enumerate(stored["ids"].tolist()) if masks[id]["image_id"] in truths]
+    tokens, true = stored["tokens"][kept], classes_of(truths, stored["ids"][kept].tolist(), masks)
+    for whiten, seed in itertools.product(("std", "none", "pca"), options.seeds):
+        ks = [k for k in (2, 3, 4, 6, 8, 12, 16, 24) if 4 * k < len(kept)]
+        q = choosing.Choosing(ks, 3, len(kept), 2)
+        tried = choosing.sweep(tokens, replace(p, whiten=whiten), q, seed)
+        for t, k in enumerate(tried.ks):
+            labels = clustering.kmeans(tokens, tokens, replace(p, k=k, whiten=whiten, starts=2, support=None), seed)
+            yield {
+                "run": f"K {k} whiten {whiten} seed {seed}",
+                "true": float(adjusted_mutual_info_score(true, labels)),
+                "silhouette": float(tried.silhouette[t].mean()),
+                "stability of halves": float(tried.stability[t].mean()),
+                "score of choose_k": float(tried.score[t].mean()),
+                "balance": quality.evenness(np.bincount(labels, minlength=k)),
+            }
+
+
+def report(what: str, rows: list[dict[str, Any]]) -> None:
+    print(f"\n{what}: {len(rows)} runs")
+    for row in sorted(rows, key=lambda r: -r["true"]):
+        print("  " + "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{v}" for k, v in row.items()))
+    rng, true = np.random.default_rng(0), np.array([r["true"] for r in rows])
+    for key in [k for k in rows[0] if k not in ("run", "true")]:
+        x = np.array([r[key] for r in rows])
+        draws = [rng.integers(0, len(rows), len(rows)) for _ in range(500)]
+        rhos = [spearmanr(x[d], true[d]).statistic for d in draws if len(set(true[d])) > 1 and len(set(x[d])) > 1]
+        low, high = np.nanquantile(rhos, (0.05, 0.95)) if rhos else (np.nan, np.nan)
+        print(f"{key:20} rho {spearmanr(x, true).statistic:+.2f}  (90 %: {low:+.2f} to {high:+.2f})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", nargs="*", help="ViTs to mine with; none: clusters alone")
+    parser.add_argument("--images", default="data/images.json")
+    parser.add_argument("--photos", default="data/raw/demo/images")
+    parser.add_argument("--truth", default="data/truth.zip")
+    parser.add_argument("--count", type=int, default=60, help="judged images for the sweep over mining")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    options = parser.parse_args()
+    judged, known = records.to_judge(options.images), objects(options.truth)
+    maps = Labels(options.truth, "semantic/")
+    judged = [image for image in judged if image in maps]
+    if not judged:
+        sys.exit(f"{options.truth} has no truth of a judged image; this benchmark measures against truth")
+    chosen = records.spread(judged, options.count)
+    if options.weights:
+        truths = {image.id: true_objects(options.truth, image, known) for image in chosen}
+        report("mining", list(mining(options, chosen, truths)))
+    if Path("data/cls_tokens.npz").exists():
+        report("clusters", list(clusters(options, {image.id: true_objects(options.truth, image, known) for image in judged})))
+
+
+if __name__ == "__main__":
+    main()

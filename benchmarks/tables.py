@@ -1,0 +1,303 @@
+"""The papers' tables and sweeps as targets: what was measured here beside what was published.
+
+    python benchmarks/tables.py table1            # what the working tree and its experiments have measured
+    python benchmarks/tables.py s1 --run          # queue the experiments that are missing, run them, then the same
+    python benchmarks/tables.py figure3 --run --seeds 0 1 2
+
+Tables: table1, s1, s2, table2, table3; sweeps, with a plot in results/sweeps/: figure3 (K), figure4 (top-k), figure5 (tau).
+A cell is the mean over the runs that differ from params.yaml in the seed and in what the row says, and in nothing else that
+could change it, ± their standard deviation where there are several. Runs are those that `dvc exp show` knows.
+Published: MaskDistill (arXiv:2206.06363), on PASCAL VOC 2012 val unless said otherwise.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from unseg.io import truth  # noqa: E402
+from unseg.report import charts, page  # noqa: E402
+
+NOT_HERE = "not measured here"
+UNRELATED = ("seed", "quality", "choose", "alarms", "report")  # params in which the runs of a cell may differ
+LINEAR_ONLY, SEGMENTER_ONLY = ("linear",), ("linear", "segmenter", "crf", "rounds", "refine", "final", "predict")
+S2_NAMES = truth.VOC
+S2 = {  # published IoU of each class, in that order, and their mean
+    "segmentation model": (
+        "84.4 74.7 27.9 70.9 47.5 0.0 72.8 33.2 72.4 0.0 70.0 29.6 38.1 67.5 58.1 28.1 9.2 65.8 20.4 65.5 27.7 45.8"
+    ),
+    "+ CRF": "85.4 80.3 28.8 74.7 50.4 0.0 72.5 52.1 75.7 0.0 76.5 28.6 38.7 71.3 63.8 32.0 11.2 67.0 20.5 67.7 28.7 48.9",
+    "linear probe": (
+        "88.1 80.5 30.9 76.7 58.2 52.2 75.7 70.1 82.7 12.9 73.3 35.4 78.8 72.2 62.1 52.4 27.9 73.0 19.7 70.5 39.0 58.7"
+    ),
+}
+TABLE_3 = {  # AP50, AP, AP75 by mode and source: VOC 2012, COCO20k
+    ("multi", "masks"): ("12.8 / 4.8 / 0.3", "3.1 / 1.3 / 0.5"),
+    ("multi", "detector"): ("24.3 / 9.9 / 6.9", "6.8 / 2.9 / 2.1"),
+    ("single", "masks"): ("24.0 / 9.5 / 6.4", "9.9 / 4.1 / 3.1"),
+    ("single", "detector"): ("32.8 / 14.7 / 11.8", "14.6 / 6.6 / 5.5"),
+}
+
+
+class Run(NamedTuple):
+    name: str
+    params: dict[str, Any]  # by dotted key
+    metrics: dict[str, float]  # by "file key", the file without results/
+
+
+class Row(NamedTuple):
+    label: str
+    where: dict[str, Any]  # params that the run must have, instead of those of params.yaml
+    metric: str  # "file key"; {first} and {final} stand for rounds
+    published: str
+    free: tuple[str, ...] = ()  # groups of params that come later, and so cannot change it
+
+
+TABLE_1 = [
+    Row("ViT masks", {}, "clustering-masks miou", "39.0", ("detector", "detect", "aggregate", *SEGMENTER_ONLY)),
+    Row("+ Mask R-CNN", {"aggregate.shape": "mask"}, "clustering-detector miou", "42.0", SEGMENTER_ONLY),
+    Row("+ segmentation model", {"aggregate.shape": "mask"}, "clustering-{first} miou", "45.8", LINEAR_ONLY),
+    Row("  without hard-pixel mining", {"segmenter.hard_share": 1.0}, "clustering-{first} miou", "45.5", LINEAR_ONLY),
+    Row("+ CRF rounds (S1, Table 2)", {"aggregate.shape": "mask"}, "clustering-{final} miou", "48.9", LINEAR_ONLY),
+]
+TABLE_S1 = [
+    TABLE_1[0],
+    Row("+ Mask R-CNN (bbox)", {"aggregate.shape": "box"}, "clustering-detector miou", "31.8", SEGMENTER_ONLY),
+    Row("+ GrabCut", {"aggregate.shape": "grabcut"}, "clustering-detector miou", "38.2", SEGMENTER_ONLY),
+    Row("+ Mask R-CNN (mask)", {"aggregate.shape": "mask"}, "clustering-detector miou", "42.0", SEGMENTER_ONLY),
+    TABLE_1[2],
+    TABLE_1[4],
+]
+TABLE_2 = [
+    Row("clustering", {}, "clustering-{first} miou", "45.8", LINEAR_ONLY),
+    Row("clustering + CRF rounds", {}, "clustering-{final} miou", "48.9", LINEAR_ONLY),
+    Row("linear probe (of the final round)", {}, "linear miou", "58.7"),
+    Row("linear probe + CRF", {}, "linear miou_crf", "62.8"),
+]
+ROWS = {"table1": TABLE_1, "s1": TABLE_S1, "table2": TABLE_2}
+SWEEPS: dict[str, tuple[str, list[Any], list[str], str]] = {  # key, values (of K: times cluster.k), metrics, what was published
+    "figure3": (
+        "cluster.k",
+        [0.5, 0.75, 1, 1.5, 2, 3],
+        ["instances detector.multi.aware.AP50", "clustering-{final} miou", "clustering-{final} miou_majority"],
+        "Figure 3, a plot: mask AP rises with the number of clusters",
+    ),
+    "figure4": (
+        "mine.keep",
+        [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8],
+        ["instances masks.mean_iou", "instances masks.multi.agnostic.AP50", "clustering-masks miou"],
+        "Figure 4, a plot: 40 % strikes the balance",
+    ),
+    "figure5": (
+        "aggregate.threshold",
+        [0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95],
+        ["clustering-{first} miou", "clustering-detector miou"],
+        "Figure 5, a plot: mIoU plateaus around tau 0.75",
+    ),
+}
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key."""
+    found: dict[str, Any] = {}
+    for key, x in (tree or {}).items():
+        found |= flat(x, f"{prefix}{key}.") if isinstance(x, dict) else {f"{prefix}{key}": x}
+    return found
+
+
+def read(shown: list[dict[str, Any]]) -> list[Run]:
+    """The runs of `dvc exp show --json`: the working tree first, then commits and experiments; failed ones are left out."""
+    entries = list(shown)
+    for commit in shown:
+        entries += [e["revs"][0] for e in commit.get("experiments") or [] if e.get("revs")]
+    runs = []
+    for entry in entries:
+        data = entry.get("data") or {}
+        params = flat((data.get("params") or {}).get("params.yaml", {}).get("data"))
+        metrics: dict[str, float] = {}
+        for file, content in (data.get("metrics") or {}).items():
+            name = file.removeprefix("results/").removesuffix(".json").removesuffix("/metrics")
+            numbers = flat(content.get("data")).items()
+            metrics |= {f"{name} {key}": x for key, x in numbers if isinstance(x, int | float)}
+        if params and metrics:
+            runs.append(Run(entry.get("name") or entry["rev"], params, metrics))
+    return runs
+
+
+def alike(run: Run, first: Run, where: dict[str, Any], free: Sequence[str]) -> bool:
+    """Whether a run is one of a cell: its params are those of `where`, and for the rest those of the first run."""
+    want = first.params | where
+    keys = {k for k in run.params.keys() | want.keys() if k.split(".")[0] not in (*UNRELATED, *free) or k in where}
+    return all(run.params.get(k) == want.get(k) for k in keys)
+
+
+def values(runs: Sequence[Run], row: Row) -> list[float]:
+    """What the runs of a cell measured, one value a seed."""
+    rounds = runs[0].params.get("rounds") or ["r0"]
+    metric = row.metric.format(first=rounds[0], final=runs[0].params.get("final", rounds[-1]))
+    if "{final}" in row.metric and "CRF" in row.label and len(rounds) == 1:
+        return []  # there is no CRF round
+    found: dict[Any, float] = {}
+    for run in runs:
+        if alike(run, runs[0], row.where, row.free) and metric in run.metrics:
+            found.setdefault(run.params.get("seed"), run.metrics[metric])
+    return list(found.values())
+
+
+def cell(found: Sequence[float]) -> str:
+    """In per cent, as the papers do."""
+    if not found:
+        return NOT_HERE
+    mean = f"{100 * statistics.mean(found):.1f}"
+    return mean if len(found) == 1 else f"{mean} ± {100 * statistics.stdev(found):.1f} (n = {len(found)})"
+
+
+def show(head: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """A Markdown table."""
+    for line in (head, ["---"] * len(head), *lines):
+        print("|", " | ".join(map(str, line)), "|")
+
+
+def rows_of(name: str, runs: Sequence[Run]) -> None:
+    show(("setup", "measured", "paper"), [(row.label, cell(values(runs, row)), row.published) for row in ROWS[name]])
+    if name in ("table1", "s1"):
+        both = [values(runs, row) for row in (TABLE_1[2], TABLE_1[4])]
+        gain = f"{100 * (statistics.mean(both[1]) - statistics.mean(both[0])):+.1f}" if all(both) else NOT_HERE
+        print(f"\nCRF gain: {gain}; paper +3.1")
+
+
+def per_class(runs: Sequence[Run]) -> None:
+    """Table S2, of the working tree's own run."""
+    params = runs[0].params
+    rounds, final = params["rounds"], params["final"]
+    found = {
+        "segmentation model": of_classes(Path(f"results/clustering-{rounds[0]}/class_iou.json")),
+        "+ CRF": of_classes(Path(f"results/clustering-{final}/class_iou.json")) if len(rounds) > 1 else {},
+        "linear probe": {k.split("class_iou.")[1]: x for k, x in runs[0].metrics.items() if k.startswith("linear class_iou.")},
+    }
+    names = list(dict.fromkeys(n for own in found.values() for n in own)) or S2_NAMES
+    lines = []
+    for name in [*names, "mean"]:
+        line = [name]
+        for method, numbers in S2.items():
+            known = [x for x in found[method].values() if x is not None]
+            x = found[method].get(name) if name != "mean" else statistics.mean(known) if known else None
+            voc = dict(zip([*S2_NAMES, "mean"], numbers.split(), strict=True))
+            line += [NOT_HERE if x is None else f"{100 * x:.1f}", voc.get(name, "no such class")]
+        lines.append(line)
+    show(("class", *(f"{method}{what}" for method in S2 for what in ("", ", paper"))), lines)
+
+
+def of_classes(file: Path) -> dict[str, float | None]:
+    return {row["class"]: row["iou"] for row in json.loads(file.read_text())} if file.exists() else {}
+
+
+def instances(runs: Sequence[Run]) -> None:
+    """Table 3."""
+    lines = []
+    for (mode, source), papers in TABLE_3.items():
+        for setting in ("agnostic", "aware"):
+            rows = [Row("", {}, f"instances {source}.{mode}.{setting}.{n}", "", SEGMENTER_ONLY) for n in ("AP50", "AP", "AP75")]
+            known = [values(runs, row) for row in rows]
+            lines.append((f"{mode}-object, {source}", setting, " / ".join(map(cell, known)) if all(known) else NOT_HERE, *papers))
+    show(("mask AP50 / AP / AP75", "classes", "measured", "paper, VOC2012", "paper, COCO20k"), lines)
+    print("\nThe paper does not say which class setting these have; for the other one it gives 15.7 / 6.1 / 4.0 (masks) and")
+    print("24.8 / 10.7 / 8.0 (detector) on VOC2012, 4.1 / 1.7 / 1.4 and 7.7 / 3.5 / 2.9 on COCO20k.")
+    print(f"DINO and LOST: {NOT_HERE}.")
+
+
+def grid(name: str, runs: Sequence[Run]) -> list[Any]:
+    """The values of a sweep; those of K are multiples of cluster.k."""
+    key, given, *_ = SWEEPS[name]
+    return sorted({max(2, round(x * runs[0].params[key])) for x in given}) if key == "cluster.k" else given
+
+
+def sweep(name: str, runs: Sequence[Run], out: Path) -> None:
+    key, _, metrics, published = SWEEPS[name]
+    free = LINEAR_ONLY
+    found = {m: {x: values(runs, Row("", {key: x}, m, "", free)) for x in grid(name, runs)} for m in metrics}
+    show((key, *metrics), [(str(x), *(cell(found[m][x]) for m in metrics)) for x in grid(name, runs)])
+    print(f"\npaper: {published}")
+    xs = [x for x in grid(name, runs) if all(found[m][x] for m in metrics)]
+    if len(xs) < 2:
+        return print("no plot: fewer than two values were measured")
+    series = {}
+    for m in metrics:
+        deviations = [statistics.stdev(found[m][x]) if len(found[m][x]) > 1 else 0.0 for x in xs]
+        series[m.split(" ")[1].split(".")[-1] + (" masks" if "masks" in m else "")] = (
+            [statistics.mean(found[m][x]) for x in xs],
+            deviations,
+        )
+    drawn = page.Html(f"<figure>{charts.lines(xs, series, key)}</figure>")
+    out.mkdir(parents=True, exist_ok=True)
+    body = page.join([drawn, page.note(f"Paper: {published}.")])
+    (out / f"{name}.html").write_bytes(page.document(name, "", [page.Section("sweep", key, body)]))
+    print(f"plot: {out / name}.html")
+
+
+def experiments(name: str, runs: Sequence[Run], seeds: Sequence[int]) -> list[list[str]]:
+    """The commands that queue what the table is made of; none for s2, which shows the working tree's own run."""
+    if name == "s2":
+        return []
+    if name in SWEEPS:
+        changes = [f"{SWEEPS[name][0]}={','.join(map(str, grid(name, runs)))}"]
+    else:
+        wheres = {tuple(row.where.items()) for row in ROWS.get(name, [])} | {()}
+        known = [dict(w) for w in sorted(wheres, key=str)]
+        changes = [
+            " ".join(f"{k}={v}" for k, v in w.items()) for w in known if any(runs[0].params.get(k) != v for k, v in w.items())
+        ]
+        changes += [""] if len(seeds) > 1 else []
+    commands = []
+    for change in changes:
+        settings = [*change.split(), *([f"seed={','.join(map(str, seeds))}"] if seeds else [])]
+        commands.append(["dvc", "exp", "run", "--queue", *(word for s in settings for word in ("-S", s))])
+    return commands
+
+
+def exp_show() -> list[Run]:
+    done = subprocess.run(["dvc", "exp", "show", "--json"], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"dvc exp show failed; run from the root of the repository: {done.stderr.strip()[-300:]}")
+    runs = read(json.loads(done.stdout))
+    if not runs:
+        sys.exit("nothing is measured yet: run `dvc repro` first")
+    return runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=[*ROWS, "s2", "table3", *SWEEPS])
+    parser.add_argument("--run", action="store_true", help="queue the experiments and run them all first")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="of the experiments; otherwise that of params.yaml")
+    options = parser.parse_args()
+    runs = exp_show()
+    commands = experiments(options.table, runs, options.seeds)
+    if options.run and commands:
+        for command in [*commands, ["dvc", "exp", "run", "--run-all"]]:
+            print("$", " ".join(command), flush=True)
+            if subprocess.run(command).returncode:
+                sys.exit(f"{' '.join(command)} failed")
+        runs = exp_show()
+    about = runs[0].params
+    print(f"\n{options.table}: data.root {about.get('data.root')}, backbone {about.get('backbone.weights')}, in per cent\n")
+    if options.table in ROWS:
+        rows_of(options.table, runs)
+    elif options.table == "s2":
+        per_class(runs)
+    elif options.table == "table3":
+        instances(runs)
+    else:
+        sweep(options.table, runs, Path("results/sweeps"))
+    if commands and not options.run:
+        print("\nexperiments that fill it (--run queues and runs them):", *(" ".join(c) for c in commands), sep="\n  ")
+
+
+if __name__ == "__main__":
+    main()

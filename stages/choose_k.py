@@ -1,0 +1,29 @@
+"""How many clusters the objects make, without truth: a sweep over K and a recommendation. `cluster.k` stays as it is."""
+
+import numpy as np
+
+from unseg import params
+from unseg.console import run
+from unseg.io.records import read_json, to_learn, write_json
+from unseg.mining import choosing
+from unseg.mining.clustering import Clustering
+
+
+def main(index: str, tokens: str, masks: str, out: str) -> None:
+    q, seed = params.group("choose", choosing.Choosing), params.value("seed", int)
+    whiten, algorithm = params.value("cluster.whiten", str), params.value("cluster.algorithm", str)
+    p = Clustering(2, whiten, algorithm, q.starts, params.value("cluster.iterations", int), None)
+    known, stored = {image.id for image in to_learn(index)}, np.load(tokens)
+    image_of = {a["id"]: a["image_id"] for a in read_json(masks)["annotations"]}
+    learned = stored["tokens"][np.array([image_of[i] in known for i in stored["ids"].tolist()], bool)]
+    tried = choosing.sweep(learned, p, q, seed)
+    if not tried.ks:
+        return write_json(out, {"needs": f"choose.ks in params.yaml: of {q.ks}, none is possible with {len(learned)} masks"})
+    advice = choosing.advise(tried)
+    print(f"K {advice.best} fits best; not to be told from it: {', '.join(map(str, advice.as_good))}")
+    about = {"objects": min(len(learned), q.objects), "repeats": q.repeats, "seeds": [seed]}
+    write_json(out, about | {"best": advice.best, "as_good": advice.as_good, "tried": choosing.rows(tried, advice.wins)})
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,50 @@
+"""Quality without labels: of the mined masks, of the clusters, and how well the stages agree with each other."""
+
+import numpy as np
+
+from unseg import alarms, params
+from unseg.backbones import vit
+from unseg.console import run
+from unseg.evaluation import metrics, quality, stability
+from unseg.io.records import Labels, decode, read_images, read_json, spread, to_judge, to_learn, write_json
+from unseg.mining import affinity, clustering
+
+
+def main(
+    index: str,
+    folder: str,
+    weights: str,
+    masks: str,
+    tokens: str,
+    instances: str,
+    labels: str,
+    of_masks: str,
+    of_detector: str,
+    final: str,
+    out: str,
+) -> None:
+    q, alarm = params.group("quality", quality.Quality), params.group("alarms.segmentation", alarms.Segmentation)
+    mining, backbone = params.group("mine", affinity.Mining), params.group("backbone", vit.Backbone)
+    p, seed = params.group("cluster", clustering.Clustering), params.value("seed", int)
+    images, judged, learned = read_images(index), to_judge(index), to_learn(index)
+    mined = read_json(masks)["annotations"]
+    mask_of = {a["image_id"]: a["segmentation"] for a in mined}
+    some = [(image, decode(mask_of[image.id])) for image in spread([i for i in images if i.id in mask_of], q.images)]
+    flip, crop = stability.remined(vit.load(backbone), folder, some, mining, backbone.patch)
+    numbers = quality.of_masks(images, mined) | {"mask_flip": flip, "mask_crop": crop}
+
+    stored, known = np.load(tokens), {image.id for image in learned}
+    cluster_of = {a["id"]: a["category_id"] for a in read_json(instances)["annotations"] if a["image_id"] in known}
+    chosen = np.array([i in cluster_of for i in stored["ids"].tolist()], bool)
+    ids = stored["ids"][chosen].tolist()
+    numbers |= quality.of_clusters(stored["tokens"][chosen], np.array([cluster_of[i] for i in ids], int), p, q, seed)
+
+    maps = {"masks": Labels(of_masks), "detector": Labels(of_detector), "final": Labels(final)}
+    numbers |= quality.of_pseudo_labels(learned, Labels(labels), maps["final"]) | quality.of_steps(judged, maps, p.k)
+    about = {"images": len(images), "judged": len(judged), "mined_again": len(some), "clusters": p.k, "seeds": [seed]}
+    write_json(out, {name: metrics.rounded(x) for name, x in numbers.items()} | about)
+    alarm.look(final, int(numbers["clusters_used"]), p.k, len(judged))
+
+
+if __name__ == "__main__":
+    run(main)

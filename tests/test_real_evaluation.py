@@ -1,0 +1,101 @@
+"""Evaluation of what the pipeline's stages make of real photographs, with an untrained ViT: VOC's classes, COCO's instances."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from stages import aggregate, choose_k, cluster, embed, evaluate_clustering, evaluate_instances, evaluate_quality, mine, prepare
+from unseg.backbones import vit
+from unseg.io.records import read_json, write_json
+
+REAL = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+SHAPE = {"weights": "vit.safetensors", "patch": 16, "width": 16, "depth": 1, "heads": 2}
+PARAMS: dict[str, Any] = {
+    "seed": 0,
+    "backbone": SHAPE,
+    "embedder": SHAPE,
+    "mine": {"resize": 128, "keep": 0.4, "rank": "logits", "center": True, "component": True, "precision": "fp32"},
+    "embed": {"region": "masked", "resize": 32, "longest": 64},
+    "cluster": {"k": 2, "whiten": "std", "algorithm": "full", "starts": 2, "iterations": 20, "support": None},
+    "aggregate": {"threshold": 0.5, "overlap": "keep_higher", "shape": "mask", "uncertain": "background"},
+    "quality": {"images": 3, "seeds": 2, "objects": 100},
+    "choose": {"ks": [2, 3], "repeats": 2, "objects": 100, "starts": 1},
+    "alarms": {
+        "masks": {"least": 50, "missing": 0.5, "smallest": 0.0, "largest": 1.0},
+        "clusters": {"least": 50, "largest": 1.0},
+        "labels": {"least": 50, "empty": 1.0},
+        "segmentation": {"least": 50, "clusters": 2},
+    },
+}
+MAPS = ("labels.zip", "masks.zip", "detector.zip")
+
+
+def pipeline(data: dict[str, Any]) -> str:
+    """The stages up to label maps, in the working directory; mined masks stand for the detector's. The photographs' folder."""
+    Path("params.yaml").write_text(yaml.safe_dump(PARAMS | {"data": data}))
+    torch.manual_seed(0)
+    save_file(vit.build(vit.Backbone(**SHAPE), 64).state_dict(), "vit.safetensors")  # type: ignore[arg-type]
+    prepare.main("images.json", "rejected.json", "truth.zip")
+    mine.main("images.json", data["images"], "vit.safetensors", "masks.json")
+    embed.main("images.json", "masks.json", data["images"], "vit.safetensors", "tokens.npz")
+    cluster.main("tokens.npz", "masks.json", "instances.json")
+    scored = [{**a, "score": 0.9 - 0.01 * a["id"]} for a in read_json("instances.json")["annotations"]]
+    write_json("detections.json", scored)
+    aggregate.main("images.json", data["images"], "instances.json", "detections.json", *MAPS)
+    return str(data["images"])
+
+
+@pytest.mark.skipif(not (REAL / "VOC2012").is_dir(), reason="../shared/data/VOC2012 is not here")
+def test_voc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("JPEGImages", "SegmentationClass"):
+        (tmp_path / "voc").mkdir(exist_ok=True)
+        (tmp_path / "voc" / folder).symlink_to(REAL.resolve() / "VOC2012" / folder)
+    for split, count in {"train": 5, "val": 4}.items():
+        stems = (REAL / f"VOC2012/ImageSets/Segmentation/{split}.txt").read_text().split()
+        (tmp_path / "voc" / f"{split}.txt").write_text("\n".join(stems[::37][:count]) + "\n")
+    lists = {"train": "train.txt", "val": "val.txt", "annotations": None}
+    photos = pipeline({"kind": "voc", "root": "voc", "images": "voc/JPEGImages", **lists})
+    evaluate_clustering.main("images.json", "truth.zip", "instances.json", "masks.zip", "clustering")
+    scores = read_json("clustering/metrics.json")
+    assert (scores["images"], scores["classes"]) == (4, 21)
+    assert 0 < scores["miou"] < 0.9
+    assert scores["miou"] >= scores["miou_background_fixed"]
+    assert scores["miou_training_objects"] is None  # this VOC has no masks of objects
+    assert [row["iou"] is not None for row in read_json("clustering/image_iou.json")] == [True] * 4
+    evaluate_instances.main("images.json", "truth.zip", "masks.json", "instances.json", "detections.json", "ap.json", "pr.json")
+    assert "has no object" in read_json("ap.json")["needs"]
+    files = ("masks.json", "tokens.npz", "instances.json", *MAPS, "detector.zip", "quality.json")
+    evaluate_quality.main("images.json", photos, "vit.safetensors", *files)
+    numbers = read_json("quality.json")
+    assert numbers["foreground_detector_final"] == 1
+    assert all(-1 <= numbers[key] <= 1 for key in ("mask_flip", "mask_crop", "mask_area", "mask_border", "cluster_stability"))
+    choose_k.main("images.json", "tokens.npz", "masks.json", "k.json")
+    assert [row["k"] for row in read_json("k.json")["tried"]] == [2]  # five masks: a half has two
+
+
+@pytest.mark.skipif(not (REAL / "coco").is_dir(), reason="../shared/data/coco is not here")
+def test_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "coco").mkdir()
+    for folder in ("train2017", "annotations"):
+        (tmp_path / "coco" / folder).symlink_to(REAL.resolve() / "coco" / folder)
+    file = "annotations/instances_train2017.json"
+    names = [image["file_name"] for image in read_json(REAL / "coco" / file)["images"]][:6]
+    (tmp_path / "coco/list.txt").write_text("\n".join(names) + "\n")
+    lists = {"train": "list.txt", "val": "list.txt", "annotations": file}
+    pipeline({"kind": "coco", "root": "coco", "images": "coco/train2017", **lists})
+    evaluate_instances.main("images.json", "truth.zip", "masks.json", "instances.json", "detections.json", "ap.json", "pr.json")
+    scores = read_json("ap.json")
+    assert scores["images"] == 6
+    assert scores["masks"]["multi"]["objects"] > scores["masks"]["single"]["objects"] == 6
+    assert 0 < scores["masks"]["mean_iou"] < 1
+    for mode in ("multi", "single"):
+        for setting in ("agnostic", "aware"):
+            assert 0 <= scores["detector"][mode][setting]["AP"] <= scores["detector"][mode][setting]["AP50"] <= 1
+    evaluate_clustering.main("images.json", "truth.zip", "instances.json", "masks.zip", "clustering")
+    assert read_json("clustering/metrics.json")["miou_training_objects"] is not None

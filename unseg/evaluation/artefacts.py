@@ -1,0 +1,76 @@
+"""What is judged, read from files and checked against the index of images: truth, masks, detections, label maps.
+
+pycocotools takes masks of another size, and numpy labels of another model, without a word: here they are errors that name
+the file and the image.
+
+Shapes: C classes and K labels, background counted in both.
+"""
+
+import json
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from unseg.console import InputError, track
+from unseg.evaluation import metrics
+from unseg.io.records import Image, Labels
+
+Record = dict[str, Any]
+AGAIN = "make it again from the same data/images.json"
+
+
+def objects(truth: str) -> Record:
+    """The COCO records of the objects in data/truth.zip; no images where there is no instance truth.
+
+    Raises:
+        InputError: not such a file, or an object of a class that it does not list.
+    """
+    try:
+        with zipfile.ZipFile(truth) as archive:
+            if "instances.json" not in archive.namelist():
+                return {"images": [], "annotations": [], "categories": []}
+            found = dict(json.loads(archive.read("instances.json")))
+    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        raise InputError(f"{truth} cannot be read ({error}); make it again with `dvc repro prepare`") from None
+    classes = max((category["id"] for category in found["categories"]), default=0)
+    for c in {o["category_id"] for o in found["annotations"]}:
+        if not 1 <= c <= classes:
+            raise InputError(f"{truth}: an object has the class {c}; it may have 1 to {classes}; make it again")
+    return found
+
+
+def checked(path: str, records: list[Record], known: dict[int, Image], clusters: int | None = None) -> list[Record]:
+    """The records, all of them of known images, of their sizes, and of clusters 0..clusters-1 (None: of any).
+
+    Raises:
+        InputError: one that is not.
+    """
+    for record in records:
+        if missing := {"image_id", "category_id", "segmentation", "bbox"} - record.keys():
+            raise InputError(f"{path}: a record has no {sorted(missing)[0]}; {AGAIN}")
+        image = known.get(record["image_id"])
+        if image is None:
+            raise InputError(f"{path}: no image has the id {record['image_id']}; {AGAIN}")
+        if tuple(record["segmentation"]["size"]) != image.size:
+            sizes = f"{record['segmentation']['size']}, {image.file_name} is {list(image.size)} (rows, columns)"
+            raise InputError(f"{path}: a mask is {sizes}; {AGAIN}")
+        if record["category_id"] < 0 or (clusters is not None and record["category_id"] >= clusters):
+            most = "at least 0" if clusters is None else f"from 0 to {clusters - 1}"
+            raise InputError(f"{path}: {image.file_name} has cluster {record['category_id']}; it must be {most}; {AGAIN}")
+    return records
+
+
+def confusions(judged: list[Image], truth: Labels, guess: Labels, classes: int, labels: int) -> Iterator[np.ndarray]:
+    """The confusion [C, K] of each image, one at a time.
+
+    Raises:
+        InputError: a map that is missing, of another size, or has a label that there is not.
+    """
+    for image in track(judged, "compare"):
+        try:
+            yield metrics.confusion(truth[image], guess[image], classes, labels)
+        except ValueError as error:
+            both = f"truth in {truth.path}, prediction in {guess.path}"
+            raise InputError(f"{image.file_name}: {error}; {both}: make them again with this cluster.k") from None

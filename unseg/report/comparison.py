@@ -1,0 +1,214 @@
+"""Two or more runs on one page: what differs in their params and numbers, and the same pictures side by side.
+
+    python -m unseg.report.comparison RUN RUN [RUN ...] PAGE.html
+
+A run is a folder as `dvc repro` leaves it (a clone, or `git worktree add ../other BRANCH` and `dvc checkout` there). The first is
+what the others are compared with. Clusters have the colours of their classes; without truth, of the clusters of the first run
+that they share most pixels with.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from unseg import console, params
+from unseg.console import InputError, track
+from unseg.evaluation import metrics
+from unseg.io import photos
+from unseg.io.records import Image, Labels, class_names, read_json, to_judge, whole
+from unseg.report import pictures, sheets
+from unseg.report.page import DASH, Html, Section, document, fold, html, join, note, percent, table
+from unseg.report.sections import contact, plain, scalars
+from unseg.report.sheets import Row, Tile
+
+Record = dict[str, Any]
+PICTURES = 24  # on the page, at the most
+LEADING = ("miou", "pixel_accuracy", "AP50", "mean_iou")  # last parts of the numbers that are shown first
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    name: str
+    params: Record  # by dotted key
+    numbers: Record  # by file and dotted key
+    root: Path  # of the photographs
+    judged: dict[str, Image]  # by file name
+    predictions: Labels
+    truth: Labels
+    classes: list[str]  # background first; empty without truth
+    matched: dict[int, int]  # cluster to class
+    class_iou: dict[str, float | None]
+    image_iou: dict[str, float | None]
+
+
+def read(folder: Path, name: str) -> Run:
+    """Raises: InputError, where the folder holds no finished run."""
+    file, results = folder / "params.yaml", folder / "results"
+    final = params.value("final", str, file)
+    found = {f.relative_to(results).as_posix(): read_json(f) for f in sorted(results.rglob("*.json")) if is_metrics(f)}
+    own = results / f"clustering-{final}"
+    ious, single = read_json(own / "class_iou.json"), read_json(own / "image_iou.json")
+    return Run(
+        name=name,
+        params=flat(yaml.safe_load(file.read_text("utf-8"))),
+        numbers={f"{file}: {key}": x for file, content in found.items() for key, x in scalars(content)},
+        root=folder / params.value("data.images", str, file),
+        judged={image.file_name: image for image in to_judge(folder / "data/images.json")},
+        predictions=Labels(folder / f"data/predictions-{final}.zip"),
+        truth=Labels(folder / "data/truth.zip", "semantic/"),
+        classes=class_names(folder / "data/truth.zip"),
+        matched={row["cluster"]: c for c, row in enumerate(ious) if row["cluster"] is not None},
+        class_iou={row["class"]: row["iou"] for row in ious},
+        image_iou={row["file_name"]: row["iou"] for row in single},
+    )
+
+
+def flat(tree: Record, prefix: str = "") -> Record:
+    """Values by dotted key; a list is one value."""
+    found: Record = {}
+    for key, x in tree.items():
+        found |= flat(x, f"{prefix}{key}.") if isinstance(x, dict) else {prefix + str(key): str(x) if isinstance(x, list) else x}
+    return found
+
+
+def is_metrics(file: Path) -> bool:
+    return file.name in ("metrics.json", "linear.json", "instances.json", "quality.json")
+
+
+def shared(runs: Sequence[Run]) -> list[str]:
+    """The file names of the images that all runs judged, at one size.
+
+    Raises:
+        InputError: there is none.
+    """
+    first = runs[0].judged
+    names = [n for n in first if all(n in r.judged and r.judged[n].size == first[n].size for r in runs)]
+    if not names:
+        raise InputError(f"{', '.join(r.name for r in runs)}: no judged image is in all of them; compare runs on the same images")
+    return names
+
+
+def changes(runs: Sequence[Run], names: Sequence[str]) -> dict[str, float]:
+    """How much each image changed: the largest difference of its mIoU to the first run's; without truth, of its labels: the
+    share of pixels that have another cluster, clusters renamed. Larger is more; below 0: worse than in the first run."""
+    if all(run.image_iou.get(n) is not None for run in runs for n in names[:1]):
+        found = {}
+        for n in names:
+            known = [run.image_iou.get(n) for run in runs]
+            gains = [x - known[0] for x in known[1:] if x is not None and known[0] is not None]
+            found[n] = max(gains, key=abs) if gains else 0.0
+        return found
+    likes = [np.arange(256), *(alike(runs[0], other, names) for other in runs[1:])]
+    parts = {}
+    for n in names:
+        maps = [like[run.predictions[run.judged[n]]] for run, like in zip(runs, likes, strict=True)]
+        parts[n] = max(float((other != maps[0]).mean()) for other in maps[1:])
+    return parts
+
+
+def alike(first: Run, other: Run, names: Sequence[str]) -> np.ndarray:
+    """Of each label of the other run the first run's label that it shares most with, one to one: [256]; 254 for none."""
+    counts = np.zeros((255, 255), np.int64)
+    for n in track(names, "compare"):
+        counts += metrics.confusion(first.predictions[first.judged[n]], other.predictions[other.judged[n]], 255, 255)
+    found = metrics.match(counts, by="iou", fixed_background=True)
+    return np.append(np.where(found < 0, 254, found), 255)
+
+
+def schemes(runs: Sequence[Run], names: Sequence[str]) -> list[pictures.Scheme]:
+    """Colours of each run's clusters, alike for what is alike."""
+    ks = [int(run.params["cluster.k"]) for run in runs]
+    if all(run.classes == runs[0].classes and run.classes for run in runs):
+        return [pictures.scheme(k, run.classes, run.matched) for k, run in zip(ks, runs, strict=True)]
+    own = ["background", *(f"cluster {k}" for k in range(ks[0]))]
+    likes = [np.arange(256), *(alike(runs[0], other, names) for other in runs[1:])]
+    return [
+        pictures.scheme(k, own, {c: int(like[c + 1]) for c in range(k) if 0 < like[c + 1] < len(own)})
+        for k, like in zip(ks, likes, strict=True)
+    ]
+
+
+def rows(runs: Sequence[Run], names: Sequence[str], among: Sequence[str]) -> list[Row]:
+    """A row of pictures for each name: the photograph, each run's final segmentation, the truth."""
+    colours, made = schemes(runs, among), []
+    first = runs[0]
+    for n in track(names, "draw"):
+        image = first.judged[n]
+        photo = pictures.tile(photos.read(first.root, image), sheets.TILE)
+        tiles = [Tile("photograph", photo)]
+        for run, colour in zip(runs, colours, strict=True):
+            tags = {k + 1: name or f"cluster {k}" for k, name in enumerate(colour.names)}
+            labels, iou = run.predictions[run.judged[n]], run.image_iou.get(n)
+            words = f"mIoU {percent(iou)}; " if iou is not None else ""
+            drawn = pictures.paint(photo, pictures.fit(labels, photo), *colour.table(), tags)
+            tiles.append(Tile(run.name, drawn, words + sheets.shares(labels, tags)))
+        if image in first.truth:
+            labels, tags = first.truth[image], dict(enumerate(first.classes))
+            drawn = pictures.paint(photo, pictures.fit(labels, photo), *colours[0].truth_table(), tags)
+            tiles.append(Tile("truth", drawn, sheets.shares(labels, tags)))
+        made.append((n, tiles))
+    return made
+
+
+def side_by_side(runs: Sequence[Run], which: str, keys: Iterable[str]) -> Html:
+    """A table of values by key, with the difference to the first run where there are two numbers."""
+    lines = []
+    for key in keys:
+        values = [getattr(run, which).get(key) for run in runs]
+        gains = [
+            f"{b - values[0]:+.4g}" if isinstance(b, int | float) and isinstance(values[0], int | float) else DASH
+            for b in values[1:]
+        ]
+        lines.append((key, *map(plain, values), *gains))
+    head = ("", *(run.name for run in runs), *(f"{run.name} − {runs[0].name}" for run in runs[1:]))
+    return table(which, head, lines)
+
+
+def differing(runs: Sequence[Run], which: str) -> list[str]:
+    """The keys whose values are not the same in all runs, in the order in which they first occur."""
+    keys = dict.fromkeys(key for run in runs for key in getattr(run, which))
+    return [key for key in keys if len({plain(getattr(run, which).get(key)) for run in runs}) > 1]
+
+
+def compare(runs: Sequence[Run]) -> bytes:
+    """The page."""
+    names = shared(runs)
+    change = changes(runs, names)
+    ranked = sorted(names, key=lambda n: (-abs(change[n]), n))[:PICTURES]
+    ranked.sort(key=lambda n: (change[n], n))
+    known = dict.fromkeys(key for run in runs for key in run.numbers)
+    leading = [key for key in known if key.rpartition(".")[2].rpartition(" ")[2] in LEADING]
+    rest = [key for key in differing(runs, "numbers") if key not in leading]
+    changed = differing(runs, "params")
+    body = side_by_side(runs, "params", changed) if changed else note("All params are the same.")
+    parts = [Section("params", "Params that differ", body)]
+    more = fold(f"{len(rest)} more numbers that differ", side_by_side(runs, "numbers", rest)) if rest else ""
+    parts.append(Section("numbers", "Numbers", join([side_by_side(runs, "numbers", leading), more])))
+    if classes := dict.fromkeys(c for run in runs for c in run.class_iou):
+        parts.append(Section("classes", "IoU of each class", side_by_side(runs, "class_iou", classes)))
+    how = "from the most that was lost to the most that was gained" if runs[0].image_iou else "from the least to the most changed"
+    words = note(f"Of {len(names)} images in all runs the {len(ranked)} that changed most, {how}.")
+    parts.append(Section("pictures", "Pictures", join([words, contact(rows(runs, ranked, names))])))
+    lead = Html(f'<p class="lead">{html(" · ".join(run.name for run in runs))}: {len(names)} judged images in common.</p>')
+    return document("unseg comparison", lead, parts)
+
+
+def main(*words: str) -> None:
+    if len(words) < 3:
+        raise InputError("give the folders of two runs or more, and the page to write: RUN RUN PAGE.html")
+    *folders, output = map(Path, words)
+    names = [folder.resolve().name for folder in folders]
+    named = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+    content = compare([read(folder, name) for folder, name in zip(folders, named, strict=True)])
+    with whole(output) as part:
+        part.write_bytes(content)
+
+
+if __name__ == "__main__":
+    console.run(main)
