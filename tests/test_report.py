@@ -524,7 +524,7 @@ def test_backbones_side_by_side(tmp_path: Path) -> None:
     found = backbones.read(tmp_path)
     assert [column for column, _ in found] == ["linear-my-voc", "linear-my-voc", "kmeans-voc", "video-davis"]
     drawn = backbones.section(found)
-    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", drawn)
+    cells = re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", drawn)
     assert cells[:4] == ["backbone", "linear mIoU, my-voc", "K-means mIoU, voc", "J&amp;F, davis"]
     assert cells[4:8] == ["croc", "25.0", "10.0 ± 1.2", "47.4"]
     assert cells[8:] == ["my-dino", "50.0", page.DASH, page.DASH]
