@@ -17,7 +17,7 @@ from torch import Tensor
 from unseg.console import InputError
 from unseg.detection import detector
 from unseg.io import examine, images, photos, records
-from unseg.report import overlay, pictures
+from unseg.report import overlay, pictures, sheets
 from unseg.segmentation import clusters as naming
 from unseg.segmentation import segmenter, tiles
 from unseg.segmentation.labels import Crf
@@ -63,11 +63,12 @@ class Prediction:
         return Pillow.fromarray(overlay.drawn(self.pixels, self.labels, self.colours, self.names))
 
     def boxes(self) -> Pillow.Image:
-        """The instances over the photograph, the surest on top, each with its name and score."""
+        """The sure instances (as in the report: score at least 0.5, ten at most) over the photograph, the surest on top."""
         photo = overlay.reduced(self.pixels)
-        masks = [pictures.fit(records.decode(i["segmentation"]), photo) for i in self.instances]
-        tags = [f"{self.names.get(i['category_id'], '')} {i['score']:.2f}" for i in self.instances]
-        labels = [i["category_id"] for i in self.instances]
+        found = [i for i in self.instances if i["score"] >= sheets.SURE][: sheets.MOST]
+        masks = [pictures.fit(records.decode(i["segmentation"]), photo) for i in found]
+        tags = [f"{self.names.get(i['category_id'], '')} {i['score']:.2f}" for i in found]
+        labels = [i["category_id"] for i in found]
         return Pillow.fromarray(pictures.boxed(photo, masks, labels, tags, self.colours, np.zeros(256, bool)))
 
     def annotations(self, image_id: int = 1, first_id: int = 1) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from unseg.api import Prediction, Predictor, opened
+from unseg.api import Prediction, Predictor, Share, opened
 from unseg.console import InputError, Meter
 from unseg.io import datasets, examine, records, video
 from unseg.report import overlay
@@ -37,15 +37,30 @@ class Book:
     shares: list[tuple[str, int, float, float]] = field(default_factory=list)  # image, label, share, confidence
     skipped: list[dict[str, str]] = field(default_factory=list)
 
-    def add(self, name: str, made: Prediction) -> None:
-        id, size = len(self.images) + 1, made.labels.shape
-        self.images.append({"id": id, "file_name": name, "height": size[0], "width": size[1]})
-        self.annotations += made.annotations(id, len(self.annotations) + 1)
-        self.instances += [{"image_id": id, **i} for i in made.instances]
-        self.shares += [(name, s.label, s.share, s.confidence) for s in made.shares()]
+    def add(self, told: "Told") -> None:
+        id, first = len(self.images) + 1, len(self.annotations) + 1
+        self.images.append({"id": id, "file_name": told.name, "height": told.size[0], "width": told.size[1]})
+        self.annotations += [{**a, "id": first + i, "image_id": id} for i, a in enumerate(told.annotations)]
+        self.instances += [{"image_id": id, **i} for i in told.instances]
+        self.shares += [(told.name, s.label, s.share, s.confidence) for s in told.shares]
 
     def skip(self, name: str, reason: str) -> None:
         self.skipped.append({"file_name": name, "reason": reason})
+
+
+class Told(NamedTuple):
+    """What the book notes of one picture; ids are given there."""
+
+    name: str
+    size: tuple[int, int]
+    annotations: list[dict[str, Any]]
+    instances: list[dict[str, Any]]
+    shares: list[Share]
+
+
+def told(name: str, made: Prediction) -> Told:
+    height, width = made.labels.shape
+    return Told(name, (height, width), made.annotations(), made.instances, made.shares())
 
 
 def sources(given: Path, out: Path, book: Book) -> list[Source]:
@@ -87,8 +102,8 @@ def ahead(pool: ThreadPoolExecutor, items: Iterable[T], load: Callable[[T], R]) 
     yield from waiting
 
 
-def write(out: Path, name: str, made: Prediction) -> None:
-    """The pictures of one photograph."""
+def write(out: Path, name: str, made: Prediction) -> Told:
+    """The pictures of one photograph, and what there is to note of it."""
     drawn = {"labels": made.index(), "overlays": made.overlay()}
     if made.instances:
         drawn["instances"] = made.boxes()
@@ -96,6 +111,7 @@ def write(out: Path, name: str, made: Prediction) -> None:
         path = out / folder / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, "PNG", compress_level=FAST)
+    return told(name, made)
 
 
 def predict(model: Predictor, given: Path, out: Path, crf: Crf | None = None, force: bool = False) -> Book:
@@ -121,7 +137,9 @@ def predict(model: Predictor, given: Path, out: Path, crf: Crf | None = None, fo
                 book.skip(film.name, str(error))
     if not book.images:
         first = book.skipped[0]
-        raise InputError(f"{given}: nothing could be read ({first['file_name']}: {first['reason']})")
+        alone = f"{given}: {first['reason']}"
+        several = f"{given}: nothing could be read ({first['file_name']}: {first['reason']})"
+        raise InputError(alone if given.is_file() else several)
     finish(model, out, book)
     return book
 
@@ -130,7 +148,7 @@ def predict_photos(
     model: Predictor, every: list[Source], out: Path, crf: Crf | None, pool: ThreadPoolExecutor, book: Book
 ) -> None:
     """The network works while the next photographs are read and the last ones are written."""
-    writing: deque[Future[None]] = deque()
+    writing: deque[Future[Told]] = deque()
     with Meter(len(every), "predict") as meter:
         for source, reading in ahead(pool, every, lambda s: opened(s.path)):
             try:
@@ -138,13 +156,12 @@ def predict_photos(
             except InputError as error:
                 book.skip(source.name, str(error).removeprefix(f"{source.path}: "))
             else:
-                book.add(source.name, made)
                 writing.append(pool.submit(write, out, source.name, made))
                 if len(writing) > AHEAD:
-                    writing.popleft().result()
+                    book.add(writing.popleft().result())
             meter.step(source.name)
         for late in writing:
-            late.result()
+            book.add(late.result())
 
 
 def predict_video(model: Predictor, film: Source, out: Path, crf: Crf | None, book: Book) -> None:
@@ -155,7 +172,7 @@ def predict_video(model: Predictor, film: Source, out: Path, crf: Crf | None, bo
         with Meter(reader.count, film.name) as meter:
             for i, pixels in enumerate(reader):
                 made, name = model.predict(pixels, crf), f"{film.name}/{i:06d}"
-                book.add(name, made)
+                book.add(told(name, made))
                 sink.write(overlay.drawn(pixels, made.labels, made.colours, made.names, fixed=True))
                 yield f"{i:06d}.png", records.to_png(made.labels)
                 meter.step()

@@ -50,7 +50,9 @@ def drawn(pixels: np.ndarray, labels: np.ndarray, table: np.ndarray, names: dict
     painted = pictures.paint(photo, pictures.fit(labels, photo), table, np.zeros(256, bool), {**names, 255: "void"})
     counts = np.bincount(labels.ravel(), minlength=256)
     listed = [k for k in np.argsort(-counts, kind="stable").tolist() if counts[k] and (k in names or k == 255)]
-    entries = [(table[k], f"{names.get(k, 'void')[:LETTERS]} {100 * counts[k] / labels.size:.0f} %", k == 0) for k in listed]
+    shares = [f"{100 * counts[k] / labels.size:.0f} %" if 200 * counts[k] >= labels.size else "< 1 %" for k in listed]
+    said = [f"{names.get(k, 'void')[:LETTERS]}: {share}" for k, share in zip(listed, shares, strict=True)]
+    entries = [(table[k], words, k == 0) for k, words in zip(listed, said, strict=True)]
     if fixed:
         entries = [(table[k], name[:LETTERS], k == 0) for k, name in sorted(names.items())]
     below = legend(entries, max(painted.shape[1], LEAST))
