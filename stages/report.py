@@ -12,6 +12,7 @@ from unseg.console import InputError, run
 from unseg.io.records import Labels, by_image, class_names, read_images, read_json, to_judge, to_learn, whole
 from unseg.report import page, pictures, quality, sections, sheets
 from unseg.report.page import Section
+from unseg.segmentation import clusters as naming
 
 
 def main(
@@ -23,6 +24,7 @@ def main(
     detections: str,
     labels: str,
     predictions: str,
+    said: str,
     results: str,
     output: str,
     folder: str,
@@ -30,7 +32,7 @@ def main(
     report, final = params.group("report", page.Report), params.value("final", str)
     first, found, clustered = params.value("rounds", list[str])[0], Path(results), read_json(instances)
     steps = [f"clustering-{step}/metrics.json" for step in dict.fromkeys(("masks", "detector", first, final))]
-    names = ("ViT masks", "+ detector", f"+ segmentation model ({first})", f"+ CRF round ({final})")
+    rows = ("ViT masks", "+ detector", f"+ segmentation model ({first})", f"+ CRF round ({final})")
     metrics = {name: read_json(found / name) for name in (*steps, "linear.json", "instances.json")}
     scores = metrics[steps[-1]]
     confusion, ious = (read_json(found / f"clustering-{final}" / name) for name in ("confusion.json", "class_iou.json"))
@@ -39,7 +41,9 @@ def main(
     precision = read_json(found / "precision_recall.json")
 
     classes, matched = class_names(truth), {row["cluster"]: c for c, row in enumerate(ious) if row["cluster"] is not None}
-    scheme = pictures.scheme(1 + max((c["id"] for c in clustered["categories"]), default=-1), classes, matched)
+    count = 1 + max((c["id"] for c in clustered["categories"]), default=-1)
+    names = naming.read(said, count, naming.fingerprint(instances))
+    scheme = pictures.renamed(pictures.scheme(count, classes, matched), names)
     made = sheets.Run(
         root=root,
         images=read_images(images),
@@ -61,7 +65,7 @@ def main(
 
     numbers = quality.label_free(made)
     without = Section("quality", "Quality without labels", page.join([sections.facts(numbers), sections.missing(metrics)]))
-    table = sections.components([(name, metrics[step]) for name, step in zip(names, steps, strict=False)])
+    table = sections.components([(name, metrics[step]) for name, step in zip(rows, steps, strict=False)])
     scored = Section("components", "Components", table)
     parts = [
         *((scored, without) if "miou" in scores else (without, scored)),

@@ -38,7 +38,7 @@ GROUPS: dict[str, type] = {
     "linear": linear.Linear,
     "report": page.Report,
 }
-VALUES: dict[str, type] = {"seed": int, "fetch": list, "rounds": list, "refine": list, "final": str}
+VALUES: dict[str, type] = {"seed": int, "fetch": list, "regroup": list, "rounds": list, "refine": list, "final": str}
 
 
 @dataclass(frozen=True)

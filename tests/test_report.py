@@ -32,6 +32,7 @@ def project(
 ) -> None:
     """A finished run of K = 7 clusters, the last of which is no class; drawn scenes, masks and maps a little off."""
     (root / "photos").mkdir(parents=True)
+    (root / "clusters.yaml").write_text("clusters: {}\n")
     (root / "params.yaml").write_text("cluster: {k: 7}\nrounds: [r0, r1]\nfinal: r1\nreport: {pictures: 12, exemplars: 8}\n")
     index, masks, detections, objects = [], [], [], []
     semantic, pseudo, predicted = {}, {}, {}
@@ -95,7 +96,7 @@ def evaluate() -> None:
 
 def write_report(output: str = "results/report.html", folder: str = "results/pictures") -> str:
     made = ("data/masks.json", "data/instances.json", "data/detections.json", "data/labels-r0.zip", "data/predictions-r1.zip")
-    report.main("data/images.json", "photos", "data/truth.zip", *made, "results", output, folder)
+    report.main("data/images.json", "photos", "data/truth.zip", *made, "clusters.yaml", "results", output, folder)
     return Path(output).read_text()
 
 

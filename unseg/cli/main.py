@@ -5,6 +5,7 @@ Every verb imports what it needs when it is called: `unseg --help` answers at on
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,7 +15,12 @@ from unseg.console import InputError
 ABOUT = """\
 A folder of unlabelled photographs in, a semantic segmentation model out.
 
+  unseg fit FOLDER                 a model from a folder of photographs, by `dvc repro` (in a clone of unseg)
   unseg predict PHOTOS -o OUT      label maps and overlays of photographs, a folder of them, or a video
+  unseg clusters                   look at what was found; name, merge, colour and ignore it (clusters.yaml)
+  unseg probe PHOTOS MASKS -o FILE from a few labelled photographs, your own classes
+  unseg export --onnx FILE         the model for other programs
+  unseg compare RUN RUN            what changed between two runs, in numbers and pictures
 """
 
 
@@ -32,7 +38,12 @@ def main(words: list[str] | None = None) -> None:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("unseg", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = top.add_subparsers(metavar="VERB", required=True, help="`unseg VERB --help` says more")
+    add_fit(verbs)
     add_predict(verbs)
+    add_clusters(verbs)
+    add_probe(verbs)
+    add_export(verbs)
+    add_compare(verbs)
     return top
 
 
@@ -97,3 +108,149 @@ def run_predict(options: argparse.Namespace) -> None:
         print(f"  {s['file_name']}: {s['reason']}")
     if len(book.skipped) > 20:
         print(f"  and {len(book.skipped) - 20} more in {options.out / 'skipped.json'}")
+
+
+def add_clusters(verbs: Verbs) -> None:
+    verb = verbs.add_parser(
+        "clusters",
+        help="cluster cards; name, merge, colour and ignore clusters",
+        description="Writes a page of cluster cards, after the edits that are asked for. Edits go to the run's clusters.yaml, "
+        "which can be edited by hand as well; they apply at prediction and in the report (`dvc repro`).",
+    )
+    add_run(verb)
+    verb.add_argument("-o", "--out", type=Path, metavar="FILE", help="the page (RUN/results/clusters.html)")
+    verb.add_argument("--no-page", action="store_true", help="only edit, and list what is said")
+    for key, value, words in (
+        ("name", "3=dog", "call cluster 3 dog"),
+        ("colour", "3=#e69f00", "draw it so"),
+        ("merge", "5=3", "cluster 5 is cluster 3, too; 5=background: nothing"),
+        ("ignore", "7", "no answer where cluster 7 is (void, 255)"),
+        ("reset", "3|all", "forget what was said of it"),
+    ):
+        verb.add_argument(
+            f"--{key}", action="append", type=partial(pair, key), dest="changes", metavar=value, default=[], help=words
+        )
+    verb.set_defaults(verb=run_clusters)
+
+
+def pair(key: str, text: str) -> tuple[str, str]:
+    return key, text
+
+
+def run_clusters(options: argparse.Namespace) -> None:
+    from unseg.cli import clusters
+
+    run: Run = options.run
+    said = clusters.edit(run, options.changes)
+    if text := clusters.listed(said):
+        print(text)
+    if not options.no_page:
+        out = options.out or run / "results/clusters.html"
+        clusters.write_page(run, said, out)
+        print(f"{said.count} clusters in {out}")
+
+
+def add_export(verbs: Verbs) -> None:
+    verb = verbs.add_parser(
+        "export",
+        help="the model for other programs: ONNX, torch.export",
+        description="Writes the segmenter with batch and size left free, compares it with PyTorch, and keeps it if they agree. "
+        "Pre- and post-processing and the labels' names are in its metadata, under the key `unseg`.",
+    )
+    add_run(verb)
+    verb.add_argument("--model", type=Path, metavar="FILE", help="a segmenter (the run's final one)")
+    verb.add_argument("--clusters", type=Path, metavar="FILE", help="names, colours, merges (the run's clusters.yaml)")
+    verb.add_argument("--onnx", type=Path, metavar="FILE", help="for onnxruntime and others; needs `pip install -e '.[onnx]'`")
+    verb.add_argument("--torch", type=Path, metavar="FILE", help="a .pt2 for torch.export.load")
+    verb.set_defaults(verb=run_export)
+
+
+def run_export(options: argparse.Namespace) -> None:
+    from unseg.api import load
+    from unseg.segmentation import export
+
+    if not (options.onnx or options.torch):
+        raise InputError("nothing to export; say --onnx FILE or --torch FILE")
+    run: Run = options.run
+    said = options.clusters or (None if options.model else run.clusters)
+    model = load(options.model or run.segmenter, said, device="cpu")
+    told = export.about(model.net, model.clusters, model.colours)
+    if options.onnx:
+        far, same = export.to_onnx(options.onnx, model.net, told)
+        print(f"{options.onnx}: logits within {far:.1e} of PyTorch's, {100 * same:.2f} % of pixels agree")
+    if options.torch:
+        print(f"{options.torch}: logits within {export.to_torch(options.torch, model.net, told):.1e} of PyTorch's")
+
+
+def add_fit(verbs: Verbs) -> None:
+    verb = verbs.add_parser(
+        "fit",
+        help="a model from a folder of photographs",
+        description="In a clone of unseg: copies a profile to params.yaml, points it at FOLDER, picks sizes that fit, and runs "
+        "`dvc repro`. All of it can be done by hand: docs/folder.md. Interrupted, it goes on where it was.",
+    )
+    verb.add_argument("folder", type=Path, metavar="FOLDER", help="photographs, in sub-folders or not; needs no label")
+    verb.add_argument("--profile", default="folder", metavar="NAME", help="profiles/NAME.yaml (folder)")
+    verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change params.yaml: croc.epochs=3")
+    verb.add_argument("--no-run", action="store_true", help="only write params.yaml and the link to the folder")
+    verb.add_argument("--force", action="store_true", help="write over edits in params.yaml")
+    verb.set_defaults(verb=run_fit)
+
+
+def run_fit(options: argparse.Namespace) -> None:
+    from unseg.cli import fit
+
+    fit.fit(options.folder, options.profile, options.set, options.force, not options.no_run)
+
+
+def add_probe(verbs: Verbs) -> None:
+    verb = verbs.add_parser(
+        "probe",
+        help="your own classes, from a few labelled photographs",
+        description="MASKS holds NAME.png (grey or palette: 0 background, 1.. classes, 255 unknown) for NAME.jpg in PHOTOS, and "
+        "classes.txt (a name a line, background first) if names are not given.",
+    )
+    verb.add_argument("photos", type=Path, metavar="PHOTOS")
+    verb.add_argument("masks", type=Path, metavar="MASKS")
+    verb.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="a segmenter; by --vote, a clusters.yaml")
+    add_run(verb)
+    verb.add_argument("--model", type=Path, metavar="FILE", help="a segmenter (the run's final one)")
+    verb.add_argument("--classes", metavar="NAMES", help="background,dog,cat")
+    verb.add_argument("--vote", action="store_true", help="name and merge the clusters instead of training a linear head")
+    verb.add_argument("--device", metavar="NAME")
+    verb.add_argument("--force", action="store_true", help="write over FILE")
+    verb.set_defaults(verb=run_probe)
+
+
+def run_probe(options: argparse.Namespace) -> None:
+    from unseg.api import load
+    from unseg.cli import probe
+
+    model = load(options.model or options.run.segmenter, device=options.device)
+    said = probe.probe(model, options.photos, options.masks, options.out, options.classes, options.vote, options.force)
+    print(f"{said}, in {options.out}")
+
+
+def add_compare(verbs: Verbs) -> None:
+    verb = verbs.add_parser(
+        "compare",
+        help="what changed between two runs",
+        description="Settings and scores that differ, and how far the final label maps agree once clusters are matched.",
+    )
+    verb.add_argument("one", type=Path, metavar="RUN", help="a folder in which `dvc repro` ran")
+    verb.add_argument("two", type=Path, metavar="RUN")
+    verb.add_argument("-o", "--out", type=Path, metavar="FILE", help="a page with pictures as well")
+    verb.add_argument("--pictures", type=int, default=12, metavar="N", help="images on the page (12)")
+    verb.set_defaults(verb=run_compare)
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    from unseg.io.records import whole
+    from unseg.report import compare
+
+    text, drawn = compare.compare(compare.finished(options.one), compare.finished(options.two), options.pictures)
+    print(text)
+    if options.out:
+        with whole(options.out) as part:
+            part.write_bytes(drawn)
+        print(f"page: {options.out}")
