@@ -67,16 +67,12 @@ def changed(clusters: Clusters, key: str, text: str) -> Clusters:
 
 def write_page(run: Run, clusters: Clusters, out: Path) -> None:
     """The cards of the run's clusters. Raises: InputError, where a stage up to `cluster` has not run."""
-    images, annotations = (
-        records.read_images(run / "data/images.json"),
-        records.read_json(run / "data/instances.json")["annotations"],
-    )
+    images = records.read_images(run / "data/images.json")
+    annotations = records.read_json(run / "data/instances.json")["annotations"]
     try:
-        stored = np.load(run / "data/cls_tokens.npz")
+        stored = np.load(file := run / "data/cls_tokens.npz")
     except OSError as error:
-        raise InputError(
-            f"{run / 'data/cls_tokens.npz'} cannot be read ({error.strerror}); make it with `dvc repro embed`"
-        ) from None
+        raise InputError(f"{file} cannot be read ({error.strerror}); make it with `dvc repro embed`") from None
     place = {int(i): n for n, i in enumerate(stored["ids"])}
     tokens = stored["tokens"]
     unit = normalise(tokens, tokens, run.group("cluster", Clustering).whiten)[[place[a["id"]] for a in annotations]]
