@@ -219,7 +219,7 @@ def test_fit_writes_what_one_would_by_hand(clone: Path, capsys: pytest.CaptureFi
     assert "3 photographs" in capsys.readouterr().out
     main(words)  # again: what it wrote itself is no edit of yours
     Path("params.yaml").write_text(Path("params.yaml").read_text().replace("seed: 0", "seed: 7"))
-    with pytest.raises(SystemExit, match="params.yaml has edits of yours"):
+    with pytest.raises(SystemExit, match=r"params\.yaml has edits of yours"):
         main(words)
     main([*words, "--force"])
 
