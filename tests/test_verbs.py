@@ -55,12 +55,8 @@ def test_onnx_is_the_model_at_three_sizes(model: Path, tmp_path: Path, monkeypat
         assert np.abs(got - want).max() <= 1e-3
         assert (got.argmax(1) == want.argmax(1)).mean() >= 0.999
     told = json.loads({p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}["unseg"])
-    assert [(x["name"], x["becomes"]) for x in told["labels"]][:4] == [
-        ("background", 0),
-        ("cluster 0", 1),
-        ("dog", 2),
-        ("cluster 2", 2),
-    ]
+    names = [(x["name"], x["becomes"]) for x in told["labels"]]
+    assert names[:4] == [("background", 0), ("cluster 0", 1), ("dog", 2), ("cluster 2", 2)]
     assert told["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
     # a graph that answers otherwise is not kept
     other = segmenter.DeepLab(**SHAPE).eval()
