@@ -12,6 +12,7 @@ from unseg.console import InputError, run
 from unseg.io.records import Labels, by_image, class_names, read_images, read_json, to_judge, to_learn, whole
 from unseg.report import backbones, page, pictures, sections, sheets, unlabelled
 from unseg.report.page import Section
+from unseg.segmentation import clusters as naming
 
 
 def main(
@@ -23,6 +24,7 @@ def main(
     detections: str,
     labels: str,
     predictions: str,
+    said: str,
     results: str,
     output: str,
     folder: str,
@@ -30,20 +32,22 @@ def main(
     report, final = params.group("report", page.Report), params.value("final", str)
     first, found, clustered = params.value("rounds", list[str])[0], Path(results), read_json(instances)
     steps = [f"clustering-{step}/metrics.json" for step in dict.fromkeys(("masks", "detector", first, final))]
-    names = ("ViT masks", "+ detector", f"+ segmentation model ({first})", f"+ CRF round ({final})")
+    rows = ("ViT masks", "+ detector", f"+ segmentation model ({first})", f"+ CRF round ({final})")
     metrics = {name: read_json(found / name) for name in (*steps, "linear.json", "instances.json")}
     scores = metrics[steps[-1]]
     single, confusion, ious = (
         read_json(found / f"clustering-{final}/{name}.json") for name in ("image_iou", "confusion", "class_iou")
     )
-    by_step = {name: read_json(found / step.replace("metrics", "class_iou")) for name, step in zip(names, steps, strict=False)}
+    by_step = {name: read_json(found / step.replace("metrics", "class_iou")) for name, step in zip(rows, steps, strict=False)}
     trainings = {"Detector": read_tsv(found / "detector.tsv")}
     trainings[f"Segmenter {final}"] = read_tsv(found / f"segmenter-{final}.tsv")
     precision, numbers, chosen = (read_json(found / f"{name}.json") for name in ("precision_recall", "quality", "choose_k"))
     compared = backbones.read(found / "backbones")
 
     classes, matched = class_names(truth), {row["cluster"]: c for c, row in enumerate(ious) if row["cluster"] is not None}
-    scheme = pictures.scheme(1 + max((c["id"] for c in clustered["categories"]), default=-1), classes, matched)
+    count = 1 + max((c["id"] for c in clustered["categories"]), default=-1)
+    names = naming.read(said, count, naming.fingerprint(instances))
+    scheme = pictures.renamed(pictures.scheme(count, classes, matched), names)
     made = sheets.Run(
         root=root,
         images=read_images(images),
@@ -66,7 +70,7 @@ def main(
 
     body = page.join([unlabelled.facts(unlabelled.quality(numbers)), unlabelled.missing(metrics)])
     without = Section("quality", "Quality without labels", body)
-    table = sections.components([(name, metrics[step]) for name, step in zip(names, steps, strict=False)])
+    table = sections.components([(name, metrics[step]) for name, step in zip(rows, steps, strict=False)])
     scored = Section("components", "Components", table)
     parts = [
         *((scored, without) if "miou" in scores else (without, scored)),

@@ -47,7 +47,7 @@ GROUPS: dict[str, type] = {
     "alarms.segmentation": alarms.Segmentation,
     "report": page.Report,
 }
-VALUES: dict[str, type] = {"seed": int, "fetch": list, "rounds": list, "refine": list, "final": str}
+VALUES: dict[str, type] = {"seed": int, "fetch": list, "regroup": list, "rounds": list, "refine": list, "final": str}
 VALUES |= {"backbones": list, "sets": list, "videos": list}
 
 

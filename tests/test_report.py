@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from stages import evaluate_clustering, evaluate_instances, report
+from unseg.cli.main import main
 from unseg.console import InputError
 from unseg.io import demo
 from unseg.io.records import Labels, annotation, encode, read_json, to_json, to_judge, to_png, write_json, write_labels, write_zip
@@ -34,6 +35,7 @@ def project(
 ) -> None:
     """A finished run of K = 7 clusters, the last of which is no class; drawn scenes, masks and maps a little off."""
     (root / "photos").mkdir(parents=True)
+    (root / "clusters.yaml").write_text("clusters: {}\n")
     (root / "params.yaml").write_text(
         "seed: 0\ncluster: {k: 7}\nrounds: [r0, r1]\nfinal: r1\nreport: {pictures: 12, exemplars: 8}\n"
     )
@@ -104,7 +106,7 @@ def evaluate() -> None:
 
 def write_report(output: str = "results/report.html", folder: str = "results/pictures") -> str:
     made = ("data/masks.json", "data/instances.json", "data/detections.json", "data/labels-r0.zip", "data/predictions-r1.zip")
-    report.main("data/images.json", "photos", "data/truth.zip", *made, "results", output, folder)
+    report.main("data/images.json", "photos", "data/truth.zip", *made, "clusters.yaml", "results", output, folder)
     return Path(output).read_text()
 
 
@@ -560,11 +562,13 @@ def other_run(root: Path, truth: bool = True) -> Path:
 
 
 def compared(*roots: Path) -> str:
-    comparison.main(*map(str, roots), "compared.html")
+    main(["compare", *map(str, roots), "-o", "compared.html"])
     return Path("compared.html").read_text()
 
 
-def test_two_runs_side_by_side(full: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_side_by_side(
+    full: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(full[0], tmp_path / "first")
     first, second = tmp_path / "first", other_run(tmp_path / "second")
     params = (first / "params.yaml").read_text()
@@ -573,6 +577,9 @@ def test_two_runs_side_by_side(full: tuple[Path, str], tmp_path: Path, monkeypat
     evaluate()
     monkeypatch.chdir(tmp_path)
     text = compared(first, second)
+    spoken = capsys.readouterr().out
+    assert "cluster.k: 7 | 9 (+2)" in spoken
+    assert "clustering-r1/metrics.json: miou: " in spoken
     reader = Reader(text)
     assert reader.open == []
     assert "http" not in re.sub(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+", "", text)
@@ -589,6 +596,7 @@ def test_two_runs_side_by_side(full: tuple[Path, str], tmp_path: Path, monkeypat
     assert "3 judged images in common" in reader.text
     again = compared(first, first)
     assert "All params are the same" in again
+    assert "params: no difference" in capsys.readouterr().out
     first_bytes = Path("compared.html").read_bytes()
     compared(first, first)
     assert Path("compared.html").read_bytes() == first_bytes
@@ -613,13 +621,13 @@ def test_without_truth_runs_are_compared_by_what_they_say(bare: Path, tmp_path: 
 def test_what_cannot_be_compared(bare: Path, tmp_path: Path) -> None:
     text = Path("params.yaml").read_text()
     Path("params.yaml").write_text(text.replace("report: {", "data: {images: photos}\nreport: {"))
-    with pytest.raises(InputError, match="give the folders of two runs or more"):
-        comparison.main(str(bare), "x.html")
-    with pytest.raises(InputError, match=r"params.yaml: no such file"):
-        comparison.main(str(bare), str(tmp_path / "nothing"), "x.html")
+    with pytest.raises(SystemExit, match="name two runs or more"):
+        main(["compare", str(bare)])
+    with pytest.raises(SystemExit, match=r"params.yaml: no such file"):
+        main(["compare", str(bare), str(tmp_path / "nothing")])
     shutil.copytree(bare, tmp_path / "other")
     index = read_json(tmp_path / "other/data/images.json")
     index["images"] = [{**r, "width": 65} for r in index["images"]]
     write_json(tmp_path / "other/data/images.json", index)
-    with pytest.raises(InputError, match="no judged image is in all of them"):
-        comparison.main(str(bare), str(tmp_path / "other"), "x.html")
+    with pytest.raises(SystemExit, match="no judged image is in all of them"):
+        main(["compare", str(bare), str(tmp_path / "other"), "-o", "x.html"])

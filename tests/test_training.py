@@ -253,7 +253,7 @@ def test_weights_are_written_the_same_each_time(tmp_path: Path) -> None:
         write_weights(tmp_path / name, net, {"kind": "toy", "k": 1})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     with safe_open(tmp_path / "a", "pt") as file:
-        assert json.loads(file.metadata()["unseg"]) == {"k": 1, "kind": "toy"}
+        assert json.loads(file.metadata()["unseg"]) == {"format": training.FORMAT, "k": 1, "kind": "toy"}
         assert torch.equal(file.get_tensor("weight"), net.weight)
 
 

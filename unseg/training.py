@@ -33,6 +33,7 @@ from unseg.io import images, records
 
 Metrics = dict[str, Tensor]
 HISTORY_ROWS = 400  # of a TSV of metrics, at the most
+FORMAT = 1  # of the weights that `write_weights` writes: raised when older ones can no longer be read
 
 
 class Scratch:
@@ -205,19 +206,19 @@ def write_history(path: str | Path, values: list[dict[str, float]]) -> None:
 
 
 def write_weights(path: str | Path, model: nn.Module, metadata: dict[str, Any]) -> None:
-    """The model's state as safetensors; metadata is stored as JSON text under `unseg`."""
+    """The model's state as safetensors; metadata and the FORMAT are stored as JSON text under `unseg`."""
     if distributed.rank() != 0:
         return
     tensors = {k: v.detach().cpu().contiguous() for k, v in sorted(model.state_dict().items())}
     with records.whole(path) as part:
-        save_file(tensors, part, {"unseg": json.dumps(metadata, sort_keys=True)})
+        save_file(tensors, part, {"unseg": json.dumps({"format": FORMAT, **metadata}, sort_keys=True)})
 
 
 def read_weights(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state and the metadata of a file of `write_weights`, on the CPU.
 
     Raises:
-        InputError: no such file, or weights of another kind or of another program.
+        InputError: no such file, or weights of another kind, of another program or of another version of unseg.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -227,6 +228,9 @@ def read_weights(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
         raise InputError(f"{path} cannot be read ({error}); train it again") from None
     if about.get("kind") != kind:
         raise InputError(f"{path} is not a {kind} of unseg; its metadata says {about or 'nothing'}")
+    if about.get("format") != FORMAT:
+        versions = f"its format is {about.get('format', 'older than 1')}, this one reads {FORMAT}"
+        raise InputError(f"{path} is of another version of unseg ({versions}); train it again with `dvc repro`")
     return state, about
 
 

@@ -70,3 +70,22 @@ def test_editing_a_module_reruns_its_stages_only(pipe, module, stages):
     with (pipe.root / module).open("a") as file:
         file.write("\n# a comment\n")
     assert set(pipe.repro()) == stages
+
+
+@pytest.mark.slow
+def test_naming_clusters_reruns_the_report_only(pipe):
+    (pipe.root / "clusters.yaml").write_text("clusters: {0: {name: zebra}, 1: {merge: 0}, 2: {ignore: true}}\n")
+    assert set(pipe.repro()) == {"report"}
+    report = (pipe.root / "results/report.html").read_text()
+    assert "Cluster 0, zebra" in report
+    assert "merged into zebra" in report
+
+
+@pytest.mark.slow
+def test_regrouping_reruns_nothing_upstream(pipe):
+    pipe.set("regroup", [{"from": "r0", "to": "g0"}])
+    pipe.set("rounds", ["g0", "r1"])
+    pipe.set("refine", [{"from": "g0", "to": "r1"}])
+    planned = pipe.repro("--dry")
+    assert planned[:2] == ["regroup@0", "train_segmenter@g0"]
+    assert not set(planned) & {"prepare", "croc", "mine", "embed", "cluster", "train_detector", "detect", "aggregate"}

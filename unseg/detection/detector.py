@@ -249,15 +249,23 @@ def detect(model: MaskRCNN, precision: str, root: str, records: list[Image], pix
         return torch.from_numpy(np.array(read(root, record))).permute(2, 0, 1)
 
     for batch, x in images.batches_by_shape(records, lambda r: r.size, load, pixels):
-        with images.autocast(device, precision):
-            found = model(list(x.to(device).float() / 255))
-        for record, f in zip(batch, found, strict=True):
-            masks = (f["masks"][:, 0] > 0.5).cpu().numpy()  # [M, H, W]
-            boxes, scores, labels = (f[key].float().cpu().numpy() for key in ("boxes", "scores", "labels"))
-            rles = encode_all(masks) if len(masks) else []
-            yield [
+        for record, results in zip(batch, instances(model, precision, x.to(device)), strict=True):
+            yield [{"image_id": record.id, **r} for r in results]
+
+
+@torch.inference_mode()
+def instances(model: MaskRCNN, precision: str, x: Tensor) -> list[list[dict[str, Any]]]:
+    """COCO results without image_id of each of the photographs [B, 3, H, W] uint8 (on the model's device), surest first."""
+    with images.autocast(x.device, precision):
+        found = model(list(x.float() / 255))
+    results = []
+    for f in found:
+        masks = (f["masks"][:, 0] > 0.5).cpu().numpy()  # [M, H, W]
+        boxes, scores, labels = (f[key].float().cpu().numpy() for key in ("boxes", "scores", "labels"))
+        rles = encode_all(masks) if len(masks) else []
+        results.append(
+            [
                 {
-                    "image_id": record.id,
                     "category_id": int(label) - 1,
                     "segmentation": rle,
                     "bbox": [round(float(v), 2) for v in (x0, y0, x1 - x0, y1 - y0)],
@@ -266,3 +274,5 @@ def detect(model: MaskRCNN, precision: str, root: str, records: list[Image], pix
                 for rle, (x0, y0, x1, y1), score, label, mask in zip(rles, boxes, scores, labels, masks, strict=True)
                 if mask.any()
             ]
+        )
+    return results

@@ -71,13 +71,18 @@ def open_rgb(path: str | Path) -> Pillow.Image:
         if file.format in DRAWINGS:
             raise ValueError(f"{file.format} is a program that draws, not a photograph")
         file.load()
-        image = file if orientation(file) == 1 else ImageOps.exif_transpose(file)
-        if image.mode.startswith("I") or image.mode == "F":
-            return Pillow.fromarray(to_bytes(np.asarray(image))).convert("RGB")
-        if "A" in image.getbands() or "transparency" in image.info:
-            layer = image.convert("RGBA")
-            return Pillow.alpha_composite(Pillow.new("RGBA", layer.size, "white"), layer).convert("RGB")
-        return image.convert("RGB")
+        return to_rgb(file)
+
+
+def to_rgb(image: Pillow.Image) -> Pillow.Image:
+    """An image in memory as `open_rgb` gives it."""
+    image = image if orientation(image) == 1 else ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return Pillow.fromarray(to_bytes(np.asarray(image))).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Pillow.alpha_composite(Pillow.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:

@@ -1,8 +1,6 @@
 """Two or more runs on one page: what differs in their params and numbers, and the same pictures side by side.
 
-    python -m unseg.report.comparison RUN RUN [RUN ...] PAGE.html
-
-A run is a folder as `dvc repro` leaves it (a clone, or `git worktree add ../other BRANCH` and `dvc checkout` there). The first is
+`unseg compare RUN RUN [RUN ...] -o PAGE.html`. A run is a folder as `dvc repro` leaves it (a clone, or `git worktree add ../other BRANCH` and `dvc checkout` there). The first is
 what the others are compared with. Clusters have the colours of their classes; without truth, of the clusters of the first run
 that they share most pixels with.
 """
@@ -15,11 +13,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from unseg import console, params
+from unseg import params
 from unseg.console import InputError, track
 from unseg.evaluation import metrics
 from unseg.io import photos
-from unseg.io.records import Image, Labels, class_names, read_json, to_judge, whole
+from unseg.io.records import Image, Labels, class_names, read_json, to_judge
 from unseg.report import pictures, sheets
 from unseg.report.page import DASH, Html, Section, document, fold, html, join, note, percent, table
 from unseg.report.sections import contact, plain, scalars
@@ -161,10 +159,7 @@ def side_by_side(runs: Sequence[Run], which: str, keys: Iterable[str]) -> Html:
     lines = []
     for key in keys:
         values = [getattr(run, which).get(key) for run in runs]
-        gains = [
-            f"{b - values[0]:+.4g}" if isinstance(b, int | float) and isinstance(values[0], int | float) else DASH
-            for b in values[1:]
-        ]
+        gains = [f"{b - values[0]:+.4g}" if number(b) and number(values[0]) else DASH for b in values[1:]]
         lines.append((key, *map(plain, values), *gains))
     head = ("", *(run.name for run in runs), *(f"{run.name} − {runs[0].name}" for run in runs[1:]))
     return table(which, head, lines)
@@ -199,16 +194,25 @@ def compare(runs: Sequence[Run]) -> bytes:
     return document("unseg comparison", lead, parts)
 
 
-def main(*words: str) -> None:
-    if len(words) < 3:
-        raise InputError("give the folders of two runs or more, and the page to write: RUN RUN PAGE.html")
-    *folders, output = map(Path, words)
+def opened(folders: Sequence[Path]) -> list[Run]:
+    """Runs by the names of their folders, or by whole paths where two have one name. Raises: InputError."""
     names = [folder.resolve().name for folder in folders]
     named = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
-    content = compare([read(folder, name) for folder, name in zip(folders, named, strict=True)])
-    with whole(output) as part:
-        part.write_bytes(content)
+    return [read(folder, name) for folder, name in zip(folders, named, strict=True)]
 
 
-if __name__ == "__main__":
-    console.run(main)
+def spoken(runs: Sequence[Run]) -> str:
+    """Params and leading numbers that differ, for a terminal: each run's value, and the difference to the first run's."""
+    lines = [" | ".join(run.name for run in runs)]
+    for which in ("params", "numbers"):
+        keys = differing(runs, which)
+        lines.append(which if keys else f"{which}: no difference")
+        for key in keys:
+            values = [getattr(run, which).get(key) for run in runs]
+            gains = [b - values[0] for b in values[1:] if number(b) and number(values[0])]
+            lines.append(f"  {key}: {' | '.join(map(plain, values))}" + "".join(f" ({gain:+.4g})" for gain in gains))
+    return "\n".join(lines)
+
+
+def number(x: object) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)

@@ -9,7 +9,7 @@ Shapes: H rows, W columns of a tile; N colours; pixels are uint8 RGB unless said
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -17,6 +17,7 @@ from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
 from unseg.io.records import VOID
+from unseg.segmentation.clusters import Clusters
 
 OKABE_ITO = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 CANDIDATES = 2048  # colours to choose from after those
@@ -68,6 +69,8 @@ class Scheme:
     clusters: np.ndarray  # [K, 3] uint8
     classes: np.ndarray  # [C, 3] uint8, background (drawn as the dimmed photograph) included
     names: tuple[str | None, ...]  # of the K clusters' classes; None: stands for none
+    said: tuple[str | None, ...] = ()  # of the K clusters, by people (clusters.yaml); none where nothing is said
+    becomes: np.ndarray = field(default_factory=lambda: np.arange(256, dtype=np.uint8))  # the label that each label turns into
 
     def table(self) -> tuple[np.ndarray, np.ndarray]:
         """For a map of clusters (0 background, k + 1): colours [256, 3] and stripes [256] bool."""
@@ -76,6 +79,18 @@ class Scheme:
         if len(self.classes):
             striped[1 : len(self.clusters) + 1] = [name is None for name in self.names]
         return table, striped
+
+    def title(self, cluster: int) -> str:
+        """What people call it, or else the class it stands for, or else its number."""
+        said = self.said[cluster] if self.said else None
+        return said or self.names[cluster] or f"cluster {cluster}"
+
+    def fate(self, cluster: int) -> str:
+        """What clusters.yaml makes of it, in words: "merged into dog", "ignored", or nothing."""
+        label = int(self.becomes[cluster + 1])
+        if label == cluster + 1:
+            return ""
+        return "ignored" if label == VOID else f"merged into {self.title(label - 1) if label else 'background'}"
 
     def truth_table(self) -> tuple[np.ndarray, np.ndarray]:
         """For a map of classes; nothing is striped."""
@@ -98,6 +113,15 @@ def scheme(clusters: int, classes: Sequence[str], matched: dict[int, int]) -> Sc
     own = [named[k] - 1 if k in named else next(spare) for k in range(clusters)]
     of_classes = np.concatenate([np.full((1, 3), 128, np.uint8), colours[:objects]])[: len(classes)]
     return Scheme(colours[own], of_classes, tuple(classes[named[k]] if k in named else None for k in range(clusters)))
+
+
+def renamed(scheme: Scheme, clusters: Clusters) -> Scheme:
+    """The scheme with what people say of the clusters: names, colours, merges."""
+    colours, becomes = scheme.clusters.copy(), clusters.becomes()
+    for k, entry in clusters.entries.items():
+        colours[k] = entry.colour or colours[k]
+    said = tuple(clusters.entry(k).name for k in range(clusters.count))
+    return replace(scheme, clusters=colours, said=said, becomes=becomes)
 
 
 def tile(photo: Pillow.Image, side: int) -> np.ndarray:

@@ -134,14 +134,20 @@ def legend(scheme: Scheme, classes: Sequence[str]) -> Html:
     if classes:
         for c, name in enumerate(classes[1:], 1):
             ids = [k for k, own in enumerate(scheme.names) if own == name]
-            which = f"cluster {ids[0]}" if ids else "no cluster"
+            which = called(scheme, ids[0]) if ids else "no cluster"
             entries.append(join([swatch(scheme.classes[c]), named(name), f" = {which}"]))
-    alone = [k for k, name in enumerate(scheme.names) if name is None]
-    entries += [join([swatch(scheme.clusters[k], bool(classes)), f"cluster {k}"]) for k in alone]
+    alone = [k for k, name in enumerate(scheme.names) if name is None and not scheme.fate(k)]
+    entries += [join([swatch(scheme.clusters[k], bool(classes)), called(scheme, k)]) for k in alone]
     entries += [Html('<span class="swatch dim"></span>background'), Html('<span class="swatch void"></span>void, ignored')]
     words = "Classes are known to this page only, to colour clusters alike; striped: stands for no class." if classes else ""
     body = join([Html(f'<ul class="legend">{join(Html(f"<li>{e}</li>") for e in entries)}</ul>'), note(words) if words else ""])
     return fold("Colours", body, opened=len(entries) <= 40)
+
+
+def called(scheme: Scheme, cluster: int) -> str:
+    """Its number, and what people call it and make of it."""
+    said = scheme.said[cluster] if scheme.said else None
+    return f"cluster {cluster}" + (f", {said}" if said else "") + (f" ({fate})" if (fate := scheme.fate(cluster)) else "")
 
 
 def contact(rows: Sequence[Row]) -> Html:
@@ -167,7 +173,7 @@ def clusters(cards: Sequence[Card], scheme: Scheme, classes: Sequence[str]) -> H
         class_ = named(card.name) if card.name is not None else "stands for no class" if classes else ""
         words = join([f"{card.size:,} masks, {100 * card.share:.1f} %", Html("<br>") if class_ else "", class_])
         crops = join(picture(pixels, f"mask of cluster {card.id} in {name}") for pixels, name in card.crops)
-        head = join([swatch(scheme.clusters[card.id], striped), f"Cluster {card.id}"])
+        head = join([swatch(scheme.clusters[card.id], striped), f"C{called(scheme, card.id)[1:]}"])
         parts.append(Html(f'<article class="card"><h4>{head}</h4><p>{words}</p><div class="crops">{crops}</div></article>'))
     grid = Html(f'<div class="cards">{join(parts)}</div>')
     return grid if len(cards) <= 40 else fold(f"{len(cards)} clusters", grid)

@@ -84,18 +84,20 @@ def contact(made: Run, images: Sequence[Image], what: str) -> list[Row]:
 def tiles(made: Run, image: Image) -> list[Tile]:
     photo = pictures.tile(photos.read(made.root, image), TILE)
     table, truth_table = made.scheme.table(), made.scheme.truth_table()
-    names = {k + 1: name or f"cluster {k}" for k, name in enumerate(made.scheme.names)}
+    names, becomes = {k + 1: made.scheme.title(k) for k in range(len(made.scheme.clusters))}, made.scheme.becomes
 
     def drawn(head: str, labels: np.ndarray, table: tuple[np.ndarray, np.ndarray], names: dict[int, str]) -> Tile:
         return Tile(head, pictures.paint(photo, pictures.fit(labels, photo), *table, names), shares(labels, names))
 
     def mapped(head: str, maps: Labels, table: tuple[np.ndarray, np.ndarray], names: dict[int, str], absent: str) -> Tile:
-        return drawn(head, maps[image], table, names) if image in maps else Tile(head, None, absent)
+        if image not in maps:
+            return Tile(head, None, absent)
+        return drawn(head, maps[image] if maps is made.truth else becomes[maps[image]], table, names)
 
     mined = Tile("mined mask", None, "none was found")
     for a in made.mined.get(image.id, [])[:1]:
         k = made.cluster.get(a["id"], -1)
-        mined = drawn("mined mask", decode(a["segmentation"]) * np.uint8(k + 1), table, names)
+        mined = drawn("mined mask", decode(a["segmentation"]) * becomes[k + 1], table, names)
     return [
         Tile("photograph", photo, f"{image.width} x {image.height} pixels"),
         mined,
@@ -109,13 +111,14 @@ def tiles(made: Run, image: Image) -> list[Tile]:
 def detected(made: Run, image: Image, photo: np.ndarray) -> Tile:
     """The sure detections, the surest on top."""
     found = made.detections.get(image.id, [])
+    found = [d for d in found if made.scheme.becomes[d["category_id"] + 1] not in (0, VOID)]
     drawn = [d for d in found if d["score"] >= SURE][:MOST]
     masks = [pictures.fit(decode(d["segmentation"]), photo) for d in drawn]
-    names = [made.scheme.names[d["category_id"]] or f"cluster {d['category_id']}" for d in drawn]
+    labels = [int(made.scheme.becomes[d["category_id"] + 1]) for d in drawn]
+    names = [made.scheme.title(label - 1) for label in labels]
     tags = [f"{name} {d['score']:.2f}" for name, d in zip(names, drawn, strict=True)]
     best = f"; the best {found[0]['score']:.2f}" if found and not drawn else ""
     note = f"{len(drawn)} of {len(found)} (score ≥ {SURE}){best}"
-    labels = [d["category_id"] + 1 for d in drawn]
     return Tile("detections", pictures.boxed(photo, masks, labels, tags, *made.scheme.table()), note)
 
 

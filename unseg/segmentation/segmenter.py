@@ -4,7 +4,7 @@ Shapes: B images, H rows, W columns, C = K + 1 labels (0 background, 1..K cluste
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +199,15 @@ def train(
 
 def save(path: str | Path, model: DeepLab, p: Segmenter, k: int) -> None:
     shape = {"arch": p.arch, "width": p.width, "stride": p.stride, "rates": p.rates, "labels": k + 1}
-    training.write_weights(path, model, {"kind": "segmenter", "model": shape, "size": p.size, "precision": p.precision})
+    store(path, model, shape, p.size, p.precision)
+
+
+def store(
+    path: str | Path, model: DeepLab, shape: dict[str, Any], size: int, precision: str, names: tuple[str, ...] = ()
+) -> None:
+    """The weights with what `load` needs: DeepLab's arguments, S, and the labels' names where they have any."""
+    about = {"kind": "segmenter", "model": shape, "size": size, "precision": precision}
+    training.write_weights(path, model, about | ({"names": names} if names else {}))
 
 
 @dataclass(frozen=True)
@@ -210,6 +218,8 @@ class Trained:
     labels: int  # C
     size: int  # S, of its training
     precision: str
+    names: tuple[str, ...] = ()  # of the labels, background first; none where they are clusters
+    shape: dict[str, Any] = field(default_factory=dict)  # DeepLab's arguments
 
 
 def load(path: str | Path) -> Trained:
@@ -219,10 +229,14 @@ def load(path: str | Path) -> Trained:
         InputError: no such file, or not a segmenter of this version of unseg.
     """
     state, about = training.read_weights(path, "segmenter")
-    model = DeepLab(**about["model"])
-    model.load_state_dict(state)
-    model.to(memory_format=torch.channels_last).eval()
-    return Trained(model, about["model"]["labels"], about["size"], about["precision"])
+    try:
+        shape, names = about["model"], tuple(map(str, about.get("names", ())))
+        model = DeepLab(**shape)
+        model.load_state_dict(state)
+        model.to(memory_format=torch.channels_last).eval()
+        return Trained(model, shape["labels"], about["size"], about["precision"], names, shape)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path}: weights and metadata do not fit ({str(error).splitlines()[0]}); train it again") from None
 
 
 @torch.inference_mode()

@@ -1,0 +1,288 @@
+"""unseg.load(...).predict(photo), tiles and `unseg predict`: maps, merges, files, errors."""
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pillow
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+import unseg
+from unseg.cli.main import main
+from unseg.console import InputError
+from unseg.io import images, records
+from unseg.segmentation import labels, segmenter, tiles
+from unseg.segmentation.labels import Crf
+
+SHAPE = {"arch": "resnet18", "width": 4, "stride": 8, "rates": [1, 2, 4], "labels": 5}
+CRF = Crf(2, 1.0, 3.0, 20.0, 3.0, 4.0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A segmenter of four clusters whose answers differ from place to place."""
+    path = tmp_path_factory.mktemp("model") / "s.safetensors"
+    torch.manual_seed(3)
+    net = segmenter.DeepLab(**SHAPE)  # type: ignore[arg-type]
+    with torch.no_grad():
+        net.head[-1].weight *= 30  # type: ignore[operator]
+    segmenter.store(path, net, SHAPE, 32, "fp32")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNSEG_DEVICE", "cpu")
+
+
+def photo(height: int = 64, width: int = 80, seed: int = 0) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def said(folder: Path, text: str) -> Path:
+    (folder / "c.yaml").write_text(f"clusters: {text}")
+    return folder / "c.yaml"
+
+
+# ---- tiles
+
+
+@pytest.mark.parametrize("n", [1, 40, 64, 65, 111, 112, 113, 200, 1000])
+def test_spans_cover_and_weights_sum_to_one(n: int) -> None:
+    parts = tiles.spans(n, 64, 16)
+    assert parts[0][0] == 0
+    assert parts[-1][1] == n
+    assert all(b - a == min(n, 64) for a, b in parts)
+    assert all(one[1] - two[0] >= 16 for one, two in pairwise(parts))
+    total = torch.zeros(n)
+    for (a, b), w in zip(parts, tiles.weights(parts, 16), strict=True):
+        assert (w > 0).all()
+        total[a:b] += w
+    assert torch.allclose(total, torch.ones(n), atol=1e-6)
+
+
+def test_blending_is_the_weighted_mean_of_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a slow sum over all tiles; a fake network that answers with what it sees, and where its tile's border is."""
+    pixels = photo(150, 110)
+
+    def fake(net: object, x: torch.Tensor) -> torch.Tensor:
+        ramp = torch.linspace(0, 1, x.shape[-1]).expand(1, 1, *x.shape[-2:])
+        return torch.cat([x, ramp], 1)
+
+    monkeypatch.setattr(tiles, "probabilities", fake)
+    net = segmenter.Trained(torch.nn.Identity(), 4, 32, "fp32")  # type: ignore[arg-type]
+    got = torch.cat([p for _, p in tiles.blended(net, pixels, torch.device("cpu"), 64, 16)], 1)
+    want, total = torch.zeros(4, 150, 110), torch.zeros(150, 110)
+    down, across = tiles.spans(150, 64, 16), tiles.spans(110, 64, 16)
+    for rows, a in zip(down, tiles.weights(down, 16), strict=True):
+        for cols, b in zip(across, tiles.weights(across, 16), strict=True):
+            at, w = (slice(*rows), slice(*cols)), a[:, None] * b
+            want[:, at[0], at[1]] += fake(net, images.to_tensor(pixels[at])[None])[0] * w
+            total[at] += w
+    assert torch.allclose(got, want / total, atol=1e-5)
+    assert torch.allclose(got[:3], images.to_tensor(pixels), atol=1e-5)  # no seam where all tiles agree
+
+
+@pytest.mark.parametrize("size", [(100, 70), (31, 200), (12, 9)])
+def test_enlarging_in_bands_is_bilinear(size: tuple[int, int]) -> None:
+    p = torch.rand(3, 24, 18)
+    got = torch.cat([band for _, band in tiles.enlarged(p, size, rows=17)], 1)
+    assert torch.allclose(got, F.interpolate(p[None], size, mode="bilinear", align_corners=False)[0], atol=1e-6)
+
+
+def test_a_crf_in_bands_is_the_crf_where_margins_hold_all(model: Path) -> None:
+    pixels = photo(90, 60)
+    p = torch.rand(3, 90, 60).softmax(0)
+    bands = [(0, p[:, :40]), (40, p[:, 40:70]), (70, p[:, 70:])]
+    whole = labels.refine(p.numpy(), pixels, CRF)
+    wide = list(tiles.refined(iter(bands), pixels, CRF, margin=1000))
+    assert (np.concatenate([found for _, found, _ in wide]) == whole).all()
+    cut = list(tiles.refined(iter(bands), pixels, CRF, margin=12))
+    assert [top for top, _, _ in cut] == [0, 28, 58]
+    assert torch.equal(torch.cat([q for _, _, q in cut], 1), p)
+    assert (np.concatenate([found for _, found, _ in cut]) == whole).mean() > 0.97
+
+
+# ---- the API
+
+
+def test_a_photograph_by_file_image_and_array(model: Path, tmp_path: Path) -> None:
+    Pillow.fromarray(photo()).save(tmp_path / "a.png")
+    predictor = unseg.load(model)
+    made = [predictor.predict(x) for x in (tmp_path / "a.png", str(tmp_path / "a.png"), Pillow.fromarray(photo()), photo())]
+    net = segmenter.load(model)
+    p = segmenter.probabilities(net, images.to_tensor(photo())[None])[0]
+    for m in made:
+        assert (m.labels == p.argmax(0).numpy()).all()  # as stages/predict.py has it
+        assert np.allclose(m.confidence, p.max(0).values.numpy())
+    assert len(np.unique(made[0].labels)) >= 3
+    assert sum(s.share for s in made[0].shares()) == pytest.approx(1)
+    assert made[0].names == {0: "background", 1: "cluster 0", 2: "cluster 1", 3: "cluster 2", 4: "cluster 3"}
+
+
+def test_what_the_network_sees(model: Path) -> None:
+    net, x = segmenter.load(model), photo(50, 90)
+    for seen, size in (("square", (32, 32)), (40, (40, 72))):
+        small = np.asarray(Pillow.fromarray(x).resize(size[::-1], Pillow.Resampling.BILINEAR))
+        p = segmenter.probabilities(net, images.to_tensor(small)[None])
+        want = F.interpolate(p, (50, 90), mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+        assert (unseg.load(model, seen=seen).predict(x).labels == want).mean() > 0.999
+
+
+def test_merging_adds_probabilities_and_ignoring_leaves_void(model: Path, tmp_path: Path) -> None:
+    p = segmenter.probabilities(segmenter.load(model), images.to_tensor(photo())[None])[0].clone()
+    often = (1 + np.argsort(-np.bincount(p.argmax(0).flatten().numpy(), minlength=5)[1:])).tolist()  # labels
+    void, dog, more, less = (label - 1 for label in often)
+    text = f"{{{void}: {{ignore: true}}, {dog}: {{name: dog}}, {more}: {{merge: {dog}}}, {less}: {{merge: background}}}}"
+    made = unseg.load(model, clusters=said(tmp_path, text)).predict(photo())
+    summed = torch.stack([p[0] + p[less + 1], p[dog + 1] + p[more + 1], p[void + 1]])
+    want = np.array([0, dog + 1, 255])[summed.argmax(0).numpy()]
+    assert len(np.unique(want)) == 3
+    assert (made.labels == want).all()
+    assert np.allclose(made.confidence, summed.max(0).values.numpy(), atol=1e-6)
+    assert made.names == {0: "background", dog + 1: "dog"}
+    assert {s.name for s in made.shares()} == {"background", "dog"}
+    assert [a["category_id"] for a in made.annotations()] == [dog + 1]
+    assert (records.decode(made.annotations()[0]["segmentation"]) == (want == dog + 1)).all()
+
+
+def test_a_crf_of_a_small_photograph_is_that_of_relabel(model: Path) -> None:
+    p = segmenter.probabilities(segmenter.load(model), images.to_tensor(photo())[None])[0]
+    made = unseg.load(model).predict(photo(), CRF)
+    assert (made.labels == labels.refine(p.numpy(), photo(), CRF)).all()
+
+
+def test_index_and_overlay(model: Path, tmp_path: Path) -> None:
+    predictor = unseg.load(model, clusters=said(tmp_path, "{0: {colour: '#010203'}, 1: {ignore: true}}"))
+    made = predictor.predict(photo())
+    index = made.index()
+    assert index.mode == "P"
+    assert (np.asarray(index) == made.labels).all()
+    assert index.getpalette()[3:6] == [1, 2, 3]  # type: ignore[index]
+    assert max(made.overlay().size) >= 320
+
+
+def test_a_model_says_what_it_needs(model: Path, tmp_path: Path) -> None:
+    with safe_open(model, "pt") as file:
+        about = json.loads(file.metadata()["unseg"])
+        state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    assert about == {"format": 1, "kind": "segmenter", "model": SHAPE, "size": 32, "precision": "fp32"}
+    for changed, message in (
+        ({"format": 2}, "of another version of unseg .its format is 2, this one reads 1"),
+        ({"format": None}, "of another version"),
+        ({"model": {**SHAPE, "width": 8}}, "weights and metadata do not fit"),
+        ({"model": {"arch": "resnet18"}}, "weights and metadata do not fit"),
+    ):
+        save_file(state, tmp_path / "m", {"unseg": json.dumps(about | changed)})
+        with pytest.raises(InputError, match=message):
+            unseg.load(tmp_path / "m")
+
+
+def test_what_cannot_be_loaded_or_predicted(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("hello")
+    predictor = unseg.load(model)
+    for bad, message in (
+        (tmp_path / "none.jpg", "no such file"),
+        (tmp_path / "text.jpg", "not an image"),
+        (np.zeros((4, 4)), "it must be uint8"),
+        (np.zeros((4, 40, 3), np.uint8), "at least 8"),
+    ):
+        with pytest.raises(InputError, match=message):
+            predictor.predict(bad)
+    with pytest.raises(InputError, match="device nothing cannot be used"):
+        unseg.load(model, device="nothing")
+    with pytest.raises(InputError, match="cannot be seen as 'huge'"):
+        unseg.load(model, seen="huge")
+    with pytest.raises(InputError, match="there is no cluster 4"):
+        unseg.load(model, clusters=said(tmp_path, "{4: {name: a}}"))
+
+
+def test_unseg_itself_needs_no_torch() -> None:
+    code = "import unseg, unseg.cli.main, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ---- unseg predict
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Photographs of several formats and sizes, in sub-folders, with odd names, and what is none."""
+    root = tmp_path / "my photos"
+    (root / "sub folder").mkdir(parents=True)
+    Pillow.fromarray(photo()).save(root / "a b.jpg")
+    Pillow.fromarray(photo(40, 48, 1)).convert("L").save(root / "sub folder/ä.png")
+    Pillow.fromarray(photo(48, 40, 2)).save(root / "sub folder/a b.webp")
+    (root / "text.jpg").write_text("hello")
+    (root / "notes.txt").write_text("hello")
+    sink = cv2.VideoWriter(str(root / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 5, (64, 48))
+    for i in range(3):
+        sink.write(photo(48, 64, i))
+    sink.release()
+    return root
+
+
+def test_predict_writes_what_it_says(model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    main(["predict", str(folder), "-o", str(out), "--model", str(model), "--clusters", str(said(tmp_path, "{0: {name: dog}}"))])
+    printed = capsys.readouterr().out
+    names = ["a b.jpg", "sub folder/a b.webp", "sub folder/ä.png"]
+    for name in names:
+        with Pillow.open(out / f"labels/{name}.png") as index, Pillow.open(folder / name) as image:
+            assert index.mode == "P"
+            assert index.size == image.size
+        assert (out / f"overlays/{name}.png").stat().st_size
+    coco = json.loads((out / "predictions.json").read_text())
+    frames = [f"clip.mp4/{i:06d}" for i in range(3)]
+    assert [i["file_name"] for i in coco["images"]] == names + frames
+    assert [c["name"] for c in coco["categories"]] == ["dog", "cluster 1", "cluster 2", "cluster 3"]
+    assert [a["id"] for a in coco["annotations"]] == list(range(1, len(coco["annotations"]) + 1))
+    with Pillow.open(out / "labels/a b.jpg.png") as index:
+        for a in (a for a in coco["annotations"] if a["image_id"] == 1):
+            assert (records.decode(a["segmentation"]) == (np.asarray(index) == a["category_id"])).all()
+    film = cv2.VideoCapture(str(out / "overlays/clip.mp4.mp4"))
+    assert int(film.get(cv2.CAP_PROP_FRAME_COUNT)) == 3
+    image = records.Image(1, "000002", 48, 64, "val")
+    assert records.Labels(out / "labels/clip.mp4.zip")[image].shape == (48, 64)
+    assert json.loads((out / "skipped.json").read_text())["skipped"] == [
+        {"file_name": "text.jpg", "reason": "not an image; give a photograph that Pillow reads"}
+    ]
+    rows = [line.split("\t") for line in (out / "summary.tsv").read_text().splitlines()[1:]]
+    assert sum(float(r[3]) for r in rows if r[0] == names[0]) == pytest.approx(1, abs=1e-3)
+    assert "6 pictures" in printed
+    assert "1 skipped" in printed
+    with pytest.raises(SystemExit, match="is there already; give another folder, or --force"):
+        main(["predict", str(folder), "-o", str(out), "--model", str(model)])
+    main(["predict", str(folder / "a b.jpg"), "-o", str(out), "--model", str(model), "--force"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("none", "no such file or folder"),
+        ("empty", "no photograph or video found .empty"),
+        ("text.jpg", "text.jpg: not an image"),
+    ],
+)
+def test_predict_refuses_in_one_line(model: Path, tmp_path: Path, given: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.jpg").write_text("hello")
+    with pytest.raises(SystemExit, match=message) as error:
+        main(["predict", str(tmp_path / given), "-o", str(tmp_path / "out"), "--model", str(model)])
+    assert str(error.value).startswith("error: ")
+    assert "\n" not in str(error.value)
+
+
+def test_predict_needs_a_run_or_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"params\.yaml: no such file; name the folder of a run by --run, or a model by --model"):
+        main(["predict", ".", "-o", "out"])

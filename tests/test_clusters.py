@@ -1,0 +1,146 @@
+"""clusters.yaml: what it says, what it refuses, and what it does to label maps before training (stages/regroup.py)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from stages import regroup
+from unseg.cli import clusters as verb
+from unseg.cli.folder import Run
+from unseg.console import InputError
+from unseg.io import records
+from unseg.io.records import VOID, Image, Labels
+from unseg.report import pictures
+from unseg.segmentation import clusters
+from unseg.segmentation.clusters import Clusters, Entry
+
+SAID = """
+clusters:
+  0: {name: dog, colour: '#ff0080'}
+  2: {merge: 0, name: old}
+  3: {merge: background}
+  4: {ignore: true}
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "clusters.yaml"
+    file.write_text(text, "utf-8")
+    return file
+
+
+def test_what_is_said_and_what_becomes_of_labels(tmp_path: Path) -> None:
+    said = clusters.read(written(tmp_path, SAID), 6)
+    assert said.entries[0] == Entry("dog", (255, 0, 128))
+    assert said.becomes()[[0, 1, 2, 3, 4, 5, 6, 7, 255]].tolist() == [0, 1, 2, 1, 0, VOID, 6, 7, 255]
+    assert said.names() == {0: "background", 1: "dog", 2: "cluster 1", 6: "cluster 5"}
+
+
+def test_nothing_said_changes_nothing(tmp_path: Path) -> None:
+    for text in ("clusters: {}", "", "# nothing"):
+        said = clusters.read(written(tmp_path, text), 3)
+        assert said == Clusters(3)
+        assert (said.becomes() == np.arange(256)).all()
+
+
+def test_written_and_read_again(tmp_path: Path) -> None:
+    said = clusters.read(written(tmp_path, SAID), 6, "abc")
+    clusters.write(tmp_path / "again.yaml", said)
+    assert clusters.read(tmp_path / "again.yaml", 6, "abc") == said
+    assert yaml.safe_load((tmp_path / "again.yaml").read_text())["clustering"] == "abc"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("clusters: {6: {name: a}}", "there is no cluster 6; there are 0 to 5"),
+        ("clusters: {-1: {name: a}}", "there is no cluster -1"),
+        ("clusters: {x: {name: a}}", "there is no cluster 'x'"),
+        ("clusters: {1: {name: Dog}, 2: {name: ' dog'}}", "clusters 1 and 2 have the name 'dog'; merge one into the other"),
+        ("clusters: {1: {name: cluster 2}}", "clusters 1 and 2 have the name 'cluster 2'"),
+        ("clusters: {1: {name: background}}", "its name is 'background'"),
+        ("clusters: {1: {name: 3}}", "its name is 3; it must be a text"),
+        ("clusters: {1: {colour: red}}", "its colour is 'red'; it must be like '#e69f00'"),
+        ("clusters: {1: {merge: 1}}", "cannot be merged into 1"),
+        ("clusters: {1: {merge: 9}}", "cannot be merged into 9"),
+        ("clusters: {1: {merge: true}}", "cannot be merged into True"),
+        ("clusters: {1: {merge: 2}, 2: {merge: 3}}", "cluster 1 is merged into 2, which is itself merged"),
+        ("clusters: {1: {merge: 2}, 2: {ignore: true}}", "cluster 1 is merged into 2, which is ignored"),
+        ("clusters: {1: {merge: 2, ignore: true}}", "both ignored and merged"),
+        ("clusters: {1: {ignore: 1}}", "ignore is 1; it must be true or false"),
+        ("clusters: {1: {title: a}}", "it can have name, colour, merge, ignore"),
+        ("clusters: [1]", "it must hold `clusters:`"),
+        ("- 1", "it must hold `clusters:`"),
+        ("clusters: {1: {", "is not YAML"),
+        ("clustering: other\nclusters: {1: {name: a}}", "is of another clustering"),
+    ],
+)
+def test_what_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        clusters.read(written(tmp_path, text), 6, "this")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file; `unseg clusters` writes one"):
+        clusters.read(tmp_path / "clusters.yaml", 3)
+
+
+def test_label_maps_regrouped_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, SAID)
+    (tmp_path / "params.yaml").write_text("cluster: {k: 6}\n")
+    image = {"id": 1, "file_name": "a.png", "height": 1, "width": 8, "split": "train"}
+    records.write_json("images.json", {"images": [image, {**image, "id": 2, "file_name": "held.png", "split": "val"}]})
+    records.write_labels("labels-r0.zip", [("a.png", np.array([[0, 1, 2, 3, 4, 5, 6, 255]], np.uint8))])
+    regroup.main("images.json", "labels-r0.zip", "clusters.yaml", "labels-g0.zip")
+    maps = Labels("labels-g0.zip")
+    assert maps.names == {"a.png.png"}
+    assert maps[Image(**image)].tolist() == [[0, 1, 2, 1, 0, 255, 6, 255]]
+
+
+def run(folder: Path) -> Run:
+    records.write_json(folder / "data/instances.json", {"categories": [{"id": k} for k in range(6)], "annotations": []})
+    return Run(folder)
+
+
+def test_edits_by_the_command_line(tmp_path: Path) -> None:
+    here = run(tmp_path)
+    verb.edit(here, [("name", "0=dog"), ("colour", "0=#ff0080"), ("merge", "2=0"), ("ignore", "4"), ("merge", "3=background")])
+    said = clusters.read(tmp_path / "clusters.yaml", 6)
+    assert said.becomes()[:7].tolist() == [0, 1, 2, 1, 0, VOID, 6]
+    assert said.entries[0] == Entry("dog", (255, 0, 128))
+    again = verb.edit(here, [("name", "0=cat"), ("merge", "4=1"), ("reset", "2")])
+    assert again.entry(0) == Entry("cat", (255, 0, 128))
+    assert again.becomes()[[3, 5]].tolist() == [3, 2]
+    assert "merged into cluster 1" in verb.listed(again)
+    before = (tmp_path / "clusters.yaml").read_bytes()
+    for change in (("name", "1=CAT"), ("name", "9=x"), ("name", "1"), ("ignore", "1=2"), ("merge", "1=4"), ("colour", "1=red")):
+        with pytest.raises(InputError):
+            verb.edit(here, [change])
+        assert (tmp_path / "clusters.yaml").read_bytes() == before
+    assert verb.edit(here, [("reset", "all")]).entries == {}
+
+
+def test_a_file_of_another_clustering_is_refused_until_it_is_reset(tmp_path: Path) -> None:
+    here = run(tmp_path)
+    verb.edit(here, [("name", "0=dog")])
+    records.write_json(tmp_path / "data/instances.json", {"categories": [{"id": k} for k in range(6)], "annotations": [{}]})
+    with pytest.raises(InputError, match="of another clustering"):
+        verb.edit(here, [("name", "1=cat")])
+    assert verb.edit(here, [("reset", "all"), ("name", "1=cat")]).entries == {1: Entry("cat")}
+
+
+def test_the_reports_scheme_takes_names_colours_and_merges(tmp_path: Path) -> None:
+    bare = pictures.scheme(6, ["background", "disc"], {0: 1})
+    scheme = pictures.renamed(bare, clusters.read(written(tmp_path, SAID), 6))
+    assert scheme.title(0) == "dog"
+    assert scheme.clusters[0].tolist() == [255, 0, 128]
+    assert (scheme.clusters[1:] == bare.clusters[1:]).all()
+    assert [scheme.fate(k) for k in range(6)] == ["", "", "merged into dog", "merged into background", "ignored", ""]
+    assert [bare.title(k) for k in (0, 1)] == ["disc", "cluster 1"]
+    assert not any(bare.fate(k) for k in range(6))

@@ -1,0 +1,209 @@
+"""unseg export, probe and fit: what they write, and what they refuse."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image as Pillow
+
+import unseg
+from unseg.cli import fit
+from unseg.cli.main import main
+from unseg.console import InputError
+from unseg.evaluation import fewlabels
+from unseg.report import comparison
+from unseg.segmentation import clusters, export, segmenter
+from unseg.segmentation.clusters import Entry
+
+ROOT = Path(__file__).parents[1]
+SHAPE: dict[str, Any] = {"arch": "resnet18", "width": 4, "stride": 8, "rates": [1, 2, 4], "labels": 5}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "s.safetensors"
+    torch.manual_seed(3)
+    segmenter.store(path, segmenter.DeepLab(**SHAPE), SHAPE, 32, "fp32")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNSEG_DEVICE", "cpu")
+
+
+# ---- export
+
+
+def test_onnx_is_the_model_at_three_sizes(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    (tmp_path / "c.yaml").write_text("clusters: {1: {name: dog}, 2: {merge: 1}}")
+    main(["export", "--model", str(model), "--clusters", str(tmp_path / "c.yaml"), "--onnx", str(tmp_path / "m.onnx")])
+    net, session = segmenter.load(model).model, runtime.InferenceSession(str(tmp_path / "m.onnx"))
+    for shape in ((1, 3, 40, 56), (3, 3, 100, 64), (1, 3, 201, 133)):  # none of those that the export tries
+        x = torch.randn(shape)
+        with torch.inference_mode():
+            want = net(x).numpy()
+        (got,) = session.run(None, {"image": x.numpy()})
+        assert np.abs(got - want).max() <= 1e-3
+        assert (got.argmax(1) == want.argmax(1)).mean() >= 0.999
+    told = json.loads({p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}["unseg"])
+    names = [(x["name"], x["becomes"]) for x in told["labels"]]
+    assert names[:4] == [("background", 0), ("cluster 0", 1), ("dog", 2), ("cluster 2", 2)]
+    assert told["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
+    # a graph that answers otherwise is not kept
+    other = segmenter.DeepLab(**SHAPE).eval()
+    with pytest.raises(InputError, match="is not kept"):
+        export.parity(other, tmp_path / "m.onnx")
+
+
+def test_torch_export(model: Path, tmp_path: Path) -> None:
+    main(["export", "--model", str(model), "--torch", str(tmp_path / "m.pt2")])
+    extra = {"unseg.json": ""}
+    again, x = torch.export.load(tmp_path / "m.pt2", extra_files=extra).module(), torch.randn(2, 3, 50, 70)
+    with torch.inference_mode():
+        assert torch.allclose(again(x), segmenter.load(model).model(x), atol=1e-5)
+    assert json.loads(extra["unseg.json"])["labels"][0]["name"] == "background"
+
+
+def test_export_wants_a_file(model: Path) -> None:
+    with pytest.raises(SystemExit, match="nothing to export; say --onnx FILE or --torch FILE"):
+        main(["export", "--model", str(model)])
+
+
+# ---- few labels
+
+
+def test_votes_by_hand() -> None:
+    maps = [(np.array([[0, 1, 1, 2], [3, 3, 4, 1]]), np.array([[0, 1, 1, 1], [2, 255, 0, 2]]))]
+    table = fewlabels.votes(maps, 5, 3)
+    assert table.tolist() == [[0, 2, 1], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 0, 0]]
+    said = fewlabels.named(table, ["background", "dog", "cat"])
+    assert said.entries == {0: Entry(name="dog"), 1: Entry(merge=1), 2: Entry(name="cat"), 3: Entry(merge=0)}
+
+
+def test_a_linear_head_finds_classes_that_features_tell_apart(model: Path) -> None:
+    rng = np.random.default_rng(0)
+    for count in (2, 3):
+        labels = rng.integers(0, count, 300)
+        features = rng.normal(0, 1, (300, 256)) * np.linspace(0.1, 9, 256)
+        features[:, :3] += 4 * np.eye(3)[labels]
+        net = fewlabels.head(segmenter.load(model), features, labels, ["background", "a", "b"][:count])
+        x = torch.from_numpy(features).float()[..., None, None]
+        assert (net.model.head[-1](x)[:, :, 0, 0].argmax(1).numpy() == labels).mean() > 0.99  # type: ignore[operator]
+    with pytest.raises(InputError, match="no labelled pixel of class 1"):
+        fewlabels.head(segmenter.load(model), features, labels * 2, ["background", "a", "b", "c", "d"])
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """Four photographs, left dark and right bright; masks say which, their border unknown."""
+    for name in ("photos", "masks"):
+        (tmp_path / name).mkdir()
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 60, (64, 96, 3), np.uint8)
+        mask = np.zeros((64, 96), np.uint8)
+        pixels[:, 48:] += 180
+        mask[:, 48:], mask[:, 44:52] = 1, 255
+        Pillow.fromarray(pixels).save(tmp_path / f"photos/p {i}.jpg")
+        Pillow.fromarray(mask).save(tmp_path / f"masks/p {i}.png")
+    return tmp_path
+
+
+def test_probe_makes_a_segmenter_of_ones_own_classes(model: Path, labelled: Path) -> None:
+    words = [str(labelled / "photos"), str(labelled / "masks"), "--model", str(model)]
+    (labelled / "masks/classes.txt").write_text("background\nbright\n")
+    main(["probe", *words, "-o", str(labelled / "mine.safetensors")])
+    made = unseg.load(labelled / "mine.safetensors").predict(labelled / "photos/p 0.jpg")
+    assert made.names == {0: "background", 1: "bright"}
+    truth = np.arange(96) >= 48
+    assert ((made.labels == 1) == truth).mean() > 0.85
+    main(["probe", *words, "--vote", "-o", str(labelled / "voted.yaml")])
+    assert clusters.read(labelled / "voted.yaml", 4).count == 4
+    with pytest.raises(SystemExit, match="is there already"):
+        main(["probe", *words, "-o", str(labelled / "mine.safetensors")])
+    with pytest.raises(SystemExit, match="the masks have class 1, but 1 names are given"):
+        main(["probe", *words, "--classes", "background", "-o", str(labelled / "x")])
+    Pillow.fromarray(np.zeros((5, 5), np.uint8)).save(labelled / "masks/p 0.png")
+    with pytest.raises(SystemExit, match=r"p 0\.png is \(5, 5\), its photograph \(64, 96\)"):
+        main(["probe", *words, "-o", str(labelled / "x")])
+    Pillow.fromarray(np.zeros((5, 5), np.uint8)).save(labelled / "masks/none.png")
+    with pytest.raises(SystemExit, match=r"has no photograph none\.jpg"):
+        main(["probe", *words, "-o", str(labelled / "x")])
+
+
+# ---- fit: what it writes; that DVC then runs is shown by the pipeline's tests
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What `unseg fit` looks at in a clone, and a folder of three photographs beside it."""
+    root = tmp_path / "clone"
+    (root / "profiles").mkdir(parents=True)
+    for name in ("dvc.yaml", "params.yaml", "profiles/folder.yaml"):
+        (root / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    subprocess.run(["git", "add", "-A"], cwd=root, check=True)
+    who = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    subprocess.run(["git", *who, "commit", "-q", "-m", "all"], cwd=root, check=True)
+    (tmp_path / "my photos/sub").mkdir(parents=True)
+    for name in ("a.jpg", "sub/b.png", "c d.webp"):
+        Pillow.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "my photos" / name)
+    monkeypatch.chdir(root)
+    return root
+
+
+def test_fit_writes_what_one_would_by_hand(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fit", str(clone.parent / "my photos"), "--no-run", "--set", "croc.epochs=1"]
+    main(words)
+    assert Path("data/raw/photos").resolve() == clone.parent / "my photos"
+    got, profile = (yaml.safe_load(Path(name).read_text()) for name in ("params.yaml", "profiles/folder.yaml"))
+    before, after = comparison.flat(profile), comparison.flat(got)
+    assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == {
+        *("cluster.k", "croc.epochs", "segmenter.epochs", "segmenter.drop_epoch"),
+    }
+    assert (got["croc"]["epochs"], got["cluster"]["k"]) == (1, 2)
+    assert "# " in Path("params.yaml").read_text()  # comments stay
+    assert "3 photographs" in capsys.readouterr().out
+    main(words)  # again: what it wrote itself is no edit of yours
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("seed: 0", "seed: 7"))
+    with pytest.raises(SystemExit, match=r"params\.yaml has edits of yours"):
+        main(words)
+    main([*words, "--force"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none"], "none: no such folder"),
+        (["profiles"], "profiles has 0 photographs .1 .yaml.; give a folder with more"),
+        (["../my photos", "--profile", "none"], "profiles/none.yaml: no such file; run `unseg fit` in the root of a clone"),
+        (["../my photos", "--set", "croc.nothing=1"], "has no such key"),
+        (["../my photos", "--set", "croc"], "write it like --set croc.epochs=3"),
+    ],
+)
+def test_fit_refuses_in_one_line(clone: Path, words: list[str], message: str) -> None:
+    before = Path("params.yaml").read_bytes()
+    with pytest.raises(SystemExit, match=message) as error:
+        main(["fit", *words, "--no-run"])
+    assert "\n" not in str(error.value)
+    assert Path("params.yaml").read_bytes() == before
+
+
+def test_sizes_follow_the_photographs_and_the_machine() -> None:
+    profile = yaml.safe_load((ROOT / "profiles/folder.yaml").read_text())
+    few, many = fit.sizes(profile, 120, False), fit.sizes(profile, 20000, False)
+    assert few["croc.epochs"] > profile["croc"]["epochs"] > many["croc.epochs"] >= 1
+    assert "cluster.k" not in many
+    assert fit.sizes(profile, 40, True) == {"cluster.k": 5}
+
+
+def test_python_m_unseg_has_every_verb() -> None:
+    done = subprocess.run([sys.executable, "-m", "unseg", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert all(f"unseg {verb}" in done.stdout for verb in ("fit", "predict", "clusters", "probe", "export", "compare"))

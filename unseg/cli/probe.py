@@ -1,0 +1,47 @@
+"""`unseg probe`: from a handful of labelled photographs to classes, by vote or by a linear head."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from unseg.api import Predictor, opened
+from unseg.console import InputError, track
+from unseg.evaluation import fewlabels
+from unseg.io.records import VOID
+from unseg.segmentation import clusters as naming
+from unseg.segmentation import segmenter
+
+
+def probe(model: Predictor, folder: Path, masks: Path, out: Path, names: str | None, vote: bool, force: bool) -> str:
+    """Write a clusters.yaml (vote) or a segmenter (head); returns what was done, in words.
+
+    Raises:
+        InputError: labels that cannot be used, or `out` is there and force is False.
+    """
+    if out.exists() and not force:
+        raise InputError(f"{out} is there already; give another name, or --force")
+    labelled = []
+    for photo, mask in fewlabels.pairs(folder, masks):
+        image = opened(photo)
+        labelled.append((image, fewlabels.read_mask(mask, (image.height, image.width))))
+    known = [m[m != VOID] for _, m in labelled]
+    count = 1 + max((int(m.max()) for m in known if m.size), default=-1)
+    if count < 1:
+        raise InputError(f"{masks}: no pixel has a label; 255 is unknown, 0 background, 1.. classes")
+    classes = fewlabels.class_names(names, masks, count)
+    if vote:
+        bare = replace(model, clusters=naming.Clusters(model.net.labels - 1), found_by=None)
+        maps = ((bare.predict(image).labels, mask) for image, mask in track(labelled, "vote"))
+        table = fewlabels.votes(maps, model.net.labels - 1, len(classes))
+        said = fewlabels.named(table, classes)
+        naming.write(out, replace(said, clustering=model.clusters.clustering))
+        found = {e.name for e in said.entries.values() if e.name}
+        return f"{len(labelled)} photographs: {len(said.entries)} of {said.count} clusters have a class, {len(found)} classes"
+    parts = [
+        fewlabels.cells(model.net, image, mask, model.device, i) for i, (image, mask) in enumerate(track(labelled, "features"))
+    ]
+    features, labels = (np.concatenate(x) for x in zip(*parts, strict=True))
+    net = fewlabels.head(model.net, features, labels, classes)
+    segmenter.store(out, net.model, net.shape, net.size, net.precision, net.names)
+    return f"{len(labelled)} photographs, {len(labels)} labelled cells: a segmenter of {', '.join(classes)}"
