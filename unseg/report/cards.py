@@ -30,6 +30,12 @@ class Card(NamedTuple):
     odd: list[tuple[np.ndarray, str]]
 
 
+def centred(tokens: np.ndarray) -> np.ndarray:
+    """[M, D] less what all have in common (their mean, which would make all alike), each of length 1 again or 0."""
+    rest = tokens - tokens.mean(0)
+    return np.asarray(rest / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12))
+
+
 def likeness(tokens: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """Cosine of each of cluster k's tokens ([M, D], of unit length) with their mean direction; nan for other masks: [M]."""
     own = labels == k
@@ -45,7 +51,7 @@ def cards(root: str, images: Sequence[Image], annotations: Sequence[Record], tok
 
     Args:
         annotations: of data/instances.json; category_id is the cluster.
-        tokens: [M, D] float64 of unit length, of the annotations, in their order.
+        tokens: [M, D] float64, `centred`, of the annotations, in their order.
     """
     known, labels = {i.id: i for i in images}, np.array([a["category_id"] for a in annotations], np.int64)
 

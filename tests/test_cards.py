@@ -1,0 +1,46 @@
+"""The page of cluster cards: coherence by hand, most and least typical masks, names as text."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from unseg.io.records import Image, annotation, encode
+from unseg.report import cards, pictures
+from unseg.segmentation.clusters import Clusters, Entry
+
+
+def test_coherence_by_hand() -> None:
+    tokens = cards.centred(np.array([[10.0, 1], [10, 1], [10, -1], [10, -1]]))
+    assert tokens.tolist() == [[0, 1], [0, 1], [0, -1], [0, -1]]  # what all share is gone
+    turned = np.array([[1.0, 0], [0.6, 0.8], [0, 1], [-1, 0]])
+    cosines = cards.likeness(turned, np.array([0, 0, 0, 1]), 0)
+    mean = turned[:3].mean(0) / np.linalg.norm(turned[:3].mean(0))
+    assert cosines[:3] == pytest.approx(turned[:3] @ mean)
+    assert np.isnan(cosines[3])
+    assert np.isnan(cards.likeness(turned, np.zeros(4, int), 1)).all()
+
+
+def test_the_page_shows_the_most_and_the_least_typical(tmp_path: Path) -> None:
+    mask = np.zeros((20, 20), bool)
+    mask[5:12, 5:12] = True
+    index, found = [], []
+    angles = np.linspace(0, 1, 15)
+    for i in range(15):
+        Pillow.fromarray(np.full((20, 20, 3), 10 * i, np.uint8)).save(tmp_path / f"{i}.png")
+        index.append(Image(i + 1, f"{i}.png", 20, 20, "train"))
+        found.append(annotation(i + 1, i + 1, 0, encode(mask)))
+    tokens = np.stack([np.cos(angles), np.sin(angles)], 1)
+    (card, empty) = cards.cards(str(tmp_path), index, found, tokens, 2)
+    assert card.typical[0][1] == "7.png"  # the middle one of a fan
+    assert {name for _, name in card.odd[:2]} == {"0.png", "14.png"}
+    assert len(card.typical) == cards.TYPICAL
+    assert not {n for _, n in card.typical} & {n for _, n in card.odd}
+    assert (empty.size, empty.typical) == (0, [])
+    said = Clusters(2, {0: Entry(name="<b>dog</b>"), 1: Entry(ignore=True)})
+    page = cards.document([card, empty], said, pictures.renamed(pictures.scheme(2, [], {}), said), "clusters.yaml").decode()
+    assert "&lt;b&gt;dog&lt;/b&gt;" in page
+    assert "<b>dog" not in page
+    assert "(ignored)" in page
+    assert page.count("<img") == 12
