@@ -31,10 +31,9 @@ def entry(name: str, miou: float, **changed: Any) -> dict[str, Any]:
         for part in head:
             node = node[part]
         node[last] = x
-    names = {"masks": 0.0, "detector": 0.1, "r0": 0.2, "r1": 0.3}
+    plus = {"masks": 0.0, "detector": 0.1, "r0": 0.2, "r1": 0.3}
     metrics = {
-        f"results/clustering-{n}/metrics.json": {"data": {"miou": miou + plus, "miou_majority": miou}}
-        for n, plus in names.items()
+        f"results/clustering-{n}/metrics.json": {"data": {"miou": miou + x, "miou_majority": miou}} for n, x in plus.items()
     }
     ap = {"AP50": miou, "AP": miou / 2, "AP75": None}
     metrics["results/instances.json"] = {

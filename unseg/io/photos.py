@@ -39,12 +39,14 @@ def archive(path: Path, process: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def source(path: str | Path) -> Path | io.BytesIO:
-    """What Pillow can open: the path of a file, or the bytes of a member.
+def source(path: str | Path | io.BytesIO) -> Path | io.BytesIO:
+    """What Pillow can open: the path of a file, the bytes of a member, or bytes as they are.
 
     Raises:
         OSError, ValueError, zipfile.BadZipFile, RuntimeError (it is encrypted): no such member, or none that can be read.
     """
+    if isinstance(path, io.BytesIO):
+        return path
     if (found := inside(path)) is None:
         return Path(path)
     try:
@@ -56,7 +58,7 @@ def source(path: str | Path) -> Path | io.BytesIO:
     return io.BytesIO(archive(found[0], os.getpid()).read(about))
 
 
-def open_rgb(path: str | Path) -> Pillow.Image:
+def open_rgb(path: str | Path | io.BytesIO) -> Pillow.Image:
     """Any photograph as 8-bit RGB, upright.
 
     EXIF orientation is applied where it can be read, grey and CMYK are converted, transparency is laid on

@@ -101,9 +101,8 @@ def parity(model: nn.Module, path: Path) -> tuple[float, float]:
         far = max(far, float((got - want).abs().max()))
         same = min(same, float((got.argmax(1) == want.argmax(1)).float().mean()))
     if not (far <= FAR and same >= SAME):
-        raise InputError(
-            f"the exported graph is off by {far:.2g}, {100 * same:.2f} % of pixels agree: not kept; please report this"
-        )
+        found = f"it is off by {far:.2g}, {100 * same:.2f} % of pixels agree"
+        raise InputError(f"the exported graph is not kept: {found}; please report this")
     return far, same
 
 
