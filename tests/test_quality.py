@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,8 @@ def test_an_alarm_of_masks(areas: list[float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         MASKS.look("m.json", areas, 4)
     MASKS.look("m.json", areas, 3)  # too few to tell
-    MASKS.look("m.json", [0.1, 0.9], 4)  # at the limits
+    for at_the_limit in ([0.5] * 2, [0.125] * 4, [0.875] * 4):
+        replace(MASKS, smallest=0.125, largest=0.875).look("m.json", at_the_limit, 4)
 
 
 def test_alarms_of_clusters_labels_and_segmentation() -> None:

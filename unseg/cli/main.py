@@ -81,12 +81,20 @@ def seen(text: str) -> str | int:
     return int(text) if text.isdigit() else text
 
 
+def looks(options: argparse.Namespace) -> str | int:
+    """What the network sees of a photograph: what was asked for, or what the run's own predictions are made of."""
+    from unseg.segmentation.segmenter import Predict
+
+    run: Run = options.run
+    asked: str | int | None = options.size
+    return asked or (str(run.group("predict", Predict).input) if run.params.exists() else "original")
+
+
 def run_predict(options: argparse.Namespace) -> None:
     from unseg.api import PUBLISHED_CRF, load
     from unseg.cli import predict
     from unseg.detection.detector import Detect
     from unseg.segmentation.labels import Crf
-    from unseg.segmentation.segmenter import Predict
 
     run: Run = options.run
     known = run.params.exists()
@@ -98,7 +106,7 @@ def run_predict(options: argparse.Namespace) -> None:
         run / "models/detector.safetensors" if options.instances else None,
         run.group("detect", Detect) if options.instances else None,
         options.device,
-        options.size or (run.group("predict", Predict).input if known else "original"),
+        looks(options),
     )
     crf = (run.group("crf", Crf) if known else PUBLISHED_CRF) if options.crf else None
     book = predict.predict(model, options.given, options.out, crf, options.force)
@@ -216,6 +224,7 @@ def add_probe(verbs: Verbs) -> None:
     add_run(verb)
     verb.add_argument("--model", type=Path, metavar="FILE", help="a segmenter (the run's final one)")
     verb.add_argument("--classes", metavar="NAMES", help="background,dog,cat")
+    verb.add_argument("--size", type=seen, metavar="SIZE", help="as in `unseg predict`; the two must agree")
     verb.add_argument("--vote", action="store_true", help="name and merge the clusters instead of training a linear head")
     verb.add_argument("--device", metavar="NAME")
     verb.add_argument("--force", action="store_true", help="write over FILE")
@@ -226,7 +235,7 @@ def run_probe(options: argparse.Namespace) -> None:
     from unseg.api import load
     from unseg.cli import probe
 
-    model = load(options.model or options.run.segmenter, device=options.device)
+    model = load(options.model or options.run.segmenter, device=options.device, seen=looks(options))
     said = probe.probe(model, options.photos, options.masks, options.out, options.classes, options.vote, options.force)
     print(f"{said}, in {options.out}")
 

@@ -38,10 +38,10 @@ def probe(model: Predictor, folder: Path, masks: Path, out: Path, names: str | N
         naming.write(out, replace(said, clustering=model.clusters.clustering))
         found = {e.name for e in said.entries.values() if e.name}
         return f"{len(labelled)} photographs: {len(said.entries)} of {said.count} clusters have a class, {len(found)} classes"
-    parts = [
-        fewlabels.cells(model.net, image, mask, model.device, i) for i, (image, mask) in enumerate(track(labelled, "features"))
-    ]
+    net, seen, device = model.net, model.seen, model.device
+    every = enumerate(track(labelled, "features"))
+    parts = [fewlabels.cells(net, image, mask, seen, device, i) for i, (image, mask) in every]
     features, labels = (np.concatenate(x) for x in zip(*parts, strict=True))
-    net = fewlabels.head(model.net, features, labels, classes)
+    net = fewlabels.head(net, features, labels, classes)
     segmenter.store(out, net.model, net.shape, net.size, net.precision, net.names)
     return f"{len(labelled)} photographs, {len(labels)} labelled cells: a segmenter of {', '.join(classes)}"

@@ -24,6 +24,7 @@ from unseg.io import images, photos
 from unseg.io.records import VOID
 from unseg.segmentation.clusters import Clusters, Entry
 from unseg.segmentation.segmenter import Trained
+from unseg.segmentation.tiles import looked_at
 
 CELLS = 4000  # of a photograph that the head learns from, at the most
 LONGEST = 1024  # pixels of the longer side from which features are taken, at the most
@@ -105,11 +106,16 @@ def named(table: np.ndarray, names: Sequence[str]) -> Clusters:
 
 @torch.inference_mode()
 def cells(
-    net: Trained, photo: Pillow.Image, labels: np.ndarray, device: torch.device, seed: int
+    net: Trained, photo: Pillow.Image, labels: np.ndarray, seen: str | int, device: torch.device, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features [N, D] of labelled cells and their classes [N]: a cell has the label at its middle."""
-    scale = min(1.0, LONGEST / max(photo.size))
-    small = photos.resize(photo, (max(1, round(photo.height * scale)), max(1, round(photo.width * scale))))
+    """Features [N, D] of labelled cells and their classes [N]: a cell has the label at its middle.
+
+    Args:
+        seen: the size at which the network sees the photograph, as it will at prediction (see tiles.bands).
+    """
+    height, width = looked_at(net, (photo.height, photo.width), seen)
+    scale = min(1.0, LONGEST / max(height, width))
+    small = photos.resize(photo, (max(1, round(height * scale)), max(1, round(width * scale))))
     x = images.to_tensor(small)[None].to(device, memory_format=torch.channels_last)
     with images.autocast(device, net.precision):
         features = net.model.features(x)[0].float().cpu().numpy()  # [D, h, w]

@@ -82,6 +82,11 @@ def enlarged(p: Tensor, size: tuple[int, int], rows: int = TILE) -> Iterator[Ban
         yield top, F.interpolate(band[None], (len(at), size[1]), mode="bilinear", align_corners=False)[0]
 
 
+def looked_at(net: Trained, size: tuple[int, int], seen: str | int) -> tuple[int, int]:
+    """(H, W) at which the network sees a photograph of (H, W); `seen` as in `bands`."""
+    return {"original": size, "square": (net.size, net.size)}[seen] if isinstance(seen, str) else short_side(size, seen)
+
+
 def bands(net: Trained, photo: Pillow.Image, seen: str | int, device: torch.device) -> Iterator[Band]:
     """Probabilities of a photograph at its own size, band by band.
 
@@ -89,7 +94,7 @@ def bands(net: Trained, photo: Pillow.Image, seen: str | int, device: torch.devi
         seen: what the network sees: original, square (its training size, aspect ignored), or pixels of the shorter side.
     """
     size = photo.height, photo.width
-    want = {"original": size, "square": (net.size, net.size)}[seen] if isinstance(seen, str) else short_side(size, seen)
+    want = looked_at(net, size, seen)
     drawn = blended(net, np.asarray(resize(photo, want)), device)
     yield from drawn if want == size else enlarged(torch.cat([p for _, p in drawn], 1), size)
 
