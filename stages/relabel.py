@@ -14,11 +14,11 @@ def main(index: str, folder: str, weights: str, out: str) -> None:
     q, crf, net = params.group("predict", segmenter.Predict), params.group("crf", labels.Crf), segmenter.load(weights)
     learned = records.to_learn(index)
 
-    def refined() -> Iterator[tuple[str, np.ndarray]]:
+    def answered() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         for image, p in track(segmenter.every_probability(net, folder, learned, q), "relabel", len(learned)):
-            yield image.file_name, labels.refine(p.float().cpu().numpy(), np.asarray(photos.read(folder, image)), crf)
+            yield image.file_name, p.float().cpu().numpy(), np.asarray(photos.read(folder, image))
 
-    records.write_labels(out, refined())
+    records.write_labels(out, labels.refine_each(answered(), crf, len(learned)))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from stages import aggregate
 from unseg.console import InputError
 from unseg.io.records import Labels, annotation, encode, read_images, write_json
 from unseg.params import group
+from unseg.segmentation import labels
 from unseg.segmentation.labels import Aggregation, Crf, Detection, keep, paint, refine
 
 PAPER = Aggregation(threshold=0.9, overlap="keep_higher", shape="mask", uncertain="background")
@@ -452,3 +453,19 @@ def test_stage_refuses_what_does_not_belong_to_the_images(folder: Path, change: 
 def test_stage_needs_no_torch() -> None:
     code = "import sys, stages.aggregate; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_processes_refine_as_one_does_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    raw = rng.random((7, 3, 12, 16), np.float32)
+    items = [(str(n), x / x.sum(0), rng.integers(0, 256, (12, 16, 3), np.uint8)) for n, x in enumerate(raw)]
+    crf = Crf(2, 1, 3, 67, 3, 4)
+    alone = list(labels.refine_each(items, crf, len(items)))
+    assert [name for name, _ in alone] == list("0123456")
+    assert all(np.array_equal(x, labels.refine(p, image, crf)) for (_, x), (_, p, image) in zip(alone, items, strict=True))
+    monkeypatch.setattr(labels, "ALONE", 1)
+    monkeypatch.setattr(labels, "AHEAD", 1)
+    monkeypatch.setattr(labels.os, "cpu_count", lambda: 2)
+    together = list(labels.refine_each(iter(items), crf, len(items)))
+    assert [name for name, _ in together] == list("0123456")
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(alone, together, strict=True))

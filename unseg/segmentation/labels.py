@@ -3,8 +3,12 @@
 Shapes: H rows, W columns of an image, C labels. In a label map 0 is background, category + 1 an object, 255 void.
 """
 
-from collections.abc import Sequence
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 import cv2
@@ -20,6 +24,7 @@ Detection = dict[str, Any]  # a COCO result: category_id from 0, segmentation (R
 OVERLAPS = ("keep_higher", "overwrite", "skip", "published")
 SHAPES = ("mask", "box", "grabcut")
 GRABCUT_ITERATIONS = 5
+ALONE, AHEAD = 100, 8  # images a process of the CRF has at the least; images a process that wait, at the most
 FLOOR = 1e-5  # probabilities below are taken as this, so that no energy is infinite
 
 
@@ -189,3 +194,24 @@ def refine(probabilities: np.ndarray, image: np.ndarray, crf: Crf) -> np.ndarray
     field.addPairwiseBilateral(sxy=crf.bilateral_xy, srgb=crf.bilateral_rgb, rgbim=colours, compat=crf.bilateral_weight)
     refined = np.array(field.inference(crf.iterations)).argmax(0)  # [H W]
     return np.asarray(present[refined].reshape(height, width), np.uint8)
+
+
+def refine_each(items: Iterable[tuple[str, np.ndarray, np.ndarray]], crf: Crf, count: int) -> Iterator[tuple[str, np.ndarray]]:
+    """`refine` of (name, probabilities, image), on all cores and in order; `count` of them, so that few need no processes.
+
+    A core has ALONE images to do at the least, and no more than AHEAD a core wait in memory.
+    """
+    processes = min(os.cpu_count() or 1, count // ALONE)
+    if processes < 2:
+        for name, probabilities, image in items:
+            yield name, refine(probabilities, image, crf)
+        return
+    waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        for name, probabilities, image in items:
+            waiting.append((name, pool.submit(refine, probabilities, image, crf)))
+            if len(waiting) > AHEAD * processes:
+                first, job = waiting.popleft()
+                yield first, job.result()
+        for name, job in waiting:
+            yield name, job.result()
