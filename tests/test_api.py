@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import unseg
 from unseg.cli.main import main
 from unseg.console import InputError
-from unseg.io import images, records
+from unseg.io import images, records, video
 from unseg.segmentation import labels, segmenter, tiles
 from unseg.segmentation.labels import Crf
 
@@ -209,6 +209,21 @@ def test_what_cannot_be_loaded_or_predicted(model: Path, tmp_path: Path) -> None
 def test_unseg_itself_needs_no_torch() -> None:
     code = "import unseg, unseg.cli.main, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_frames_are_rgb_and_upright(tmp_path: Path) -> None:
+    picture = np.zeros((48, 65, 3), np.uint8)
+    picture[:24] = 200, 20, 20  # the upper half is red
+    with video.Writer(tmp_path / "new/a.mp4", 5) as sink:
+        sink.write(picture)
+    reader = video.Reader(tmp_path / "new/a.mp4")
+    (frame,) = list(reader)
+    assert (frame.shape, reader.count, reader.rate) == ((48, 64, 3), 1, 5)
+    assert np.abs(frame[:20].mean((0, 1)) - (200, 20, 20)).max() < 25
+    assert frame[28:].mean() < 25
+    (tmp_path / "text.mp4").write_text("hello")
+    with pytest.raises(InputError, match=r"text\.mp4 cannot be decoded as a video"):
+        video.Reader(tmp_path / "text.mp4")
 
 
 # ---- unseg predict

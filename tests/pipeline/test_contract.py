@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,21 +17,27 @@ def path_of(module: str) -> Path | None:
     return path if path.exists() else None
 
 
-def closure(path: Path, seen: set[str] | None = None) -> set[str]:
-    seen = set() if seen is None else seen
-    relative = path.relative_to(ROOT).as_posix()
-    if relative in seen:
-        return seen
-    seen.add(relative)
+@cache
+def imported(path: Path) -> list[Path]:
+    """The first-party modules that a file names."""
+    found: list[Path] = []
     for node in ast.walk(ast.parse(path.read_text())):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            if found := path_of(name):
-                closure(found, seen)
+        found += [p for name in names if (p := path_of(name))]
+    return found
+
+
+def closure(path: Path, seen: set[str] | None = None) -> set[str]:
+    seen = set() if seen is None else seen
+    relative = path.relative_to(ROOT).as_posix()
+    if relative not in seen:
+        seen.add(relative)
+        for other in imported(path):
+            closure(other, seen)
     return seen
 
 

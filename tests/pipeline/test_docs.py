@@ -65,9 +65,11 @@ def follow(command: str) -> None:
     elif words[0] == "ln" and (words[-1] == "data/raw/photos" or words[2].startswith("/data")):
         Path(words[-1]).unlink(missing_ok=True)
         os.symlink(words[2], words[-1])
-    elif words[0] == "dvc" and words[1] in ("repro", "exp", "push", "pull", "remote"):
+    elif words[:2] == ["dvc", "repro"]:
         done = subprocess.run(["dvc", "repro", "--dry"], capture_output=True, text=True)
-        assert words[1] != "repro" or done.returncode == 0 or "does not exist" in done.stderr, done.stderr
+        assert done.returncode == 0 or "No such file" in done.stderr, done.stderr  # what a dry run did not make, or VOC
+    elif words[:2] == ["dvc", "exp"]:
+        pass  # test_share.py runs it
     elif words[0] not in ELSEWHERE:
         done = subprocess.run(words, capture_output=True, text=True)
         assert done.returncode == 0, (command, done.stderr)
@@ -76,12 +78,12 @@ def follow(command: str) -> None:
 @pytest.mark.slow
 def test_my_own_folder(home: Path) -> None:
     lines = commands("docs/folder.md")
-    assert len(lines) >= 15
+    assert len(lines) >= 13
     shipped = Path("params.yaml").read_bytes()
     for line in lines:
         follow(line)
-        if line in ("dvc repro", "unseg fit ~/pictures"):  # back to the finished toy run
-            Path("params.yaml").write_bytes(shipped)
+        if line in ("dvc repro", "unseg fit ~/pictures"):
+            Path("params.yaml").write_bytes(shipped)  # back to the finished toy run
     for made in (
         "results/clusters.html",
         "out/predictions.json",
@@ -103,5 +105,8 @@ def test_my_own_folder(home: Path) -> None:
 def test_the_other_readers(home: Path, page: str) -> None:
     lines = commands(page)
     assert len(lines) >= 5
+    shipped = Path("params.yaml").read_bytes()
     for line in lines:
         follow(line)
+        if line == "dvc repro":
+            Path("params.yaml").write_bytes(shipped)  # back to the finished toy run
