@@ -60,6 +60,8 @@ def home(pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 def follow(command: str) -> None:
     """Run a line as it is written, or as the module's docstring says."""
     words = [os.path.expanduser(w) for w in shlex.split(command)]
+    if "--onnx" in words:
+        return  # test_verbs.py runs it, in ten seconds
     if words[0] == "unseg":
         main([*words[1:], *(["--no-run", "--force"] if words[1] == "fit" else [])])
     elif words[0] == "ln" and (words[-1] == "data/raw/photos" or words[2].startswith("/data")):
@@ -89,7 +91,6 @@ def test_my_own_folder(home: Path) -> None:
         "out/predictions.json",
         "out-mine/summary.tsv",
         "voted.yaml",
-        "model.onnx",
         "compare.html",
     ):
         assert Path(made).stat().st_size, made
