@@ -4,10 +4,9 @@
 
 Each seed draws the demo's scenes in a copy of this working tree and pre-trains twice; then the objects are mined with each
 backbone. Prints K-means segmentation mIoU on the held-out scenes (5 K-means seeds, K = number of classes, at the demo's own
-size) and the mean IoU of the mined masks with the object that fits best, with means. About 4 minutes a pre-training on 2 cores.
+size) and the mean IoU of the mined masks with the object that fits best, with means.
 """
 
-import argparse
 import json
 import shutil
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from demo import ROOT, call, copy
+from demo import ROOT, arguments, call, copy
 
 sys.path.insert(0, str(ROOT))
 from unseg.backbones import vit
@@ -73,11 +72,7 @@ def fit(root: Path, split: set[int]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--into", type=Path, help="keep the runs here (a temporary folder otherwise)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change params.yaml in every run")
-    options = parser.parse_args()
+    options = arguments(__doc__)
     into = options.into or Path(tempfile.mkdtemp())
     rows: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
     for seed in options.seeds:

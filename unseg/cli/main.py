@@ -55,6 +55,18 @@ def add_run(verb: argparse.ArgumentParser) -> None:
                       help="where `dvc repro` ran (this folder): its model, params.yaml and clusters.yaml are used")  # fmt: skip
 
 
+def add_model(verb: argparse.ArgumentParser) -> None:
+    add_run(verb)
+    verb.add_argument("--model", type=Path, metavar="FILE", help="a segmenter (the run's final one)")
+    verb.add_argument("--clusters", type=Path, metavar="FILE", help="names, colours, merges (the run's clusters.yaml)")
+
+
+def said_of(options: argparse.Namespace) -> Path | None:
+    """The clusters.yaml that was asked for, or the run's own where the model is the run's."""
+    found: Path | None = options.clusters or (None if options.model else options.run.clusters)
+    return found
+
+
 def add_predict(verbs: Verbs) -> None:
     verb = verbs.add_parser(
         "predict",
@@ -64,9 +76,7 @@ def add_predict(verbs: Verbs) -> None:
     )
     verb.add_argument("given", type=Path, metavar="PHOTO|FOLDER|VIDEO")
     verb.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="a new folder")
-    add_run(verb)
-    verb.add_argument("--model", type=Path, metavar="FILE", help="a segmenter (the run's final one)")
-    verb.add_argument("--clusters", type=Path, metavar="FILE", help="names, colours, merges (the run's clusters.yaml)")
+    add_model(verb)
     verb.add_argument("--instances", action="store_true", help="the run's detector too: OUT/instances, OUT/instances.json")
     verb.add_argument("--crf", action="store_true", help="refine outlines by a dense CRF with the run's settings (slow)")
     verb.add_argument("--size", type=seen, metavar="SIZE", help="what the network sees: original, square, or pixels of the "
@@ -102,7 +112,7 @@ def run_predict(options: argparse.Namespace) -> None:
         raise InputError(f"{run.root} holds no run of unseg, whose detector --instances needs; name its folder by --run")
     model = load(
         options.model or run.segmenter,
-        options.clusters or (None if options.model else run.clusters),
+        said_of(options),
         run / "models/detector.safetensors" if options.instances else None,
         run.group("detect", Detect) if options.instances else None,
         options.device,
@@ -165,9 +175,7 @@ def add_export(verbs: Verbs) -> None:
         description="Writes the segmenter with batch and size left free, compares it with PyTorch, and keeps it if they agree. "
         "Pre- and post-processing and the labels' names are in its metadata, under the key `unseg`.",
     )
-    add_run(verb)
-    verb.add_argument("--model", type=Path, metavar="FILE", help="a segmenter (the run's final one)")
-    verb.add_argument("--clusters", type=Path, metavar="FILE", help="names, colours, merges (the run's clusters.yaml)")
+    add_model(verb)
     verb.add_argument("--onnx", type=Path, metavar="FILE", help="for onnxruntime and others; needs `pip install -e '.[onnx]'`")
     verb.add_argument("--torch", type=Path, metavar="FILE", help="a .pt2 for torch.export.load")
     verb.set_defaults(verb=run_export)
@@ -179,9 +187,7 @@ def run_export(options: argparse.Namespace) -> None:
 
     if not (options.onnx or options.torch):
         raise InputError("nothing to export; say --onnx FILE or --torch FILE")
-    run: Run = options.run
-    said = options.clusters or (None if options.model else run.clusters)
-    model = load(options.model or run.segmenter, said, device="cpu")
+    model = load(options.model or options.run.segmenter, said_of(options), device="cpu")
     told = export.about(model.net, model.clusters, model.colours)
     if options.onnx:
         far, same = export.to_onnx(options.onnx, model.net, told)
