@@ -107,7 +107,7 @@ def main() -> None:
         row["truth"] = ceiling(root)
         row["ratio"] = row[params["final"]] / row["truth"]
         print(f"seed {seed}", *(f"{k} {v:.3f}" for k, v in row.items()), sep="  ", flush=True)
-        print("  masks:", json.dumps(quality.get("masks", {}).get("quality", {})), flush=True)
+        print("  masks:", *(f"{k} {quality['masks'][k]:.3f}" for k in ("mean_iou", "corloc")), flush=True)
         rows.append(row)
     print("mean  ", *(f"{k} {sum(r[k] for r in rows) / len(rows):.3f}" for k in rows[0]), sep="  ")
     if options.into is None:
