@@ -278,3 +278,20 @@ def test_precisions(precision: str) -> None:
         images.check_precision("croc.precision", name)
         with images.autocast(torch.device("cpu"), name):
             assert nn.functional.linear(torch.ones(1, 2), torch.ones(2, 2)).dtype == kind
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc gives freed memory back at once")
+def test_freed_memory_is_used_again() -> None:
+    script = """
+import resource
+from unseg import console
+console.run(lambda: None)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    b"x" * (64 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000  # of 16,384 pages

@@ -1,5 +1,6 @@
 """What a stage says to the person who runs it: one-line errors, and progress with rate and time left."""
 
+import ctypes
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,8 +17,20 @@ class InputError(Exception):
     """Something the user gave cannot be used. The message names the file, the value and the remedy."""
 
 
+def keep_freed_memory() -> None:
+    """Have the C library (glibc) keep the memory that is freed, for what is asked for next.
+
+    It would give blocks of over 32 MB back to the kernel at once. A network frees and asks for the same ones each batch, and
+    the kernel then fills them with zeros again, page by page: a third of mining's time on the CPU.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD, bytes
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
 def run(main: Callable[..., None]) -> None:
     """Call main with the words of the command line; an InputError ends it with one line and status 1."""
+    keep_freed_memory()
     try:
         main(*sys.argv[1:])
     except InputError as error:
