@@ -15,12 +15,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
+from torch.utils.data import Dataset
 
 from stages import evaluate_backbone_kmeans, evaluate_backbone_linear, evaluate_backbone_video
 from unseg import training
 from unseg.backbones import vit
 from unseg.console import InputError
-from unseg.evaluation import backbone_kmeans, backbone_linear, backbone_video, davis, sets
+from unseg.evaluation import backbone_kmeans, backbone_linear, backbone_video, davis, probe, sets
 from unseg.evaluation.backbone_kmeans import BackboneKmeans
 from unseg.evaluation.backbone_linear import BackboneLinear, Crops
 from unseg.evaluation.backbone_video import BackboneVideo
@@ -62,6 +63,7 @@ NONE = np.zeros((100, 100), bool)
 def test_j_by_hand() -> None:
     assert davis.region(square(0, 0, 10), square(0, 5, 10), NONE) == 50 / 150
     assert davis.region(square(0, 0, 10), square(0, 5, 10), square(0, 10, 10)) == 50 / 100  # of what is not void
+    assert davis.region(square(0, 0, 10), square(0, 0, 10), square(0, 5, 10)) == 1  # though both masks reach into void
     assert davis.region(NONE, NONE, NONE) == 1
     assert davis.region(square(0, 0, 3), square(0, 0, 3), square(0, 0, 3)) == 1
     assert davis.region(square(0, 0, 3), NONE, NONE) == 0
@@ -96,6 +98,8 @@ def test_statistics_by_hand() -> None:
     values = np.array([1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
     # quarters end at frames 1, 2.75, 4.5, 6.25 and 8, rounded: 1, 3, 5 (4.5 is rounded up), 6, 8; ends belong to both
     assert davis.statistics(values) == pytest.approx({"mean": 3.9 / 8, "recall": 3 / 8, "decay": 0.8 - 0.2})
+    # of three frames the quarters end at 1, 1.5, 2, 2.5 and 3, rounded up: 1, 2, 2, 3, 3
+    assert davis.statistics(np.array([1.0, 0.5, 0.2]))["decay"] == pytest.approx(0.75 - 0.2)
     assert davis.statistics(np.array([0.7])) == pytest.approx({"mean": 0.7, "recall": 1, "decay": 0})
 
 
@@ -366,6 +370,38 @@ def test_a_linear_probe_learns_what_can_be_told_apart(voc: str, tmp_path: Path, 
     assert counts.trace() > 0.85 * counts.sum()
     assert counts[[0, 3]].sum() == counts.sum()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_linear_probe_averages_over_the_pixels_that_have_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNSEG_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setenv("UNSEG_WORKERS", "0")
+    schedule, images = Schedule(1, 0, 2, 0.1, 0.0, 0.0), torch.ones(2, 3, 4, 4)
+    layers: list[torch.Tensor] = []
+    for void in (0, 1, 3):  # rows of void
+        labels = torch.ones(2, 4, 4, dtype=torch.int64)
+        labels[:, :void] = VOID
+        layer = probe.fresh_layer(3, 2)
+        torch.nn.init.zeros_(layer.weight)
+        pairs = Fixed(list(zip(images, labels, strict=True)))
+        with training.Scratch("probe", [void], []) as scratch:
+            probe.fit_layer(schedule, layer, lambda x: x, pairs, 2, 0, scratch)
+        layers.append(layer.weight.detach().clone())
+    # from zeros both classes are as likely: the gradient of the loss by a logit is -1/2 and 1/2, and lr 0.1 makes it 0.05
+    assert torch.allclose(layers[0][:, 0, 0, 0], torch.tensor([-0.05, 0.05]))
+    assert all(torch.allclose(layers[0], layer) for layer in layers)
+
+
+class Fixed(Dataset[Any]):
+    """(index, seed) to a given example."""
+
+    def __init__(self, examples: list[Any]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, draw: tuple[int, int]) -> Any:
+        return self.examples[draw[0]]
 
 
 def test_a_share_of_the_examples() -> None:

@@ -49,13 +49,14 @@ def source(path: str | Path | io.BytesIO) -> Path | io.BytesIO:
         return path
     if (found := inside(path)) is None:
         return Path(path)
+    own = archive(found[0], os.getpid())
     try:
-        about = archive(found[0], os.getpid()).getinfo(found[1])
+        about = own.getinfo(found[1])
     except KeyError:
         raise FileNotFoundError(f"{found[0].name} has no {found[1]}") from None
     if about.file_size > LARGEST:
         raise ValueError(f"{about.file_size} bytes in an archive are no photograph")
-    return io.BytesIO(archive(found[0], os.getpid()).read(about))
+    return io.BytesIO(own.read(about))
 
 
 def open_rgb(path: str | Path | io.BytesIO) -> Pillow.Image:
