@@ -816,3 +816,7 @@ def test_each_process_reads_an_archive_for_itself() -> None:
         assert photos.inside("raw/a.zip/b.webp") == (Path("raw/a.zip"), "b.webp")
         assert photos.inside("raw/b.webp") is None
         assert photos.source("raw/a.zip/b.webp").read() == archive.read("b.webp")  # type: ignore[union-attr]
+        photos.archive(Path("raw/a.zip"), os.getpid()).close()
+        with pytest.raises(ValueError, match="closed"):
+            photos.source("raw/a.zip/b.webp")
+    photos.archive.cache_clear()
