@@ -1,8 +1,9 @@
-"""One object mask an image, from the affinity graph of ViT keys."""
+"""One object mask an image or more, from the affinity graph of ViT keys."""
 
 import json
 import math
 from collections.abc import Iterator
+from itertools import count
 
 from unseg import alarms, params
 from unseg.backbones import vit
@@ -18,9 +19,9 @@ def main(index: str, folder: str, weights: str, out: str) -> None:
     if backbone.patch > p.resize:
         raise InputError(f"params.yaml: mine.resize is {p.resize}; it must be at least backbone.patch, {backbone.patch}")
     every, model = records.read_images(index), vit.load(backbone)
-    shares: list[float] = []  # of its image that each mask covers
+    shares: list[float] = []  # of its image that each first mask covers
     with Scratch("mine", [p, backbone], [index, folder, weights]) as scratch, Results(scratch) as results:
-        mined = miner.masks(
+        mined = miner.objects(
             model,
             every,
             lambda i: i.size,
@@ -29,16 +30,18 @@ def main(index: str, folder: str, weights: str, out: str) -> None:
             backbone.patch,
             lambda batches: results.left(batches, lambda i: i.id),
         )
-        for image, mask in mined:
-            found = records.annotation(image.id, image.id, records.NO_CATEGORY, records.encode(mask))
+        for image, masks in mined:
+            found = [records.annotation(image.id, image.id, records.NO_CATEGORY, records.encode(mask)) for mask in masks]
             results.put(image.id, records.line(found).encode())
 
         def annotations() -> Iterator[str]:
+            more = count(1 + max((i.id for i in every), default=0))  # ids of further masks come after those of all images
             for text in results.of(i.id for i in every):
-                a = json.loads(text)
-                if a["area"]:  # a sliver of a mask can fall between the pixels of a photograph that is smaller than the grid
-                    shares.append(a["area"] / math.prod(a["segmentation"]["size"]))
-                    yield text.decode()
+                for n, a in enumerate(json.loads(text)):
+                    a["id"] = next(more) if n else a["id"]
+                    if a["area"]:  # a sliver can fall between the pixels of a photograph that is smaller than the grid
+                        shares.extend([] if n else [a["area"] / math.prod(a["segmentation"]["size"])])
+                        yield records.line(a)
 
         if results.complete():
             categories = [{"id": records.NO_CATEGORY, "name": "object"}]

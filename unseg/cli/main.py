@@ -103,7 +103,7 @@ def looks(options: argparse.Namespace) -> str | int:
 def run_predict(options: argparse.Namespace) -> None:
     from unseg.api import PUBLISHED_CRF, load
     from unseg.cli import predict
-    from unseg.detection.detector import Detect
+    from unseg.detection.settings import Detect
     from unseg.segmentation.labels import Crf
 
     run: Run = options.run
@@ -113,7 +113,7 @@ def run_predict(options: argparse.Namespace) -> None:
     model = load(
         options.model or run.segmenter,
         said_of(options),
-        run / "models/detector.safetensors" if options.instances else None,
+        run.detector if options.instances else None,
         run.group("detect", Detect) if options.instances else None,
         options.device,
         looks(options),

@@ -73,6 +73,6 @@ def weigh(model: MaskRCNN, parts: dict[str, Tensor]) -> dict[str, Tensor]:
     if distributed.world() == 1:
         return parts
     rpn, heads = model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler
-    own = {"loss_objectness": rpn.taken, "loss_rpn_box_reg": rpn.taken, "loss_mask": heads.positives}
+    own = {"objectness": rpn.taken, "rpn_box_reg": rpn.taken, "mask": heads.positives}
     shares = {name: own.get(name, heads.taken) for name in parts}
     return {name: x * (shares[name] / distributed.average(shares[name]).clamp_min(1e-9)) for name, x in parts.items()}
