@@ -74,8 +74,9 @@ class Prediction:
     def annotations(self, image_id: int = 1, first_id: int = 1) -> list[dict[str, Any]]:
         """A COCO annotation (run-length mask) for each label but background, with the mean confidence as score."""
         found: list[dict[str, Any]] = []
+        labels = np.asfortranarray(self.labels)  # run lengths go down the columns
         for s in (s for s in self.shares() if s.label):
-            rle = records.encode(self.labels == s.label)
+            rle = records.encode(labels == s.label)
             score = round(s.confidence, 4)
             found.append({**records.annotation(first_id + len(found), image_id, s.label, rle), "score": score})
         return found
@@ -145,7 +146,9 @@ class Predictor:
         small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
         x = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].to(self.device)
         kept = []
-        for found in detector.instances(*self.found_by, x)[0]:
+        with tiles.TURN:
+            every = detector.instances(*self.found_by, x)[0]
+        for found in every:
             label = int(table[found["category_id"] + 1])
             if label in (0, records.VOID):
                 continue
