@@ -1,10 +1,14 @@
 """unseg.load(...).predict(photo), tiles and `unseg predict`: maps, merges, files, errors."""
 
 import json
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -136,6 +140,19 @@ def test_what_the_network_sees(model: Path) -> None:
         p = segmenter.probabilities(net, images.to_tensor(small)[None])
         want = F.interpolate(p, (50, 90), mode="bilinear", align_corners=False)[0].argmax(0).numpy()
         assert (unseg.load(model, seen=seen).predict(x).labels == want).mean() > 0.999
+
+
+def test_how_a_model_looks_is_known_from_its_file_or_its_run(model: Path, tmp_path: Path) -> None:
+    assert unseg.load(model).seen == "original"
+    for folder, want in (("run/models", "square"), ("run", "original")):  # a file that is not in models/ is of no run
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run/params.yaml").write_text("predict: {input: square}")
+        shutil.copy(model, tmp_path / folder / "s.safetensors")
+        assert unseg.load(tmp_path / folder / "s.safetensors").seen == want
+    net = segmenter.load(model)
+    segmenter.store(tmp_path / "run/models/t", net.model, net.shape, net.size, net.precision, seen=48)
+    assert unseg.load(tmp_path / "run/models/t").seen == 48
+    assert unseg.load(tmp_path / "run/models/t", seen="original").seen == "original"
 
 
 def test_merging_adds_probabilities_and_ignoring_leaves_void(model: Path, tmp_path: Path) -> None:
@@ -280,6 +297,35 @@ def test_predict_writes_what_it_says(model: Path, folder: Path, tmp_path: Path, 
     main(["predict", str(folder / "a b.jpg"), "-o", str(out), "--model", str(model), "--force"])
 
 
+def test_photographs_take_turns_at_the_network_and_keep_their_order(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "many").mkdir()
+    for i in range(8):
+        Pillow.fromarray(photo(32 + 8 * i, 48, i)).save(tmp_path / f"many/{i}.png")
+    real, inside, most, threads = tiles.probabilities, [0], [0], set()
+
+    def slow(*given: Any) -> torch.Tensor:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        threads.add(threading.get_ident())
+        time.sleep(0.02)
+        answer = real(*given)
+        inside[0] -= 1
+        return answer
+
+    monkeypatch.setattr(tiles, "probabilities", slow)
+    main(["predict", str(tmp_path / "many"), "-o", str(tmp_path / "out"), "--model", str(model)])
+    assert most == [1]
+    assert len(threads) > 1
+    coco = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [(i["file_name"], i["height"]) for i in coco["images"]] == [(f"{i}.png", 32 + 8 * i) for i in range(8)]
+    for image in coco["images"]:
+        alone = unseg.load(model).predict(tmp_path / "many" / image["file_name"])
+        with Pillow.open(tmp_path / f"out/labels/{image['file_name']}.png") as index:
+            assert (np.asarray(index) == alone.labels).all()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -295,6 +341,12 @@ def test_predict_refuses_in_one_line(model: Path, tmp_path: Path, given: str, me
         main(["predict", str(tmp_path / given), "-o", str(tmp_path / "out"), "--model", str(model)])
     assert str(error.value).startswith("error: ")
     assert "\n" not in str(error.value)
+
+
+def test_what_the_machine_refuses_is_one_line(model: Path, tmp_path: Path) -> None:
+    Pillow.fromarray(photo()).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit, match=r"error: .*a\.png.*: Not a directory$"):
+        main(["predict", str(tmp_path / "a.png"), "-o", str(tmp_path / "a.png/out"), "--model", str(model)])
 
 
 def test_predict_needs_a_run_or_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

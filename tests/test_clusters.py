@@ -1,5 +1,6 @@
 """clusters.yaml: what it says, what it refuses, and what it does to label maps before training (stages/regroup.py)."""
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import yaml
 from stages import regroup
 from unseg.cli import clusters as verb
 from unseg.cli.folder import Run
+from unseg.cli.main import said_of
 from unseg.console import InputError
 from unseg.io import records
 from unseg.io.records import VOID, Image, Labels
@@ -132,6 +134,9 @@ def test_a_file_of_another_clustering_is_refused_until_it_is_reset(tmp_path: Pat
     records.write_json(tmp_path / "data/instances.json", {"categories": [{"id": k} for k in range(6)], "annotations": [{}]})
     with pytest.raises(InputError, match="of another clustering"):
         verb.edit(here, [("name", "1=cat")])
+    with pytest.raises(InputError, match="of another clustering"):  # neither does `unseg predict` use it
+        said_of(argparse.Namespace(run=here, model=None, clusters=None))
+    assert said_of(argparse.Namespace(run=here, model=Path("other"), clusters=None)) is None
     assert verb.edit(here, [("reset", "all"), ("name", "1=cat")]).entries == {1: Entry("cat")}
 
 

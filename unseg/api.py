@@ -14,6 +14,7 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
+from unseg.cli.folder import Run
 from unseg.console import InputError
 from unseg.detection import detector
 from unseg.io import examine, images, photos, records
@@ -162,7 +163,7 @@ def load(
     detector_path: str | Path | None = None,
     detect: detector.Detect | None = None,
     device: str | None = None,
-    seen: str | int = "original",
+    seen: str | int | None = None,
 ) -> Predictor:
     """A segmenter of unseg from its file.
 
@@ -172,7 +173,7 @@ def load(
         detector_path: models/detector.safetensors, for instances too; `detect` has its settings.
         device: cpu, cuda, mps; None: UNSEG_DEVICE, or the best there is.
         seen: what the network sees of a photograph: original (the paper), square (the published code), or its shorter
-            side in pixels. A photograph much larger than those of the training is best given its size.
+            side in pixels. None: what the file says, or the params.yaml of the run in whose models/ it lies, or original.
 
     Raises:
         InputError: a file that is not there, of another kind or of another version; clusters that the model has not.
@@ -182,6 +183,9 @@ def load(
     if net.names:
         known = {k: replace(named.entry(k), name=named.entry(k).name or name) for k, name in enumerate(net.names[1:])}
         named = replace(named, entries=known)
+    if seen is None:
+        folder = Path(path).resolve().parent
+        seen = net.seen or (Run(folder.parent).seen if folder.name == "models" else "original")
     if not (seen in ("original", "square") or (isinstance(seen, int) and seen > 0)):
         raise InputError(f"a photograph cannot be seen as {seen!r}; it must be original, square or pixels of the shorter side")
     try:

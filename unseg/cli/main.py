@@ -6,6 +6,7 @@ Every verb imports what it needs when it is called: `unseg --help` answers at on
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from unseg.cli import words
@@ -37,18 +38,19 @@ def vacant(path: Path, force: bool) -> None:
 
 
 def said_of(options: argparse.Namespace) -> Path | None:
-    """The clusters.yaml that was asked for, or the run's own where the model is the run's."""
-    found: Path | None = options.clusters or (None if options.model else options.run.clusters)
-    return found
+    """The clusters.yaml that was asked for, or the run's own where the model is the run's.
 
-
-def looks(options: argparse.Namespace) -> str | int:
-    """What the network sees of a photograph: what was asked for, or what the run's own predictions are made of."""
-    from unseg.segmentation.segmenter import Predict
+    Raises:
+        InputError: the run's own was written for another clustering.
+    """
+    from unseg.cli import clusters
 
     run: Run = options.run
-    asked: str | int | None = options.size
-    return asked or (str(run.group("predict", Predict).input) if run.params.exists() else "original")
+    if options.clusters or options.model or not run.clusters:
+        return options.clusters  # type: ignore[no-any-return]
+    if (run / "data/instances.json").exists():
+        clusters.current(run)
+    return run.clusters
 
 
 def fit(options: argparse.Namespace) -> None:
@@ -75,7 +77,7 @@ def predict(options: argparse.Namespace) -> None:
         run / "models/detector.safetensors" if options.instances else None,
         run.group("detect", Detect) if options.instances else None,
         options.device,
-        looks(options),
+        options.size,
     )
     crf = (run.group("crf", Crf) if known else PUBLISHED_CRF) if options.crf else None
     book = predict.predict(model, options.given, options.out, crf, options.force)
@@ -102,10 +104,12 @@ def clusters(options: argparse.Namespace) -> None:
 
 def probe(options: argparse.Namespace) -> None:
     from unseg.api import load
-    from unseg.cli import probe
+    from unseg.cli import clusters, probe
 
     vacant(options.out, options.force)
-    model = load(options.model or options.run.segmenter, device=options.device, seen=looks(options))
+    model = load(options.model or options.run.segmenter, device=options.device, seen=options.size)
+    if not options.model and (options.run / "data/instances.json").exists():  # a vote notes which clustering it is about
+        model = replace(model, clusters=clusters.current(options.run, fresh=True))
     said = probe.probe(model, options.photos, options.masks, options.out, options.classes, options.vote)
     print(f"{said}, in {options.out}")
 

@@ -41,5 +41,5 @@ def probe(model: Predictor, folder: Path, masks: Path, out: Path, names: str | N
     parts = [fewlabels.cells(net, image, mask, seen, device, i) for i, (image, mask) in every]
     features, labels = (np.concatenate(x) for x in zip(*parts, strict=True))
     net = fewlabels.head(net, features, labels, classes)
-    segmenter.store(out, net.model, net.shape, net.size, net.precision, net.names)
+    segmenter.store(out, net.model, net.shape, net.size, net.precision, net.names, seen)
     return f"{len(labelled)} photographs, {len(labels)} labelled cells: a segmenter of {', '.join(classes)}"

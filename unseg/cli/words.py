@@ -94,7 +94,7 @@ def add_predict(verbs: Verbs) -> None:
     verb.add_argument("--crf", action="store_true", help="refine outlines by a dense CRF with the run's settings (slow)")
     verb.add_argument("--size", type=seen, metavar="SIZE", help="what the network sees: original, square, or pixels of the "
                       "shorter side; a photograph much larger than those of the training wants a number "
-                      "(the run's predict.input)")  # fmt: skip
+                      "(as the model's run does: predict.input)")  # fmt: skip
     add_device(verb)
     add_force(verb, "write into OUT although it is not empty")
 
@@ -133,7 +133,7 @@ def add_probe(verbs: Verbs) -> None:
     verb.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="a segmenter; by --vote, a clusters.yaml")
     add_model(verb)
     verb.add_argument("--classes", metavar="NAMES", help="background,dog,cat")
-    verb.add_argument("--size", type=seen, metavar="SIZE", help="as in `unseg predict`; the two must agree")
+    verb.add_argument("--size", type=seen, metavar="SIZE", help="as in `unseg predict`, which will look as is said here")
     verb.add_argument("--vote", action="store_true", help="name and merge the clusters instead of training a linear head")
     add_device(verb)
     add_force(verb, "write over FILE")
