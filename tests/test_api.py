@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import unseg
+from unseg import api, params
 from unseg.cli.main import main
 from unseg.console import InputError
+from unseg.detection import detector
 from unseg.io import images, records, video
 from unseg.segmentation import labels, segmenter, tiles
 from unseg.segmentation.labels import Crf
@@ -241,6 +244,72 @@ def test_frames_are_rgb_and_upright(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("hello")
     with pytest.raises(InputError, match=r"text\.mp4 cannot be decoded as a video"):
         video.Reader(tmp_path / "text.mp4")
+
+
+# ---- instances
+
+
+@pytest.fixture(scope="module")
+def finder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with a detector of four clusters, as its weights are drawn."""
+    root = tmp_path_factory.mktemp("finder")
+    text = (Path(__file__).parents[1] / "params.yaml").read_text().replace("min_score: 0.05", "min_score: 0.0")
+    (root / "params.yaml").write_text(text)
+    p = replace(params.group("detector", detector.Detector, root / "params.yaml"), width=8, fpn=16, hidden=16)
+    torch.manual_seed(0)
+    detector.save(root / "models/detector.safetensors", detector.build(p, 4), p, 4)
+    return root
+
+
+def test_instances_of_a_reduced_photograph_at_its_own_size(
+    model: Path, finder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A detector that finds the left third and the top half, as clusters 0 and 1, of what it is shown."""
+    shown = []
+
+    def fake(net: object, precision: str, x: torch.Tensor) -> list[list[dict[str, Any]]]:
+        rows, cols = x.shape[-2:]
+        shown.append((rows, cols))
+        third, half = np.zeros((2, rows, cols), bool)
+        third[:, : cols // 3], half[: rows // 2] = True, True
+        boxes = [0.0, 0.0, cols // 3, rows], [0.0, 0.0, cols, rows // 2]
+        found = [
+            {"category_id": k, "segmentation": records.encode(mask), "bbox": list(map(float, box)), "score": 0.9 - k / 10}
+            for k, (mask, box) in enumerate(zip((third, half), boxes, strict=True))
+        ]
+        return [[*found, {**found[0], "category_id": 2}, {**found[0], "category_id": 3}]]
+
+    monkeypatch.setattr(detector, "instances", fake)
+    monkeypatch.setattr(api, "DETECT_PIXELS", 60 * 90)
+    text = "{0: {name: dog}, 1: {merge: 0}, 2: {ignore: true}, 3: {merge: background}}"
+    predictor = unseg.load(model, said(tmp_path, text), finder / "models/detector.safetensors")
+    made = predictor.predict(photo(120, 180))
+    assert shown == [(60, 90)]
+    assert [(i["category_id"], i["bbox"]) for i in made.instances] == [(1, [0, 0, 60, 120]), (1, [0, 0, 180, 60])]
+    left, top = (records.decode(i["segmentation"]) for i in made.instances)
+    assert left.shape == (120, 180)
+    assert left[:, :60].all()
+    assert not left[:, 60:].any()
+    assert top[:60].all()
+    assert not top[60:].any()
+    assert made.boxes().size == (320, 213)
+
+
+def test_predict_writes_instances(model: Path, finder: Path, tmp_path: Path) -> None:
+    Pillow.fromarray(photo(96, 128)).save(tmp_path / "a.png")
+    words = ["predict", str(tmp_path / "a.png"), "--run", str(finder), "--model", str(model), "--instances", "-o"]
+    main([*words, str(tmp_path / "out")])
+    found = json.loads((tmp_path / "out/instances.json").read_text())
+    assert found["images"] == json.loads((tmp_path / "out/predictions.json").read_text())["images"]
+    assert found["annotations"]
+    assert {i["image_id"] for i in found["annotations"]} == {1}
+    assert {i["category_id"] for i in found["annotations"]} <= {1, 2, 3, 4}
+    with Pillow.open(tmp_path / "out/instances/a.png.png") as boxes:
+        assert max(boxes.size) == 320
+    net = segmenter.load(model)
+    segmenter.store(tmp_path / "m", net.model, net.shape, net.size, net.precision, ("background", "a", "b", "c", "d"))
+    with pytest.raises(SystemExit, match=r"finds clusters, which .* does not label; predict without instances"):
+        main(["predict", str(tmp_path / "a.png"), "--run", str(finder), "--model", str(tmp_path / "m"), "--instances", "-o", "x"])
 
 
 # ---- unseg predict

@@ -176,7 +176,8 @@ def load(
             side in pixels. None: what the file says, or the params.yaml of the run in whose models/ it lies, or original.
 
     Raises:
-        InputError: a file that is not there, of another kind or of another version; clusters that the model has not.
+        InputError: a file that is not there, of another kind or of another version; clusters that the model has not; a
+            detector of other labels than the segmenter's.
     """
     net = segmenter.load(path)
     named = naming.read(clusters, net.labels - 1) if clusters else naming.Clusters(net.labels - 1)
@@ -196,6 +197,8 @@ def load(
     found_by = None
     if detector_path:
         model, precision = detector.load(detector_path, detect or detector.Detect(800, 0.05, 0.5, 100, DETECT_PIXELS))
+        if net.names or model.roi_heads.box_predictor.cls_score.out_features != net.labels:
+            raise InputError(f"{detector_path} finds clusters, which {path} does not label; predict without instances")
         found_by = model.to(chosen), precision
     return Predictor(net, named, overlay.colours(named), chosen, seen, found_by)
 

@@ -1,7 +1,7 @@
 """Two or more runs on one page: what differs in their params and numbers, and the same pictures side by side.
 
-`unseg compare RUN RUN [RUN ...] -o PAGE.html`. A run is a folder as `dvc repro` leaves it (a clone, or `git worktree add ../other
-BRANCH` and `dvc checkout` there). The first is what the others are compared with. Clusters have the colours of their classes;
+`unseg compare RUN RUN [RUN ...] -o PAGE.html`. A run is a folder as `dvc repro` leaves it (a clone, or a work
+tree of Git, see docs/evaluation.md). The first is what the others are compared with. Clusters have the colours of their classes;
 without truth, of the clusters of the first run that they share most pixels with.
 """
 
