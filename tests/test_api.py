@@ -222,6 +222,10 @@ def test_what_cannot_be_loaded_or_predicted(model: Path, tmp_path: Path) -> None
         unseg.load(model, device="nothing")
     with pytest.raises(InputError, match="cannot be seen as 'huge'"):
         unseg.load(model, seen="huge")
+    with pytest.raises(InputError, match="none: no such file; make it with"):
+        unseg.load(tmp_path / "none")
+    with pytest.raises(InputError, match=r"cannot be read .*; name a segmenter"):
+        unseg.load(tmp_path)
     with pytest.raises(InputError, match="there is no cluster 4"):
         unseg.load(model, clusters=said(tmp_path, "{4: {name: a}}"))
 
@@ -401,11 +405,13 @@ def test_photographs_take_turns_at_the_network_and_keep_their_order(
         ("none", "no such file or folder"),
         ("empty", "no photograph or video found .empty"),
         ("text.jpg", "text.jpg: not an image"),
+        ("text.mp4", "text.mp4: cannot be decoded as a video"),
     ],
 )
 def test_predict_refuses_in_one_line(model: Path, tmp_path: Path, given: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "text.mp4").write_text("hello")
     with pytest.raises(SystemExit, match=message) as error:
         main(["predict", str(tmp_path / given), "-o", str(tmp_path / "out"), "--model", str(model)])
     assert str(error.value).startswith("error: ")

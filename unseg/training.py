@@ -224,10 +224,13 @@ def read_weights(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
         with safe_open(path, "pt") as file:
             about: dict[str, Any] = json.loads((file.metadata() or {}).get("unseg", "{}"))
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (FileNotFoundError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({error}); train it again") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; make it with `dvc repro`, or name another") from None
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read ({error}); name a {kind}, or train it again with `dvc repro`") from None
     if about.get("kind") != kind:
-        raise InputError(f"{path} is not a {kind} of unseg; its metadata says {about or 'nothing'}")
+        said = f"that it is a {about['kind']}" if "kind" in about else "nothing"
+        raise InputError(f"{path} is not a {kind} of unseg; its metadata says {said}; name another file")
     if about.get("format") != FORMAT:
         versions = f"its format is {about.get('format', 'older than 1')}, this one reads {FORMAT}"
         raise InputError(f"{path} is of another version of unseg ({versions}); train it again with `dvc repro`")

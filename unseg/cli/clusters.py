@@ -25,6 +25,8 @@ def current(run: Run, fresh: bool = False) -> Clusters:
         InputError: no clustering yet, or what `naming.read` refuses: a file that was written for another clustering, too.
     """
     file, instances = run / naming.FILE, run / "data/instances.json"
+    if not instances.exists():
+        raise InputError(f"{instances}: no such file; make it with `dvc repro`, or name the folder of a run by --run")
     count, mark = len(records.read_json(instances)["categories"]), naming.fingerprint(instances)
     return naming.read(file, count, mark) if file.exists() and not fresh else Clusters(count, {}, mark)
 

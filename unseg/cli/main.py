@@ -82,7 +82,8 @@ def predict(options: argparse.Namespace) -> None:
     crf = (run.group("crf", Crf) if known else PUBLISHED_CRF) if options.crf else None
     book = predict.predict(model, options.given, options.out, crf, options.force)
     print(predict.summary(model.names, book))
-    print(f"{len(book.images)} pictures in {options.out}" + (f", {len(book.skipped)} skipped:" if book.skipped else ""))
+    count = len(book.images)
+    print(f"{count} picture{'s' * (count > 1)} in {options.out}" + (f", {len(book.skipped)} skipped:" if book.skipped else ""))
     for s in book.skipped[:20]:
         print(f"  {s['file_name']}: {s['reason']}")
     if len(book.skipped) > 20:

@@ -72,7 +72,7 @@ def sources(given: Path, out: Path, book: Book) -> list[Source]:
         InputError: no such file or folder, or a folder without any photograph or video.
     """
     if not given.exists():
-        raise InputError(f"{given}: no such file or folder")
+        raise InputError(f"{given}: no such file or folder; name a photograph, a folder of them, or a video")
     if given.is_file():
         return [Source(given.name, given)]
     found = datasets.find_folder(datasets.Data("folder", str(given), str(given), None, None, None))
@@ -90,7 +90,7 @@ def sources(given: Path, out: Path, book: Book) -> list[Source]:
             known.append(Source(name, given / name))
     if not known:
         what = datasets.total(found.ignored) or (book.skipped[0]["reason"] if book.skipped else "empty")
-        raise InputError(f"{given}: no photograph or video found ({what})")
+        raise InputError(f"{given}: no photograph or video found ({what}); name a folder that has some")
     return known
 
 
@@ -126,6 +126,7 @@ def predict(model: Predictor, given: Path, out: Path, crf: Crf | None = None, fo
         raise InputError(f"{out} is there already; give another folder, or --force to write over what is in it")
     book = Book()
     every = sources(given, out, book)
+    out.mkdir(parents=True, exist_ok=True)  # before the work, so that it is known early where that cannot be
     films = [s for s in every if s.path.suffix.lower() in video.SUFFIXES]
     photos = [s for s in every if s not in films]
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
@@ -136,7 +137,7 @@ def predict(model: Predictor, given: Path, out: Path, crf: Crf | None = None, fo
             try:
                 predict_video(model, film, out, crf, pool, book)
             except InputError as error:
-                book.skip(film.name, str(error))
+                book.skip(film.name, str(error).removeprefix(f"{film.path} "))
     if not book.images:
         first = book.skipped[0]
         alone = f"{given}: {first['reason']}"
