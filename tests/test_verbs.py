@@ -75,18 +75,14 @@ def test_torch_export(model: Path, tmp_path: Path) -> None:
 
 def test_nothing_is_written_over(model: Path, tmp_path: Path) -> None:
     (tmp_path / "there").write_text("mine")
-    words = [
-        ["export", "--model", str(model), "--onnx"],
-        ["export", "--model", str(model), "--torch"],
-        ["compare", ".", ".", "-o"],
-    ]
-    for given in words:
+    words = ["export", "--model", str(model)]
+    for given in ([*words, "--onnx"], [*words, "--torch"], ["compare", ".", ".", "-o"]):
         with pytest.raises(SystemExit, match="there is there already; give another name, or --force"):
             main([*given, str(tmp_path / "there")])
         with pytest.raises(SystemExit, match="is a folder; give the name of a file"):
             main([*given, str(tmp_path)])
     assert (tmp_path / "there").read_text() == "mine"
-    main([*export, "--torch", str(tmp_path / "there"), "--force"])
+    main([*words, "--torch", str(tmp_path / "there"), "--force"])
     assert (tmp_path / "there").stat().st_size > 1000
 
 
