@@ -53,6 +53,8 @@ def read(folder: Path, name: str) -> Run:
     final = params.value("final", str, file)
     found = {f.relative_to(results).as_posix(): read_json(f) for f in sorted(results.rglob("*.json")) if is_metrics(f)}
     own = results / f"clustering-{final}"
+    if not (own / "image_iou.json").exists():
+        raise InputError(f"{folder} holds no finished run of this version of unseg ({own}/image_iou.json); run `dvc repro` there")
     ious, single = read_json(own / "class_iou.json"), read_json(own / "image_iou.json")
     return Run(
         name=name,
