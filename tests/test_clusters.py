@@ -14,7 +14,7 @@ from unseg.cli.main import said_of
 from unseg.console import InputError
 from unseg.io import records
 from unseg.io.records import VOID, Image, Labels
-from unseg.report import pictures
+from unseg.report import pictures, sections
 from unseg.segmentation import clusters
 from unseg.segmentation.clusters import Clusters, Entry
 
@@ -149,3 +149,11 @@ def test_the_reports_scheme_takes_names_colours_and_merges(tmp_path: Path) -> No
     assert [scheme.fate(k) for k in range(6)] == ["", "", "merged into dog", "merged into background", "ignored", ""]
     assert [bare.title(k) for k in (0, 1)] == ["disc", "cluster 1"]
     assert not any(bare.fate(k) for k in range(6))
+
+
+def test_the_legend_shows_the_colour_that_people_chose(tmp_path: Path) -> None:
+    bare = pictures.scheme(6, ["background", "disc"], {0: 1})
+    scheme = pictures.renamed(bare, clusters.read(written(tmp_path, SAID), 6))
+    chosen = "rgb(255, 0, 128)"
+    assert chosen in sections.legend(scheme, ["background", "disc"])
+    assert chosen not in sections.legend(bare, ["background", "disc"])
