@@ -126,6 +126,9 @@ def home(pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hom
     for key, value in pipe.env.items():
         monkeypatch.setenv(key, value)
     monkeypatch.chdir(pipe.root)
+    git = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
+    for words in (("add", "-A"), ("commit", "-q", "-m", "all"), ("branch", "BRANCH")):
+        assert pipe.sh(*git, *words).returncode == 0
     return home
 
 
@@ -182,10 +185,6 @@ def test_my_own_folder(home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytes
 def test_the_other_readers(home: Home) -> None:
     """README but for two sections, and the other pages, on the finished demo."""
     pipe, shipped = home.pipe, Path("params.yaml").read_bytes()
-    git = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
-    assert pipe.sh(*git, "add", "-A").returncode == 0
-    assert pipe.sh(*git, "commit", "-q", "-m", "all").returncode == 0
-    assert pipe.sh("git", "branch", "BRANCH").returncode == 0
     voc(pipe, home.around / "data/VOCdevkit/VOC2012")
     lines = [(page, line) for page in PAGES if page != "docs/folder.md" for line in commands(page)]
     for page, line in lines:
