@@ -1,10 +1,15 @@
 """unseg.load(...).predict(photo), tiles and `unseg predict`: maps, merges, files, errors."""
 
 import json
+import shutil
 import subprocess
 import sys
+import threading
+import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,8 +21,10 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import unseg
+from unseg import api, params
 from unseg.cli.main import main
 from unseg.console import InputError
+from unseg.detection import detector
 from unseg.io import images, records, video
 from unseg.segmentation import labels, segmenter, tiles
 from unseg.segmentation.labels import Crf
@@ -138,6 +145,19 @@ def test_what_the_network_sees(model: Path) -> None:
         assert (unseg.load(model, seen=seen).predict(x).labels == want).mean() > 0.999
 
 
+def test_how_a_model_looks_is_known_from_its_file_or_its_run(model: Path, tmp_path: Path) -> None:
+    assert unseg.load(model).seen == "original"
+    for folder, want in (("run/models", "square"), ("run", "original")):  # a file that is not in models/ is of no run
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run/params.yaml").write_text("predict: {input: square}")
+        shutil.copy(model, tmp_path / folder / "s.safetensors")
+        assert unseg.load(tmp_path / folder / "s.safetensors").seen == want
+    net = segmenter.load(model)
+    segmenter.store(tmp_path / "run/models/t", net.model, net.shape, net.size, net.precision, seen=48)
+    assert unseg.load(tmp_path / "run/models/t").seen == 48
+    assert unseg.load(tmp_path / "run/models/t", seen="original").seen == "original"
+
+
 def test_merging_adds_probabilities_and_ignoring_leaves_void(model: Path, tmp_path: Path) -> None:
     p = segmenter.probabilities(segmenter.load(model), images.to_tensor(photo())[None])[0].clone()
     often = (1 + np.argsort(-np.bincount(p.argmax(0).flatten().numpy(), minlength=5)[1:])).tolist()  # labels
@@ -202,6 +222,10 @@ def test_what_cannot_be_loaded_or_predicted(model: Path, tmp_path: Path) -> None
         unseg.load(model, device="nothing")
     with pytest.raises(InputError, match="cannot be seen as 'huge'"):
         unseg.load(model, seen="huge")
+    with pytest.raises(InputError, match="none: no such file; make it with"):
+        unseg.load(tmp_path / "none")
+    with pytest.raises(InputError, match=r"cannot be read .*; name a segmenter"):
+        unseg.load(tmp_path)
     with pytest.raises(InputError, match="there is no cluster 4"):
         unseg.load(model, clusters=said(tmp_path, "{4: {name: a}}"))
 
@@ -224,6 +248,72 @@ def test_frames_are_rgb_and_upright(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("hello")
     with pytest.raises(InputError, match=r"text\.mp4 cannot be decoded as a video"):
         video.Reader(tmp_path / "text.mp4")
+
+
+# ---- instances
+
+
+@pytest.fixture(scope="module")
+def finder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with a detector of four clusters, as its weights are drawn."""
+    root = tmp_path_factory.mktemp("finder")
+    text = (Path(__file__).parents[1] / "params.yaml").read_text().replace("min_score: 0.05", "min_score: 0.0")
+    (root / "params.yaml").write_text(text)
+    p = replace(params.group("detector", detector.Detector, root / "params.yaml"), width=8, fpn=16, hidden=16)
+    torch.manual_seed(0)
+    detector.save(root / "models/detector.safetensors", detector.build(p, 4), p, 4)
+    return root
+
+
+def test_instances_of_a_reduced_photograph_at_its_own_size(
+    model: Path, finder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A detector that finds the left third and the top half, as clusters 0 and 1, of what it is shown."""
+    shown = []
+
+    def fake(net: object, precision: str, x: torch.Tensor) -> list[list[dict[str, Any]]]:
+        rows, cols = x.shape[-2:]
+        shown.append((rows, cols))
+        third, half = np.zeros((2, rows, cols), bool)
+        third[:, : cols // 3], half[: rows // 2] = True, True
+        boxes = [0.0, 0.0, cols // 3, rows], [0.0, 0.0, cols, rows // 2]
+        found = [
+            {"category_id": k, "segmentation": records.encode(mask), "bbox": list(map(float, box)), "score": 0.9 - k / 10}
+            for k, (mask, box) in enumerate(zip((third, half), boxes, strict=True))
+        ]
+        return [[*found, {**found[0], "category_id": 2}, {**found[0], "category_id": 3}]]
+
+    monkeypatch.setattr(detector, "instances", fake)
+    monkeypatch.setattr(api, "DETECT_PIXELS", 60 * 90)
+    text = "{0: {name: dog}, 1: {merge: 0}, 2: {ignore: true}, 3: {merge: background}}"
+    predictor = unseg.load(model, said(tmp_path, text), finder / "models/detector.safetensors")
+    made = predictor.predict(photo(120, 180))
+    assert shown == [(60, 90)]
+    assert [(i["category_id"], i["bbox"]) for i in made.instances] == [(1, [0, 0, 60, 120]), (1, [0, 0, 180, 60])]
+    left, top = (records.decode(i["segmentation"]) for i in made.instances)
+    assert left.shape == (120, 180)
+    assert left[:, :60].all()
+    assert not left[:, 60:].any()
+    assert top[:60].all()
+    assert not top[60:].any()
+    assert made.boxes().size == (320, 213)
+
+
+def test_predict_writes_instances(model: Path, finder: Path, tmp_path: Path) -> None:
+    Pillow.fromarray(photo(96, 128)).save(tmp_path / "a.png")
+    words = ["predict", str(tmp_path / "a.png"), "--run", str(finder), "--model", str(model), "--instances", "-o"]
+    main([*words, str(tmp_path / "out")])
+    found = json.loads((tmp_path / "out/instances.json").read_text())
+    assert found["images"] == json.loads((tmp_path / "out/predictions.json").read_text())["images"]
+    assert found["annotations"]
+    assert {i["image_id"] for i in found["annotations"]} == {1}
+    assert {i["category_id"] for i in found["annotations"]} <= {1, 2, 3, 4}
+    with Pillow.open(tmp_path / "out/instances/a.png.png") as boxes:
+        assert max(boxes.size) == 320
+    net = segmenter.load(model)
+    segmenter.store(tmp_path / "m", net.model, net.shape, net.size, net.precision, ("background", "a", "b", "c", "d"))
+    with pytest.raises(SystemExit, match=r"finds clusters, which .* does not label; predict without instances"):
+        main(["predict", str(tmp_path / "a.png"), "--run", str(finder), "--model", str(tmp_path / "m"), "--instances", "-o", "x"])
 
 
 # ---- unseg predict
@@ -280,21 +370,58 @@ def test_predict_writes_what_it_says(model: Path, folder: Path, tmp_path: Path, 
     main(["predict", str(folder / "a b.jpg"), "-o", str(out), "--model", str(model), "--force"])
 
 
+def test_photographs_take_turns_at_the_network_and_keep_their_order(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "many").mkdir()
+    for i in range(8):
+        Pillow.fromarray(photo(32 + 8 * i, 48, i)).save(tmp_path / f"many/{i}.png")
+    real, inside, most, threads = tiles.probabilities, [0], [0], set()
+
+    def slow(*given: Any) -> torch.Tensor:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        threads.add(threading.get_ident())
+        time.sleep(0.02)
+        answer = real(*given)
+        inside[0] -= 1
+        return answer
+
+    monkeypatch.setattr(tiles, "probabilities", slow)
+    main(["predict", str(tmp_path / "many"), "-o", str(tmp_path / "out"), "--model", str(model)])
+    assert most == [1]
+    assert len(threads) > 1
+    coco = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [(i["file_name"], i["height"]) for i in coco["images"]] == [(f"{i}.png", 32 + 8 * i) for i in range(8)]
+    for image in coco["images"]:
+        alone = unseg.load(model).predict(tmp_path / "many" / image["file_name"])
+        with Pillow.open(tmp_path / f"out/labels/{image['file_name']}.png") as index:
+            assert (np.asarray(index) == alone.labels).all()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ("none", "no such file or folder"),
         ("empty", "no photograph or video found .empty"),
         ("text.jpg", "text.jpg: not an image"),
+        ("text.mp4", "text.mp4: cannot be decoded as a video"),
     ],
 )
 def test_predict_refuses_in_one_line(model: Path, tmp_path: Path, given: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "text.mp4").write_text("hello")
     with pytest.raises(SystemExit, match=message) as error:
         main(["predict", str(tmp_path / given), "-o", str(tmp_path / "out"), "--model", str(model)])
     assert str(error.value).startswith("error: ")
     assert "\n" not in str(error.value)
+
+
+def test_what_the_machine_refuses_is_one_line(model: Path, tmp_path: Path) -> None:
+    Pillow.fromarray(photo()).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit, match=r"error: .*a\.png.*: Not a directory$"):
+        main(["predict", str(tmp_path / "a.png"), "-o", str(tmp_path / "a.png/out"), "--model", str(model)])
 
 
 def test_predict_needs_a_run_or_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """clusters.yaml: what it says, what it refuses, and what it does to label maps before training (stages/regroup.py)."""
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ import yaml
 from stages import regroup
 from unseg.cli import clusters as verb
 from unseg.cli.folder import Run
+from unseg.cli.main import said_of
 from unseg.console import InputError
 from unseg.io import records
 from unseg.io.records import VOID, Image, Labels
-from unseg.report import pictures
+from unseg.report import pictures, sections
 from unseg.segmentation import clusters
 from unseg.segmentation.clusters import Clusters, Entry
 
@@ -132,6 +134,9 @@ def test_a_file_of_another_clustering_is_refused_until_it_is_reset(tmp_path: Pat
     records.write_json(tmp_path / "data/instances.json", {"categories": [{"id": k} for k in range(6)], "annotations": [{}]})
     with pytest.raises(InputError, match="of another clustering"):
         verb.edit(here, [("name", "1=cat")])
+    with pytest.raises(InputError, match="of another clustering"):  # neither does `unseg predict` use it
+        said_of(argparse.Namespace(run=here, model=None, clusters=None))
+    assert said_of(argparse.Namespace(run=here, model=Path("other"), clusters=None)) is None
     assert verb.edit(here, [("reset", "all"), ("name", "1=cat")]).entries == {1: Entry("cat")}
 
 
@@ -144,3 +149,11 @@ def test_the_reports_scheme_takes_names_colours_and_merges(tmp_path: Path) -> No
     assert [scheme.fate(k) for k in range(6)] == ["", "", "merged into dog", "merged into background", "ignored", ""]
     assert [bare.title(k) for k in (0, 1)] == ["disc", "cluster 1"]
     assert not any(bare.fate(k) for k in range(6))
+
+
+def test_the_legend_shows_the_colour_that_people_chose(tmp_path: Path) -> None:
+    bare = pictures.scheme(6, ["background", "disc"], {0: 1})
+    scheme = pictures.renamed(bare, clusters.read(written(tmp_path, SAID), 6))
+    chosen = "rgb(255, 0, 128)"
+    assert chosen in sections.legend(scheme, ["background", "disc"])
+    assert chosen not in sections.legend(bare, ["background", "disc"])

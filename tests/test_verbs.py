@@ -1,6 +1,7 @@
 """unseg export, probe and fit: what they write, and what they refuse."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,19 @@ def test_torch_export(model: Path, tmp_path: Path) -> None:
     assert json.loads(extra["unseg.json"])["labels"][0]["name"] == "background"
 
 
+def test_nothing_is_written_over(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("mine")
+    words = ["export", "--model", str(model)]
+    for given in ([*words, "--onnx"], [*words, "--torch"], ["compare", ".", ".", "-o"]):
+        with pytest.raises(SystemExit, match="there is there already; give another name, or --force"):
+            main([*given, str(tmp_path / "there")])
+        with pytest.raises(SystemExit, match="is a folder; give the name of a file"):
+            main([*given, str(tmp_path)])
+    assert (tmp_path / "there").read_text() == "mine"
+    main([*words, "--torch", str(tmp_path / "there"), "--force"])
+    assert (tmp_path / "there").stat().st_size > 1000
+
+
 def test_export_wants_a_file(model: Path) -> None:
     with pytest.raises(SystemExit, match="nothing to export; say --onnx FILE or --torch FILE"):
         main(["export", "--model", str(model)])
@@ -120,6 +134,7 @@ def test_probe_makes_a_segmenter_of_ones_own_classes(model: Path, labelled: Path
     words = [str(labelled / "photos"), str(labelled / "masks"), "--model", str(model)]
     (labelled / "masks/classes.txt").write_text("background\nbright\n")
     main(["probe", *words, "-o", str(labelled / "mine.safetensors")])
+    assert segmenter.load(labelled / "mine.safetensors").seen == "original"
     made = unseg.load(labelled / "mine.safetensors").predict(labelled / "photos/p 0.jpg")
     assert made.names == {0: "background", 1: "bright"}
     truth = np.arange(96) >= 48
@@ -182,6 +197,7 @@ def test_fit_writes_what_one_would_by_hand(clone: Path, capsys: pytest.CaptureFi
     ("words", "message"),
     [
         (["none"], "none: no such folder"),
+        ([".."], "holds this clone of unseg; give a folder of photographs alone"),
         (["profiles"], "profiles has 0 photographs .1 .yaml.; give a folder with more"),
         (["../my photos", "--profile", "none"], "profiles/none.yaml: no such file; run `unseg fit` in the root of a clone"),
         (["../my photos", "--set", "croc.nothing=1"], "has no such key"),
@@ -194,6 +210,14 @@ def test_fit_refuses_in_one_line(clone: Path, words: list[str], message: str) ->
         main(["fit", *words, "--no-run"])
     assert "\n" not in str(error.value)
     assert Path("params.yaml").read_bytes() == before
+
+
+def test_fit_hands_the_device_to_the_stages(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNSEG_DEVICE", "cpu")
+    seen = []
+    monkeypatch.setattr(fit, "accelerated", lambda: seen.append(os.environ["UNSEG_DEVICE"]) or False)
+    main(["fit", "../my photos", "--no-run", "--device", "mps"])
+    assert seen == ["mps"]
 
 
 def test_sizes_follow_the_photographs_and_the_machine() -> None:

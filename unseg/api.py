@@ -14,6 +14,7 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
+from unseg.cli.folder import Run
 from unseg.console import InputError
 from unseg.detection import detector
 from unseg.detection.settings import Detect
@@ -75,8 +76,9 @@ class Prediction:
     def annotations(self, image_id: int = 1, first_id: int = 1) -> list[dict[str, Any]]:
         """A COCO annotation (run-length mask) for each label but background, with the mean confidence as score."""
         found: list[dict[str, Any]] = []
+        labels = np.asfortranarray(self.labels)  # run lengths go down the columns
         for s in (s for s in self.shares() if s.label):
-            rle = records.encode(self.labels == s.label)
+            rle = records.encode(labels == s.label)
             score = round(s.confidence, 4)
             found.append({**records.annotation(first_id + len(found), image_id, s.label, rle), "score": score})
         return found
@@ -146,7 +148,9 @@ class Predictor:
         small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
         x = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].to(self.device)
         kept = []
-        for found in detector.instances(self.found_by, x)[0]:
+        with tiles.TURN:
+            every = detector.instances(self.found_by, x)[0]
+        for found in every:
             label = int(table[found["category_id"] + 1])
             if label in (0, records.VOID):
                 continue
@@ -160,7 +164,7 @@ def load(
     detector_path: str | Path | None = None,
     detect: Detect | None = None,
     device: str | None = None,
-    seen: str | int = "original",
+    seen: str | int | None = None,
 ) -> Predictor:
     """A segmenter of unseg from its file.
 
@@ -170,16 +174,20 @@ def load(
         detector_path: models/detector.safetensors, for instances too; `detect` has its settings.
         device: cpu, cuda, mps; None: UNSEG_DEVICE, or the best there is.
         seen: what the network sees of a photograph: original (the paper), square (the published code), or its shorter
-            side in pixels. A photograph much larger than those of the training is best given its size.
+            side in pixels. None: what the file says, or the params.yaml of the run in whose models/ it lies, or original.
 
     Raises:
-        InputError: a file that is not there, of another kind or of another version; clusters that the model has not.
+        InputError: a file that is not there, of another kind or of another version; clusters that the model has not; a
+            detector of other labels than the segmenter's.
     """
     net = segmenter.load(path)
     named = naming.read(clusters, net.labels - 1) if clusters else naming.Clusters(net.labels - 1)
     if net.names:
         known = {k: replace(named.entry(k), name=named.entry(k).name or name) for k, name in enumerate(net.names[1:])}
         named = replace(named, entries=known)
+    if seen is None:
+        folder = Path(path).resolve().parent
+        seen = net.seen or (Run(folder.parent).seen if folder.name == "models" else "original")
     if not (seen in ("original", "square") or (isinstance(seen, int) and seen > 0)):
         raise InputError(f"a photograph cannot be seen as {seen!r}; it must be original, square or pixels of the shorter side")
     try:
@@ -190,6 +198,8 @@ def load(
     found_by = None
     if detector_path:
         found_by = detector.load(detector_path, detect or Detect(800, 0.05, 0.5, 100, DETECT_PIXELS))
+        if net.names or found_by.k + 1 != net.labels:
+            raise InputError(f"{detector_path} finds clusters, which {path} does not label; predict without instances")
         found_by.model.to(chosen)
     return Predictor(net, named, overlay.colours(named), chosen, seen, found_by)
 

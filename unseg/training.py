@@ -165,12 +165,16 @@ def read_weights(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
         with safe_open(path, "pt") as file:
             about: dict[str, Any] = json.loads((file.metadata() or {}).get("unseg", "{}"))
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except Exception as error:  # no such file, or whatever a damaged header raises
-        raise InputError(f"{path} cannot be read ({records.in_a_line(error)}); train it again") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; make it with `dvc repro`, or name another") from None
+    except Exception as error:  # whatever a damaged header raises
+        what = records.in_a_line(error)
+        raise InputError(f"{path} cannot be read ({what}); name a {kind}, or train it again with `dvc repro`") from None
     if not isinstance(about, dict):
-        raise InputError(f"{path} is not a {kind} of unseg; its metadata says {about!r}")
+        raise InputError(f"{path} is not a {kind} of unseg; its metadata says {about!r}; name another file")
     if about.get("kind") != kind:
-        raise InputError(f"{path} is not a {kind} of unseg; its metadata says {about or 'nothing'}")
+        said = f"that it is a {about['kind']}" if "kind" in about else "nothing"
+        raise InputError(f"{path} is not a {kind} of unseg; its metadata says {said}; name another file")
     if about.get("format") != FORMAT:
         versions = f"its format is {about.get('format', 'older than 1')}, this one reads {FORMAT}"
         raise InputError(f"{path} is of another version of unseg ({versions}); train it again with `dvc repro`")

@@ -1,113 +1,228 @@
-"""Every command of docs/ is run, on the toy run.
+"""Every command of README.md and docs/ is run, as it is written, in a toy repository.
 
-What takes hours is run as far as it can be in a test: `dvc repro` with --dry, `unseg fit` with --no-run (the other tests of the
-pipeline run DVC for real), `pytest` not at all. Everything else is run as it is written.
+A line is given to bash in a finished toy run; `unseg ...` is called within this process, for torch's start takes seconds.
+Places outside the repository (~, /data, /mnt/share) are folders of the test. What a test cannot run is listed in ELSEWHERE and
+SHRUNK with the reason and with what is done instead; README's section on experiments and remotes is run by test_share.py.
 """
 
+import importlib.metadata
+import importlib.util
 import os
 import re
 import shlex
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, Pipeline
+import yaml
+from conftest import TINY, Pipeline
+from packaging.requirements import Requirement
+from pages import PAGES, ROOT, blocks, commands
 from PIL import Image as Pillow
 
+from unseg.cli import fit
 from unseg.cli.main import main
+from unseg.segmentation import clusters
 
-ELSEWHERE = {"pytest", "git", "pip"}  # run by CI itself
+MINE = "Your own photographs"  # a section of README
+SHARED = ("dvc exp ", "dvc remote ", "dvc push", "git clone ")  # run by test_share.py, as README has them
+INSTALL = {  # needs the network and minutes: CI runs the line; here, what it would install must be what is installed
+    "pip install -r requirements.txt && dvc repro": "requirements.txt",
+    "pip install -r requirements-dev.txt && pytest": "requirements-dev.txt",
+}
+ELSEWHERE = {  # the suite itself, or hours
+    "pytest tests/pipeline/test_contract.py": "a test of this suite",
+    "python benchmarks/tables.py s1 --run --seeds 0 1 2": "hours; what it queues is tested by tests/test_tables.py",
+}
+HELP = ("python benchmarks/demo.py", "python benchmarks/backbones.py")  # whole pipelines, several times: asked for their help
+SHRUNK = {  # benchmarks at the papers' sizes: main() is called at the sizes given here
+    "python benchmarks/mine.py": ("mine", {"ROWS": 4, "COLS": 6, "PATCHES": 24, "DEPTH": 2}, [1]),
+    "python benchmarks/evaluate.py": ("evaluate", {}, ["2"]),
+    "python -m benchmarks.croc": ("croc", {"PROFILE": "params.yaml", "BATCH": 2}, [1]),
+    "python benchmarks/predict.py": ("predict", {"SMALL": (60, 80), "LARGE": (300, 400)}, [["--photos", "2"]]),
+}
+GPU = "cp profiles/voc.yaml params.yaml"  # after it, `dvc repro` wants GPUs and official weights: only `prepare` is run
 
 
-def blocks(page: str, kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+class Home:
+    """A finished toy run, and the places that the pages speak of."""
+
+    def __init__(self, pipe: Pipeline) -> None:
+        self.pipe, self.around = pipe, pipe.root.parent
+        self.ran: set[str] = set()
+
+    def follow(self, line: str) -> None:
+        """Run a line, once."""
+        if line in self.ran or line in ELSEWHERE:
+            return
+        self.ran.add(line)
+        if line in INSTALL:
+            installed(line)
+        elif line in SHRUNK:
+            shrunk(*SHRUNK[line])
+        elif line.startswith("unseg "):
+            main([os.path.expanduser(word) for word in shlex.split(line)[1:]])
+        else:
+            known = line in HELP or line.startswith("python benchmarks/tables.py") or "benchmarks" not in line
+            assert known, f"{line}: say in HELP or SHRUNK how a test can run it"
+            self.bash(f"{line} --help" if line in HELP else line)
+
+    def bash(self, line: str) -> str:
+        for place in ("/data/", "/mnt/"):
+            line = line.replace(f" {place}", f" {self.around}{place}")
+        done = self.pipe.sh("bash", "-ec", line)
+        assert done.returncode == 0, (line, done.stderr[-2000:], done.stdout[-2000:])
+        return done.stdout
 
 
-def commands(page: str) -> list[str]:
-    lines = [line.split("  #")[0].strip() for block in blocks(page, "sh") for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+def installed(line: str) -> None:
+    """What a requirements file asks for is there, in a version that it allows; CI runs the line itself."""
+    assert line.replace(" -r", " -q -r") in (ROOT / ".ci/run").read_text()
+    wanted = [w.split("#")[0].strip() for w in (ROOT / INSTALL[line]).read_text().splitlines()]
+    for text in (w for w in wanted if w and not w.startswith("-r")):
+        need = Requirement(text)
+        assert need.specifier.contains(importlib.metadata.version(need.name)), text
+
+
+def shrunk(name: str, sizes: dict[str, object], given: list[object]) -> None:
+    """A benchmark's main(), at other sizes."""
+    spec = importlib.util.spec_from_file_location(f"shrunk_{name}", ROOT / f"benchmarks/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for key, value in sizes.items():
+        assert hasattr(module, key)
+        setattr(module, key, value)
+    module.main(*given)
+
+
+def photographs(pipe: Pipeline, into: Path, count: int) -> list[Path]:
+    """Some of the demo's scenes as JPEGs."""
+    into.mkdir(parents=True)
+    drawn = sorted((pipe.root / "data/raw/demo/images").glob("*.png"))[:count]
+    for photo in drawn:
+        Pillow.open(photo).save(into / f"{photo.stem}.jpg")
+    return drawn
 
 
 @pytest.fixture
-def home(pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A home with the photographs that the docs speak of; the working directory is a finished toy run."""
-    home = tmp_path / "home"
-    drawn = sorted((pipe.root / "data/raw/demo/images").glob("*.png"))[:3]
-    for folder in ("pictures/holiday 1", "new"):
-        (home / folder).mkdir(parents=True)
-        for photo in drawn:
-            Pillow.open(photo).save(home / folder / f"{photo.stem}.jpg")
-    shutil.copy(drawn[0], home / "new/photo.jpg")
-    few = pipe.root / "few"
-    for part in ("photos", "masks"):
-        (few / part).mkdir(parents=True)
+def home(pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """~/pictures, ~/new, few/, ../another-run; the working directory is the toy run."""
+    home = Home(pipe)
+    photographs(pipe, tmp_path / "home/pictures/holiday 1", 8)
+    drawn = photographs(pipe, tmp_path / "home/new", 2)
+    shutil.copy(tmp_path / f"home/new/{drawn[0].stem}.jpg", tmp_path / "home/new/photo.jpg")
+    shutil.copy(tmp_path / "home/new/photo.jpg", pipe.root)
+    photographs(pipe, pipe.root / "few/photos", 2)
+    (pipe.root / "few/masks").mkdir()
     for photo in drawn:
-        shutil.copy(photo, few / "photos")
         pixels = np.asarray(Pillow.open(photo))
-        Pillow.fromarray((pixels.mean(2) > pixels.mean()).astype(np.uint8)).save(few / f"masks/{photo.stem}.png")
-    (few / "masks/classes.txt").write_text("background\nbright\n")
-    (pipe.root.parent / "another-run").symlink_to(pipe.root)
-    shutil.copy(home / "new/photo.jpg", pipe.root)
-    for key, value in {**pipe.env, "HOME": str(home), "UNSEG_DEVICE": "cpu"}.items():
+        Pillow.fromarray((pixels.mean(2) > pixels.mean()).astype(np.uint8)).save(pipe.root / f"few/masks/{photo.stem}.png")
+    (pipe.root / "few/masks/classes.txt").write_text("background\nbright\n")
+    (tmp_path / "another-run").symlink_to(pipe.root)
+    pipe.env |= {"HOME": str(tmp_path / "home"), "UNSEG_DEVICE": "cpu"}
+    for key, value in pipe.env.items():
         monkeypatch.setenv(key, value)
     monkeypatch.chdir(pipe.root)
+    git = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
+    for words in (("add", "-A"), ("commit", "-q", "-m", "all"), ("branch", "BRANCH")):
+        assert pipe.sh(*git, *words).returncode == 0
     return home
 
 
-def follow(command: str) -> None:
-    """Run a line as it is written, or as the module's docstring says."""
-    words = [os.path.expanduser(w) for w in shlex.split(command)]
-    if "--onnx" in words:
-        return  # test_verbs.py runs it, in ten seconds
-    if words[0] == "unseg":
-        main([*words[1:], *(["--no-run", "--force"] if words[1] == "fit" else [])])
-    elif words[0] == "ln" and (words[-1] == "data/raw/photos" or words[2].startswith("/data")):
-        Path(words[-1]).unlink(missing_ok=True)
-        os.symlink(words[2], words[-1])
-    elif words[:2] == ["dvc", "repro"]:
-        done = subprocess.run(["dvc", "repro", "--dry"], capture_output=True, text=True)
-        assert done.returncode == 0 or "No such file" in done.stderr, done.stderr  # what a dry run did not make, or VOC
-    elif words[:2] == ["dvc", "exp"]:
-        pass  # test_share.py runs it
-    elif words[0] not in ELSEWHERE:
-        done = subprocess.run(words, capture_output=True, text=True)
-        assert done.returncode == 0, (command, done.stderr)
+def toy(profile: Path) -> None:
+    """A profile at the size of the toy run."""
+    tree = yaml.safe_load(profile.read_text())
+    for group, values in TINY.items():
+        node = tree
+        for part in group.split("."):
+            node = node[part]
+        node.update(values)
+    tree["cluster"]["k"], tree["segmenter"]["drop_epoch"] = 2, 0  # as `unseg fit` has them for so few photographs
+    profile.write_text(yaml.safe_dump(tree))
 
 
 @pytest.mark.slow
-def test_my_own_folder(home: Path) -> None:
-    lines = commands("docs/folder.md")
-    assert len(lines) >= 13
-    shipped = Path("params.yaml").read_bytes()
-    for line in lines:
-        follow(line)
-        if line in ("dvc repro", "unseg fit ~/pictures"):
-            Path("params.yaml").write_bytes(shipped)  # back to the finished toy run
-    for made in (
-        "results/clusters.html",
-        "out/predictions.json",
-        "out-mine/summary.tsv",
-        "voted.yaml",
-        "compare.html",
-    ):
-        assert Path(made).stat().st_size, made
-    assert "dog" in Path("clusters.yaml").read_text()
+def test_my_own_folder(home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """docs/folder.md, then README's section: `unseg fit` runs the pipeline; by hand there is nothing left to do."""
+    toy(Path("profiles/folder.yaml"))
+    for name in ("PRETRAIN_STEPS", "SEGMENTER_STEPS"):
+        monkeypatch.setattr(fit, name, 2)  # the toy profile's own: what one does by hand is then the same run
+    for line in commands("docs/folder.md"):
+        if line == "ln -s ~/pictures data/raw/photos":
+            Path("data/raw/photos").unlink()
+            Path("params.yaml").unlink()
+        if line == "dvc repro":
+            assert home.pipe.repro() == []
+        home.follow(line)
+        if line == "unseg fit ~/pictures":
+            assert "models/segmenter-r1.safetensors" in capfd.readouterr().out
+            assert len(yaml.safe_load(Path("data/images.json").read_text())["images"]) == 8
+    said, regroup = blocks("docs/folder.md", "yaml")
+    Path("said.yaml").write_text(said)
+    assert clusters.read("said.yaml", 3).names() == {0: "background", 1: "dog"}
+    for key, value in yaml.safe_load(regroup).items():
+        home.pipe.set(key, value)
+    assert home.pipe.repro("regroup@0") == ["regroup@0"]
     (code,) = blocks("docs/folder.md", "python")
     exec(compile(code, "docs/folder.md", "exec"), {})
-    assert Path("overlay.png").stat().st_size
-    assert Path("labels.png").stat().st_size
+    for made in ("results/clusters.html", "out/predictions.json", "out-crf/overlays/photo.jpg.png", "out-mine/summary.tsv",
+                 "voted.yaml", "model.onnx", "compare.html", "overlay.png", "labels.png"):  # fmt: skip
+        assert Path(made).stat().st_size, made
+
+    # README: copied instead of linked; in between the clusters got names
+    Path("data/raw/photos").unlink()
+    for line in commands("README.md", MINE):
+        if line == "dvc repro":
+            assert not Path("data/raw/photos").is_symlink()
+            assert home.pipe.repro() == ["report"]
+        home.follow(line)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["docs/papers.md", "docs/method.md"])
-def test_the_other_readers(home: Path, page: str) -> None:
-    lines = commands(page)
-    assert len(lines) >= 5
-    shipped = Path("params.yaml").read_bytes()
-    for line in lines:
-        follow(line)
-        if line == "dvc repro":
-            Path("params.yaml").write_bytes(shipped)  # back to the finished toy run
+def test_the_other_readers(home: Home) -> None:
+    """README but for two sections, and the other pages, on the finished demo."""
+    pipe, shipped = home.pipe, Path("params.yaml").read_bytes()
+    voc(pipe, home.around / "data/VOCdevkit/VOC2012")
+    lines = [(page, line) for page in PAGES if page != "docs/folder.md" for line in commands(page)]
+    for page, line in lines:
+        if line.startswith(SHARED) or (page == "README.md" and line in commands(page, MINE) and line != "dvc repro"):
+            continue
+        if Path("params.yaml").read_bytes() != shipped and line == "dvc repro":
+            assert pipe.repro("prepare") == ["prepare"]
+            assert "train_detector" in home.bash("dvc dag")
+            Path("params.yaml").write_bytes(shipped)
+            pipe.repro("prepare")  # back to the demo
+            continue
+        home.follow(line)
+        if line == GPU:
+            home.ran -= {"dvc repro", GPU}
+    assert Path("compared.html").stat().st_size
+    for text in blocks("README.md", "yaml"):  # what a comparison of backbones is told
+        assert set(yaml.safe_load(text)) == {"backbones", "sets", "videos"}
+
+
+def test_every_page_and_every_exception_is_there() -> None:
+    """What is listed above is still in the pages; no page has a kind of block that is not looked at."""
+    lines = {line for page in PAGES for line in commands(page)}
+    assert {*INSTALL, *ELSEWHERE, *HELP, *SHRUNK, GPU} <= lines
+    assert commands("README.md", MINE)
+    assert {line for line in lines if line.startswith(SHARED)} <= set(commands("README.md", "Change, sweep, share"))
+    for page in PAGES:
+        kinds = re.findall(r"^```(\w*)\n.*?^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+        assert set(kinds) <= {"sh", "yaml", "python"}, page
+
+
+def voc(pipe: Pipeline, root: Path) -> None:
+    """PASCAL VOC's layout, of scenes."""
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / part).mkdir(parents=True)
+    drawn = sorted((pipe.root / "data/raw/demo/images").glob("*.png"))[:4]
+    for photo in drawn:
+        image = Pillow.open(photo)
+        image.save(root / f"JPEGImages/{photo.stem}.jpg")
+        Pillow.new("P", image.size).save(root / f"SegmentationClass/{photo.stem}.png")
+    for name, part in (("trainaug", drawn[:2]), ("train", drawn[:2]), ("val", drawn[2:])):
+        (root / f"ImageSets/Segmentation/{name}.txt").write_text("".join(f"{p.stem}\n" for p in part))

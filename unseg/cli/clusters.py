@@ -18,25 +18,32 @@ from unseg.segmentation.clusters import BACKGROUND, Clusters, Entry
 NAMES, COLOURS, MERGES, IGNORES, RESETS = "name", "colour", "merge", "ignore", "reset"
 
 
+def current(run: Run, fresh: bool = False) -> Clusters:
+    """What the run's clusters.yaml says of its clusters; fresh: nothing, whatever it says.
+
+    Raises:
+        InputError: no clustering yet, or what `naming.read` refuses: a file that was written for another clustering, too.
+    """
+    file, instances = run / naming.FILE, run / "data/instances.json"
+    if not instances.exists():
+        raise InputError(f"{instances}: no such file; make it with `dvc repro`, or name the folder of a run by --run")
+    count, mark = len(records.read_json(instances)["categories"]), naming.fingerprint(instances)
+    return naming.read(file, count, mark) if file.exists() and not fresh else Clusters(count, {}, mark)
+
+
 def edit(run: Run, changes: Sequence[tuple[str, str]]) -> Clusters:
     """clusters.yaml with changes (key, "3=dog") applied in their order; written only if there are any.
 
     Raises:
-        InputError: no clustering yet, a change that is not understood, or what `naming.read` refuses; nothing is written.
+        InputError: a change that is not understood, or what `current` refuses; nothing is written.
     """
-    file, instances = run / naming.FILE, run / "data/instances.json"
-    count, mark = len(records.read_json(instances)["categories"]), naming.fingerprint(instances)
-    if (RESETS, "all") in changes:
-        clusters = Clusters(count, {}, mark)
-    elif file.exists():
-        clusters = naming.read(file, count, mark)
-    else:
-        clusters = Clusters(count, {}, mark)
+    clusters = current(run, fresh=(RESETS, "all") in changes)
     for key, text in changes:
         if (key, text) != (RESETS, "all"):
             clusters = changed(clusters, key, text)
     if changes:
-        naming.write(file, replace(clusters, clustering=mark))
+        mark = naming.fingerprint(run / "data/instances.json")
+        naming.write(run / naming.FILE, replace(clusters, clustering=mark))
     return clusters
 
 

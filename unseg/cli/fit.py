@@ -109,7 +109,9 @@ def place(tree: Any, key: str, value: Any, source: Path) -> None:
 
 
 def link(folder: Path, at: Path) -> None:
-    """data/raw/photos leads to the folder. Raises: InputError, where something else is there that is not a link."""
+    """data/raw/photos leads to the folder. Raises: InputError, where the folder is above it, or something else is there."""
+    if (Path.cwd() / at.parent).resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{folder} holds this clone of unseg; give a folder of photographs alone")
     if at.is_symlink():
         at.unlink()
     elif at.exists():

@@ -31,6 +31,11 @@ class Run:
         return params.group(key, kind, self.params)
 
     @property
+    def seen(self) -> str:
+        """How its segmenter looks at photographs: params.yaml's predict.input, or as they are where there is no run."""
+        return str(self.value("predict.input", str)) if self.params.exists() else "original"
+
+    @property
     def segmenter(self) -> Path:
         """The published segmenter. Raises: InputError, where there is none yet."""
         if not self.params.exists():

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from unseg.api import Prediction, Predictor, Share, opened
+import numpy as np
+
+from unseg.api import Prediction, Predictor, Share
 from unseg.console import InputError, Meter
 from unseg.io import datasets, examine, records, video
 from unseg.report import overlay
@@ -16,7 +18,7 @@ from unseg.segmentation.labels import Crf
 
 T = TypeVar("T")
 R = TypeVar("R")
-AHEAD = 3  # photographs that are read before, and written after, the one that the network has
+THREADS = 3  # photographs in work: while the network has one, others are read, drawn and written
 FAST = 1  # of PNG's levels of compression: 9 takes ten times as long for files a tenth smaller
 
 
@@ -70,7 +72,7 @@ def sources(given: Path, out: Path, book: Book) -> list[Source]:
         InputError: no such file or folder, or a folder without any photograph or video.
     """
     if not given.exists():
-        raise InputError(f"{given}: no such file or folder")
+        raise InputError(f"{given}: no such file or folder; name a photograph, a folder of them, or a video")
     if given.is_file():
         return [Source(given.name, given)]
     found = datasets.find_folder(datasets.Data("folder", str(given), str(given), None, None, None))
@@ -88,16 +90,16 @@ def sources(given: Path, out: Path, book: Book) -> list[Source]:
             known.append(Source(name, given / name))
     if not known:
         what = datasets.total(found.ignored) or (book.skipped[0]["reason"] if book.skipped else "empty")
-        raise InputError(f"{given}: no photograph or video found ({what})")
+        raise InputError(f"{given}: no photograph or video found ({what}); name a folder that has some")
     return known
 
 
-def ahead(pool: ThreadPoolExecutor, items: Iterable[T], load: Callable[[T], R]) -> Iterator[tuple[T, "Future[R]"]]:
-    """Items with what `load` makes of them, begun some items early in other threads."""
+def ahead(pool: ThreadPoolExecutor, items: Iterable[T], work: Callable[[T], R]) -> Iterator[tuple[T, "Future[R]"]]:
+    """Items, in their order, with what `work` makes of them in the pool's threads; few are in work at a time."""
     waiting: deque[tuple[T, Future[R]]] = deque()
     for item in items:
-        waiting.append((item, pool.submit(load, item)))
-        if len(waiting) > AHEAD:
+        waiting.append((item, pool.submit(work, item)))
+        if len(waiting) > THREADS:
             yield waiting.popleft()
     yield from waiting
 
@@ -124,17 +126,18 @@ def predict(model: Predictor, given: Path, out: Path, crf: Crf | None = None, fo
         raise InputError(f"{out} is there already; give another folder, or --force to write over what is in it")
     book = Book()
     every = sources(given, out, book)
+    out.mkdir(parents=True, exist_ok=True)  # before the work, so that it is known early where that cannot be
     films = [s for s in every if s.path.suffix.lower() in video.SUFFIXES]
     photos = [s for s in every if s not in films]
-    with warnings.catch_warnings(), ThreadPoolExecutor(2) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         warnings.filterwarnings("ignore", module="PIL")
         if photos:
             predict_photos(model, photos, out, crf, pool, book)
         for film in films:
             try:
-                predict_video(model, film, out, crf, book)
+                predict_video(model, film, out, crf, pool, book)
             except InputError as error:
-                book.skip(film.name, str(error))
+                book.skip(film.name, str(error).removeprefix(f"{film.path} "))
     if not book.images:
         first = book.skipped[0]
         alone = f"{given}: {first['reason']}"
@@ -147,34 +150,36 @@ def predict(model: Predictor, given: Path, out: Path, crf: Crf | None = None, fo
 def predict_photos(
     model: Predictor, every: list[Source], out: Path, crf: Crf | None, pool: ThreadPoolExecutor, book: Book
 ) -> None:
-    """The network works while the next photographs are read and the last ones are written."""
-    writing: deque[Future[Told]] = deque()
+    """The network takes one photograph after another (tiles.TURN) while those before and after it are written and read."""
+
+    def work(source: Source) -> Told:
+        return write(out, source.name, model.predict(source.path, crf))
+
     with Meter(len(every), "predict") as meter:
-        for source, reading in ahead(pool, every, lambda s: opened(s.path)):
+        for source, working in ahead(pool, every, work):
             try:
-                made = model.predict(reading.result(), crf)
+                book.add(working.result())
             except InputError as error:
                 book.skip(source.name, str(error).removeprefix(f"{source.path}: "))
-            else:
-                writing.append(pool.submit(write, out, source.name, made))
-                if len(writing) > AHEAD:
-                    book.add(writing.popleft().result())
             meter.step(source.name)
-        for late in writing:
-            book.add(late.result())
 
 
-def predict_video(model: Predictor, film: Source, out: Path, crf: Crf | None, book: Book) -> None:
+def predict_video(model: Predictor, film: Source, out: Path, crf: Crf | None, pool: ThreadPoolExecutor, book: Book) -> None:
     """out/overlays/NAME.mp4, and the frames' label maps as PNGs in out/labels/NAME.zip."""
     reader = video.Reader(film.path)
 
+    def work(frame: tuple[int, np.ndarray]) -> tuple[Told, np.ndarray, bytes]:
+        made = model.predict(frame[1], crf)
+        picture = overlay.drawn(made.pixels, made.labels, made.colours, made.names, fixed=True)
+        return told(f"{film.name}/{frame[0]:06d}", made), picture, records.to_png(made.labels)
+
     def frames(sink: video.Writer) -> Iterator[tuple[str, bytes]]:
         with Meter(reader.count, film.name) as meter:
-            for i, pixels in enumerate(reader):
-                made, name = model.predict(pixels, crf), f"{film.name}/{i:06d}"
-                book.add(told(name, made))
-                sink.write(overlay.drawn(pixels, made.labels, made.colours, made.names, fixed=True))
-                yield f"{i:06d}.png", records.to_png(made.labels)
+            for (i, _), working in ahead(pool, enumerate(reader), work):
+                noted, picture, png = working.result()
+                book.add(noted)
+                sink.write(picture)
+                yield f"{i:06d}.png", png
                 meter.step()
 
     with video.Writer(out / f"overlays/{film.name}.mp4", reader.rate) as sink:

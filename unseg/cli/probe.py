@@ -13,14 +13,12 @@ from unseg.segmentation import clusters as naming
 from unseg.segmentation import segmenter
 
 
-def probe(model: Predictor, folder: Path, masks: Path, out: Path, names: str | None, vote: bool, force: bool) -> str:
-    """Write a clusters.yaml (vote) or a segmenter (head); returns what was done, in words.
+def probe(model: Predictor, folder: Path, masks: Path, out: Path, names: str | None, vote: bool) -> str:
+    """Write a clusters.yaml (vote) or a segmenter (head) over what may be in `out`; returns what was done, in words.
 
     Raises:
-        InputError: labels that cannot be used, or `out` is there and force is False.
+        InputError: labels that cannot be used.
     """
-    if out.exists() and not force:
-        raise InputError(f"{out} is there already; give another name, or --force")
     labelled = []
     for photo, mask in fewlabels.pairs(folder, masks):
         image = opened(photo)
@@ -43,5 +41,5 @@ def probe(model: Predictor, folder: Path, masks: Path, out: Path, names: str | N
     parts = [fewlabels.cells(net, image, mask, seen, device, i) for i, (image, mask) in every]
     features, labels = (np.concatenate(x) for x in zip(*parts, strict=True))
     net = fewlabels.head(net, features, labels, classes)
-    segmenter.store(out, net.model, net.shape, net.size, net.precision, net.names)
+    segmenter.store(out, net.model, net.shape, net.size, net.precision, net.names, seen)
     return f"{len(labelled)} photographs, {len(labels)} labelled cells: a segmenter of {', '.join(classes)}"

@@ -3,6 +3,7 @@
 Shapes: H rows, W columns of a frame; uint8 RGB.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ import numpy as np
 
 from unseg.console import InputError
 
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # the reader says what there is to say
 SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"}
 
 

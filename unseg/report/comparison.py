@@ -1,7 +1,7 @@
 """Two or more runs on one page: what differs in their params and numbers, and the same pictures side by side.
 
-`unseg compare RUN RUN [RUN ...] -o PAGE.html`. A run is a folder as `dvc repro` leaves it (a clone, or `git worktree add ../other
-BRANCH` and `dvc checkout` there). The first is what the others are compared with. Clusters have the colours of their classes;
+`unseg compare RUN RUN [RUN ...] -o PAGE.html`. A run is a folder as `dvc repro` leaves it (a clone, or a work
+tree of Git, see docs/evaluation.md). The first is what the others are compared with. Clusters have the colours of their classes;
 without truth, of the clusters of the first run that they share most pixels with.
 """
 
@@ -48,9 +48,13 @@ class Run:
 def read(folder: Path, name: str) -> Run:
     """Raises: InputError, where the folder holds no finished run."""
     file, results = folder / "params.yaml", folder / "results"
+    if not file.exists():
+        raise InputError(f"{folder} is not the folder of a run: it has no params.yaml; name one in which `dvc repro` ran")
     final = params.value("final", str, file)
     found = {f.relative_to(results).as_posix(): read_json(f) for f in sorted(results.rglob("*.json")) if is_metrics(f)}
     own = results / f"clustering-{final}"
+    if not (own / "image_iou.json").exists():
+        raise InputError(f"{folder} holds no finished run of this version of unseg ({own}/image_iou.json); run `dvc repro` there")
     ious, single = read_json(own / "class_iou.json"), read_json(own / "image_iou.json")
     return Run(
         name=name,

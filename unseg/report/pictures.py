@@ -153,15 +153,17 @@ def paint(
     photo: np.ndarray, labels: np.ndarray, table: np.ndarray, striped: np.ndarray, tags: dict[int, str] | None = None
 ) -> np.ndarray:
     """A label map [H, W] uint8 over its photograph: background dimmed, void in white stripes, tags inside the regions."""
-    base, lines = grey(photo), stripes(labels.shape)
+    base, lines = grey(photo)[..., :1], stripes(labels.shape)
     shown = (labels > 0) & (labels != VOID)
-    out = np.where(shown[..., None], (1 - INK) * base + INK * table[labels], DIM * base)
-    out[striped[labels] & lines & shown] *= 0.4
+    out = np.where(shown[..., None], (1 - INK) * base + (INK * table)[labels], DIM * base)
+    if striped.any():
+        out[striped[labels] & lines & shown] *= 0.4
     out[(labels == VOID) & lines] = 255
     rim = edge(labels) & shown
-    out[rim] = table[labels][rim]
-    picture = out.clip(0, 255).astype(np.uint8)
-    places = [(spot, tags[k]) for k in np.unique(labels[shown]).tolist() if tags and (spot := middle(labels == k))]
+    out[rim] = table[labels[rim]]
+    picture = out.clip(0, 255, out).astype(np.uint8)
+    there = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
+    places = [(spot, tags[k]) for k in there if tags and k not in (0, VOID) and (spot := middle(labels == k))]
     return lettered(picture, places, "mm")
 
 
@@ -173,9 +175,13 @@ def stripes(shape: tuple[int, ...]) -> np.ndarray:
 
 def middle(mask: np.ndarray) -> tuple[int, int] | None:
     """xy of the pixel farthest from the outline; None where there is no room for a tag."""
-    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    within = mask[top : top + height, left : left + width]
+    depth = cv2.distanceTransform(np.pad(within, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    if not depth.size:
+        return None
     row, col = np.unravel_index(depth.argmax(), depth.shape)
-    return (int(col), int(row)) if depth[row, col] > 6 else None
+    return (left + int(col), top + int(row)) if depth[row, col] > 6 else None
 
 
 def boxed(

@@ -135,7 +135,8 @@ def legend(scheme: Scheme, classes: Sequence[str]) -> Html:
         for c, name in enumerate(classes[1:], 1):
             ids = [k for k, own in enumerate(scheme.names) if own == name]
             which = called(scheme, ids[0]) if ids else "no cluster"
-            entries.append(join([swatch(scheme.classes[c]), named(name), f" = {which}"]))
+            own = [swatch(scheme.clusters[k]) for k in ids[:1] if (scheme.clusters[k] != scheme.classes[c]).any()]
+            entries.append(join([swatch(scheme.classes[c]), named(name), " = ", *own, which]))
     alone = [k for k, name in enumerate(scheme.names) if name is None and not scheme.fate(k)]
     entries += [join([swatch(scheme.clusters[k], bool(classes)), called(scheme, k)]) for k in alone]
     entries += [Html('<span class="swatch dim"></span>background'), Html('<span class="swatch void"></span>void, ignored')]

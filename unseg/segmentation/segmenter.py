@@ -206,11 +206,17 @@ def save(path: str | Path, model: DeepLab, p: Segmenter, k: int) -> None:
 
 
 def store(
-    path: str | Path, model: DeepLab, shape: dict[str, Any], size: int, precision: str, names: tuple[str, ...] = ()
+    path: str | Path,
+    model: DeepLab,
+    shape: dict[str, Any],
+    size: int,
+    precision: str,
+    names: tuple[str, ...] = (),
+    seen: str | int | None = None,
 ) -> None:
-    """The weights with what `load` needs: DeepLab's arguments, S, and the labels' names where they have any."""
+    """The weights with what `load` needs: DeepLab's arguments, S, and, where they are known, names and how it looks."""
     about = {"kind": "segmenter", "model": shape, "size": size, "precision": precision}
-    training.write_weights(path, model, about | ({"names": names} if names else {}))
+    training.write_weights(path, model, about | ({"names": names} if names else {}) | ({"seen": seen} if seen else {}))
 
 
 @dataclass(frozen=True)
@@ -223,6 +229,7 @@ class Trained:
     precision: str
     names: tuple[str, ...] = ()  # of the labels, background first; none where they are clusters
     shape: dict[str, Any] = field(default_factory=dict)  # DeepLab's arguments
+    seen: str | int | None = None  # at what size it was fitted to photographs (tiles.bands); None: it does not say
 
 
 def load(path: str | Path) -> Trained:
@@ -238,7 +245,7 @@ def load(path: str | Path) -> Trained:
             model = DeepLab(**shape)
         model.load_state_dict(state, assign=True)
         model.to(memory_format=torch.channels_last).eval()
-        return Trained(model, shape["labels"], about["size"], about["precision"], names, shape)
+        return Trained(model, shape["labels"], about["size"], about["precision"], names, shape, about.get("seen"))
     except Exception as error:  # metadata can be anything
         raise InputError(f"{path}: weights and metadata do not fit ({in_a_line(error)}); train it again") from None
 

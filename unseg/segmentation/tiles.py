@@ -8,6 +8,7 @@ Shapes: H rows, W columns of the photograph; h of a band; C labels; n pixels alo
 """
 
 import math
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,6 +23,7 @@ from unseg.segmentation.labels import Crf, refine
 from unseg.segmentation.segmenter import Trained, probabilities
 
 TILE, OVERLAP = 768, 128  # pixels
+TURN = threading.Lock()  # of the network: it has all cores, so threads that predict take turns with it, and with nothing else
 Span = tuple[int, int]  # start, stop
 Band = tuple[int, Tensor]  # the first row, and probabilities [C, h, W] on the CPU
 
@@ -54,7 +56,8 @@ def blended(net: Trained, pixels: np.ndarray, device: torch.device, tile: int = 
 
     def one(rows: Span, cols: Span) -> Tensor:
         x = images.to_tensor(pixels[slice(*rows), slice(*cols)])
-        return probabilities(net, x[None].to(device))[0].float().cpu()
+        with TURN:
+            return probabilities(net, x[None].to(device))[0].float().cpu()
 
     if len(down) == len(across) == 1:
         yield 0, one(down[0], across[0])
