@@ -49,6 +49,8 @@ def test_images_and_their_records(file: Path) -> None:
         records.write_json(file, found)
         own = grouped(file)
         assert {i: len(f) for i, f in own.items()} == {2: 4, 3: 0, 5: 2, 9: 2}
+        file.write_text(json.dumps(found))  # in one line
+        assert grouped(file) == own
         assert all(f["image_id"] == i for i, each in own.items() for f in each)
         assert own[5] == [f for f in found if f["image_id"] == 5]
         assert list(grouped(file, images=IMAGES[1:3])) == [3, 5]
@@ -78,6 +80,23 @@ def test_what_is_no_such_file(file: Path, text: str, message: str) -> None:
     file.write_text(text)
     with pytest.raises(InputError, match=message):
         grouped(file)
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_looked_up_by_image(file: Path, lines: bool) -> None:
+    mixed = [*FOUND, {"image_id": 2, "score": 9, "name": "é"}, {"image_id": 7, "score": 1}]
+    file.write_text(to_json(mixed) if lines else json.dumps(mixed), "utf-8")
+    found = streams.Lookup(file)
+    assert bool(found.places) == lines
+    want = records.by_image(mixed)
+    assert {i: found.get(i, []) for i in range(12)} == {i: want.get(i, []) for i in range(12)}
+    records.write_json(file, [])
+    assert streams.Lookup(file).get(2, []) == []
+    with pytest.raises(InputError, match="no such file"):
+        streams.Lookup(file.with_name("none"))
+    file.write_text("[\n{]\n")
+    with pytest.raises(InputError, match="is not JSON"):
+        streams.Lookup(file)
 
 
 def test_memory_does_not_grow_with_the_file(file: Path) -> None:
