@@ -1,18 +1,15 @@
 """Label maps: pseudo-labels of the training images from sure detections, and two stages' predictions of the judged ones."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from unseg import alarms, params
 from unseg.console import InputError, run, track
-from unseg.io import photos
-from unseg.io.records import VOID, Image, by_image, read_images, read_json, to_judge, to_learn, write_labels
+from unseg.io import photos, streams
+from unseg.io.records import VOID, Image, read_images, to_judge, to_learn, write_labels
 from unseg.segmentation.labels import Aggregation, paint
-
-AGAIN = "make it again from the same data/images.json"
 
 
 def main(
@@ -22,37 +19,34 @@ def main(
     certain = replace(p, uncertain="background")  # a prediction says something of every pixel
     mined = replace(certain, shape="mask", threshold=0.0)  # the masks as they are, whatever is made of the detections
     known = {image.id for image in read_images(images)}
-    masks = grouped(instances, [{**a, "score": 1.0} for a in read_json(instances)["annotations"]], known)
-    found = grouped(detections, read_json(detections), known)
-    painted = write(labels, root, to_learn(images), detections, found, p)
-    write(masks_predictions, root, to_judge(images), instances, masks, mined)
-    write(detector_predictions, root, to_judge(images), detections, found, certain)
+    painted = write(labels, root, to_learn(images), detections, known, p)
+    write(masks_predictions, root, to_judge(images), instances, known, mined, "annotations")
+    write(detector_predictions, root, to_judge(images), detections, known, certain)
     alarm.look(labels, painted)
 
 
-def grouped(path: str, records: list[dict[str, Any]], known: set[int]) -> dict[int, list[dict[str, Any]]]:
-    groups = by_image(records)
-    if strange := sorted(groups.keys() - known):
-        raise InputError(f"{path}: no image has the id {strange[0]}; {AGAIN}")
-    return groups
-
-
 def write(
-    path: str, root: str, images: Sequence[Image], source: str, groups: dict[int, list[dict[str, Any]]], p: Aggregation
+    path: str, root: str, images: Sequence[Image], source: str, known: Collection[int], p: Aggregation, key: str | None = None
 ) -> list[bool]:
-    """Paint one map at a time into the zip; source is the file that the groups come from. Returns: which have an object."""
+    """Paint one map at a time into the zip, from the records of the file `source` (or its list at `key`, which have no score).
+
+    Returns: which have an object.
+    """
     painted = []
+    found = ({"score": 1.0, **r} if key else r for r in streams.in_order(source, key))
 
-    def one(image: Image) -> np.ndarray:
-        pixels = np.asarray(photos.read(root, image)) if p.shape == "grabcut" and image.id in groups else None
-        try:
-            own = paint(groups.get(image.id, []), image.size, p, pixels)
-        except ValueError as error:
-            raise InputError(f"{source}, image {image.id} ({image.file_name}): {error}; {AGAIN}") from None
-        painted.append(bool(((own > 0) & (own != VOID)).any()))
-        return own
+    def maps() -> Iterator[tuple[str, np.ndarray]]:
+        for image, own in track(streams.by_image(source, found, images, known), f"paint {path}", len(images)):
+            pixels = np.asarray(photos.read(root, image)) if p.shape == "grabcut" and own else None
+            try:
+                labels = paint(own, image.size, p, pixels)
+            except ValueError as error:
+                where = f"{source}, image {image.id} ({image.file_name})"
+                raise InputError(f"{where}: {error}; {streams.AGAIN}") from None
+            painted.append(bool(((labels > 0) & (labels != VOID)).any()))
+            yield image.file_name, labels
 
-    write_labels(path, ((image.file_name, one(image)) for image in track(images, f"paint {path}")))
+    write_labels(path, maps())
     return painted
 
 

@@ -15,11 +15,12 @@ def main(tokens: str, masks: str, out: str) -> None:
     learned = {i["id"] for i in coco["images"] if i["split"] != "val"}
     order = {int(a["id"]): a["image_id"] in learned for a in coco["annotations"]}
     chosen = np.array([order[int(i)] for i in stored["ids"]], bool)
-    fit = stored["tokens"][chosen]
+    every = stored["tokens"]  # [M, D], read once: an .npz reads at each look
+    fit = every[chosen]
     if p.support is not None:
         fit = np.concatenate([fit, np.load(p.support)["tokens"]])
     try:
-        labels = clustering.kmeans(stored["tokens"], fit, p, seed)
+        labels = clustering.kmeans(every, fit, p, seed)
     except ValueError as error:
         raise InputError(f"{tokens}: {error}") from None
     label_of = dict(zip(stored["ids"].tolist(), labels.tolist(), strict=True))

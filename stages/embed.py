@@ -11,35 +11,44 @@ from unseg.backbones import vit
 from unseg.console import Meter, run
 from unseg.io import images, photos, records
 from unseg.mining import crops
+from unseg.scratch import Results, Scratch
 
 PIXELS = 3_000_000  # of a batch
 GREY = (124, 116, 104)  # ImageNet's mean colour: zero after normalisation
+Record = dict[str, Any]
 
 
 def main(index: str, masks: str, folder: str, weights: str, out: str) -> None:
     p, backbone = params.group("embed", crops.Embedding), params.group("embedder", vit.Backbone)
     model, device = vit.load(backbone).to(images.device()), images.device()
     by_id = {i.id: i for i in records.read_images(index)}
-    objects: list[dict[str, Any]] = records.read_json(masks)["annotations"]
+    objects: list[Record] = records.read_json(masks)["annotations"]
 
-    def padded(a: dict[str, Any]) -> tuple[int, int]:
+    def padded(a: Record) -> tuple[int, int]:
         h, w = crops.size_of(a["segmentation"], p)
         return h + -h % backbone.patch, w + -w % backbone.patch
 
-    def load(a: dict[str, Any]) -> Tensor:
+    def load(a: Record) -> Tensor:
         photo = photos.read(folder, by_id[a["image_id"]])
         return images.pad_to(images.to_tensor(crops.cut(photo, a["segmentation"], p, GREY)), backbone.patch)
 
-    tokens: dict[int, np.ndarray] = {}
-    with torch.inference_mode(), Meter(len(objects), "embed") as meter:
-        for batch, pixels in images.batches_by_shape(objects, padded, load, PIXELS):
-            cls = vit.tokens(model, pixels.to(device))[:, 0].float().cpu().numpy()  # [B, D]
-            for a, token in zip(batch, cls, strict=True):
-                tokens[a["id"]] = token
-                meter.step()
-    ids = np.array(sorted(tokens), np.int64)
-    stacked = np.stack([tokens[i] for i in ids.tolist()]) if tokens else np.zeros((0, backbone.width), np.float32)
-    records.write_arrays(out, ids=ids, tokens=stacked)
+    with Scratch("embed", [p, backbone], [index, masks, folder, weights]) as scratch, Results(scratch) as results:
+
+        def left(batches: list[list[Record]]) -> list[list[Record]]:
+            return results.left(batches, lambda a: a["id"])
+
+        with torch.inference_mode(), Meter(len(objects), "embed", results.before) as meter:
+            for batch, pixels in images.batches_by_shape(objects, padded, load, PIXELS, left):
+                cls = vit.tokens(model, pixels.to(device))[:, 0].float().cpu().numpy()  # [B, D]
+                for a, token in zip(batch, cls, strict=True):
+                    results.put(a["id"], token.tobytes())
+                    meter.step()
+        if results.complete():
+            ids = np.array(sorted(a["id"] for a in objects), np.int64)
+            tokens = np.zeros((len(ids), backbone.width), np.float32)
+            for row, content in zip(tokens, results.of(ids.tolist()), strict=True):
+                row[:] = np.frombuffer(content, np.float32)
+            records.write_arrays(out, ids=ids, tokens=tokens)
 
 
 if __name__ == "__main__":

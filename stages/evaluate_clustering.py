@@ -9,7 +9,8 @@ import numpy as np
 from unseg import params
 from unseg.console import run
 from unseg.evaluation import artefacts, metrics, protocols
-from unseg.io.records import Image, Labels, class_names, read_images, read_json, to_judge, to_learn, write_json
+from unseg.io import streams
+from unseg.io.records import Image, Labels, class_names, read_images, to_judge, to_learn, write_json
 
 NO_TRUTH = "ground truth: {} has no pixel of a known class in a judged image"
 
@@ -45,8 +46,8 @@ def votes(images: str, truth: str, instances: str, classes: int, labels: int) ->
     """What the mined masks of the training images say of the clusters' classes (published MaskDistill)."""
     known: dict[int, Image] = {image.id: image for image in read_images(images)}
     learned = {image.id for image in to_learn(images)}
-    mined = artefacts.checked(instances, read_json(instances)["annotations"], known, labels - 1)
-    there: list[dict[str, Any]] = artefacts.objects(truth)["annotations"]
+    mined = artefacts.checked(instances, streams.stream(instances, "annotations"), known, labels - 1)
+    there: list[dict[str, Any]] = artefacts.objects(truth, learned, shapes=False)["annotations"]
     return protocols.box_votes(there, [m for m in mined if m["image_id"] in learned], classes, labels)
 
 

@@ -1,5 +1,6 @@
 """COCO mask AP of the mined masks and of the detector's, by each protocol, and the fit of the mined masks."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -7,23 +8,25 @@ import numpy as np
 from unseg import params
 from unseg.console import run
 from unseg.evaluation import artefacts, metrics, protocols
-from unseg.io.records import read_images, read_json, to_judge, write_json
+from unseg.io import streams
+from unseg.io.records import read_images, to_judge, write_json
 
 NO_TRUTH = "ground truth: {} has no object in a judged image"
 
 
 def main(images: str, truth: str, masks: str, instances: str, detections: str, results: str, curve: str) -> None:
     known, seed = {image.id: image for image in read_images(images)}, params.value("seed", int)
-    truths = artefacts.objects(truth)
-    judged = {image.id for image in to_judge(images)} & {image["id"] for image in truths["images"]}
+    asked = {image.id for image in to_judge(images)}
+    truths = artefacts.objects(truth, asked)
+    judged = asked & {image["id"] for image in truths["images"]}
 
-    def load(path: str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def load(path: str, records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{"score": 1.0, **r} for r in artefacts.checked(path, records, known) if r["image_id"] in judged]
 
     objects = load(truth, truths["annotations"])
-    mined = load(masks, read_json(masks)["annotations"])
-    initial = load(instances, read_json(instances)["annotations"])
-    found = load(detections, read_json(detections))
+    mined = load(masks, streams.stream(masks, "annotations"))
+    initial = load(instances, streams.stream(instances, "annotations"))
+    found = load(detections, streams.stream(detections))
     if not metrics.countable(objects):
         write_json(results, {"images": 0, "needs": NO_TRUTH.format(truth)})
         return write_json(curve, [])

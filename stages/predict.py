@@ -5,16 +5,20 @@ import torch
 from unseg import params
 from unseg.console import run, track
 from unseg.io import records
+from unseg.scratch import Results, Scratch
 from unseg.segmentation import segmenter
 
 
 def main(index: str, folder: str, weights: str, out: str) -> None:
     q, net = params.group("predict", segmenter.Predict), segmenter.load(weights)
     judged = records.to_judge(index)
-    maps = segmenter.every_probability(net, folder, judged, q)
-    records.write_labels(
-        out, ((i.file_name, p.argmax(0).to(torch.uint8).cpu().numpy()) for i, p in track(maps, "predict", len(judged)))
-    )
+    with Scratch("predict", [q], [index, folder, weights]) as scratch, Results(scratch) as results:
+        maps = segmenter.every_probability(net, folder, judged, q, lambda b: results.left(b, lambda i: i.id))
+        for image, p in track(maps, "predict", len(judged), results.before):
+            results.put(image.id, records.to_png(p.argmax(0).to(torch.uint8).cpu().numpy()))
+        if results.complete():
+            names = (f"{i.file_name}.png" for i in judged)
+            records.write_zip(out, zip(names, results.of(i.id for i in judged), strict=True))
 
 
 if __name__ == "__main__":

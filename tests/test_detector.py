@@ -63,7 +63,7 @@ def learn(folder: Path, p: Detector, every: list[Image], objects: Annotations, k
 
 def detections(folder: Path, file: Path, every: list[Image], q: Detect = DETECT) -> dict[int, Annotations]:
     model, precision = detector.load(file, q)
-    found = list(detector.detect(model, precision, str(folder), every, q.pixels))
+    found = [found for _, found in detector.detect(model, precision, str(folder), every, q.pixels)]
     assert len(found) == len(every)
     return by_image([r for results in found for r in results])
 
@@ -108,7 +108,7 @@ def test_train_save_load_detect(tmp_path: Path, precision: str) -> None:
     model.eval()
     model.transform.min_size = (SIZE,)
     model.roi_heads.score_thresh, model.roi_heads.nms_thresh, model.roi_heads.detections_per_img = 0.0, 0.5, 5
-    here = [r for results in detector.detect(model, precision, str(tmp_path), asked, DETECT.pixels) for r in results]
+    here = [r for _, results in detector.detect(model, precision, str(tmp_path), asked, DETECT.pixels) for r in results]
     assert by_image(here) == found  # as the model was before it was written
 
 

@@ -127,7 +127,7 @@ def test_a_damaged_checkpoint_starts_again(tmp_path: Path, capsys: pytest.Captur
 def test_two_at_once(tmp_path: Path) -> None:
     with (
         Scratch("toy", [1], []),
-        pytest.raises(InputError, match="in use: another run trains this very thing"),
+        pytest.raises(InputError, match="in use: another run makes this very thing"),
         Scratch("toy", [1], []),
     ):
         pass

@@ -1,6 +1,7 @@
 """What a stage says to the person who runs it: one-line errors, and progress with rate and time left."""
 
 import ctypes
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +30,12 @@ def keep_freed_memory() -> None:
 
 
 def run(main: Callable[..., None]) -> None:
-    """Call main with the words of the command line; an InputError ends it with one line and status 1."""
+    """Call main with the words of the command line; an InputError, or SIGTERM, ends it with one line and status 1."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit("error: ended by SIGTERM; the same command goes on where this one was")
+
+    signal.signal(signal.SIGTERM, stop)  # as an exception, so that nothing half written stays
     keep_freed_memory()
     try:
         main(*sys.argv[1:])
@@ -83,10 +89,10 @@ class Meter:
             self.say()
 
 
-def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Iterate over items with a Meter; total is needed where items has no length."""
+def track(items: Iterable[T], what: str, total: int | None = None, start: int = 0) -> Iterator[T]:
+    """Iterate over items with a Meter; total is needed where items has no length, start is what an earlier run had done."""
     count = total if total is not None else len(items)  # type: ignore[arg-type]
-    with Meter(count, what) as meter:
+    with Meter(count, what, start) as meter:
         for item in items:
             yield item
             meter.step()

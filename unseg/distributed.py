@@ -29,9 +29,9 @@ def world() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
-def share(model: nn.Module) -> nn.Module:
-    """The model as DistributedDataParallel, where there is more than one process."""
-    return model if world() == 1 else nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+def share(model: nn.Module, unused: bool = False) -> nn.Module:
+    """The model as DistributedDataParallel, where there is more than one process; unused: some steps leave parameters out."""
+    return model if world() == 1 else nn.parallel.DistributedDataParallel(model, find_unused_parameters=unused)
 
 
 def average(x: Tensor) -> Tensor:
@@ -41,6 +41,14 @@ def average(x: Tensor) -> Tensor:
         torch.distributed.all_reduce(x)
         x /= world()
     return x
+
+
+def gather(x: Tensor) -> Tensor:
+    """x [...] of every process, by rank: [W, ...]; of the same shape in all; carries no gradient."""
+    parts = [torch.empty_like(x) for _ in range(world())] if world() > 1 else [x]
+    if world() > 1:
+        torch.distributed.all_gather(parts, x.detach().contiguous())
+    return torch.stack(parts)
 
 
 def largest(x: Tensor) -> Tensor:
@@ -75,18 +83,70 @@ def own(x: Tensor, dim: int = 0) -> Tensor:
     return x.movedim(dim, 0)[rank() :: world()].movedim(0, dim)
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm whose statistics are of the pixels [B, C, H, W] of all processes (nn.SyncBatchNorm knows no CPU)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if world() == 1 or not self.training:
+            return super().forward(x)
+        wide = x.float() if x.dtype != torch.float64 else x
+        sums = total(torch.cat([wide.sum((0, 2, 3)), wide.new_tensor([x.numel() / x.shape[1]])]))  # [C + 1]
+        mean, count = sums[:-1] / sums[-1], sums[-1]
+        apart = wide - mean[:, None, None]  # [B, C, H, W]
+        squares = total(apart.square().sum((0, 2, 3)))  # [C]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
+            self.running_var.lerp_(squares / (count - 1), self.momentum)  # type: ignore[union-attr, arg-type]
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        scale = (squares / count + self.eps).rsqrt() * self.weight
+        return (apart * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+class Dropout(nn.Dropout):
+    """Dropout that draws for the whole batch, alike in every process, and keeps this process's part."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if world() == 1 or not self.training:
+            return super().forward(x)
+        last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        every = x.new_ones(len(x) * world(), *x.shape[1:])
+        if last:  # numbers are drawn in the order of memory
+            every = every.contiguous(memory_format=torch.channels_last)
+        return x * own(nn.functional.dropout(every, self.p))
+
+
+def join(model: nn.Module) -> None:
+    """Where there are several processes: batch norm and dropout as in one that has the whole batch."""
+    if world() > 1:
+        for part in model.modules():
+            if type(part) is nn.BatchNorm2d:
+                part.__class__ = BatchNorm
+            if type(part) is nn.Dropout:
+                part.__class__ = Dropout
+
+
 def barrier() -> None:
     if world() > 1:
         torch.distributed.barrier()
+
+
+def launch(count: int, module: str, arguments: list[str]) -> None:
+    """The stage in `count` processes; the first that ends badly ends them all, within half a minute."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        run.main(["--standalone", "--nproc-per-node", str(count), "-m", module, *arguments])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        sys.exit(f"error: {module}: process {rank} of {count} ended with status {failure.exitcode}; its words are above")
 
 
 def main() -> None:
     module, *arguments = sys.argv[1:]
     count = int(os.environ.get("UNSEG_PROCESSES", torch.cuda.device_count()))
     if count > 1 and "WORLD_SIZE" not in os.environ:
-        from torch.distributed import run
-
-        run.main(["--standalone", "--nproc-per-node", str(count), "-m", module, *arguments])
+        launch(count, module, arguments)
     else:
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__")

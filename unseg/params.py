@@ -25,7 +25,7 @@ def value(key: str, kind: type[T], file: str | Path = FILE) -> T:
         node: Any = yaml.safe_load(Path(file).read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(f"{file}: no such file; run from the root of the repository") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:

@@ -4,96 +4,32 @@ Randomness is a function of (seed, step): each epoch's order, each example's aug
 dropout are drawn from generators seeded by where they stand. So a run that resumes goes on exactly as an
 unbroken one, and the number of loader processes changes nothing.
 
-Progress of an unfinished run lives in `.scratch/<stage>/<key>/` (UNSEG_SCRATCH moves it), where key hashes the
-stage's params and inputs. It is held by a lock and removed when the outputs are written.
+`unseg.scratch` keeps the checkpoints of an unfinished run.
 """
 
-import fcntl
-import hashlib
 import json
 import math
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, is_dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from unseg import distributed
 from unseg.console import InputError, Meter
 from unseg.io import images, records
+from unseg.scratch import Scratch as Scratch
+from unseg.scratch import interval
 
 Metrics = dict[str, Tensor]
 HISTORY_ROWS = 400  # of a TSV of metrics, at the most
 FORMAT = 1  # of the weights that `write_weights` writes: raised when older ones can no longer be read
-
-
-class Scratch:
-    """The folder of one unfinished run, locked against a second one.
-
-    Args:
-        stage: its name, for people.
-        settings: params (dataclasses, numbers, text) that the result depends on.
-        inputs: files (hashed whole) and folders (hashed by names, sizes and dates) it depends on.
-
-    Raises:
-        InputError: another process works on the same run.
-    """
-
-    def __init__(self, stage: str, settings: Iterable[Any], inputs: Iterable[str | Path]) -> None:
-        key = hashlib.blake2b(digest_size=8)
-        for s in settings:
-            key.update(json.dumps(asdict(s) if is_dataclass(s) and not isinstance(s, type) else s, sort_keys=True).encode())
-        for path in map(Path, inputs):
-            if path.is_dir():
-                for file in sorted(p for p in path.rglob("*") if p.is_file()):
-                    stat = file.stat()
-                    key.update(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}".encode())
-            else:
-                key.update(hashlib.blake2b(path.read_bytes()).digest())
-        self.path = Path(os.environ.get("UNSEG_SCRATCH", ".scratch")) / stage / key.hexdigest()
-        self.file = self.path / "checkpoint.pt"
-
-    def __enter__(self) -> "Scratch":
-        distributed.start()  # before anything asks which process this is
-        if distributed.rank() == 0:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.lock = (self.path / "lock").open("w")
-            try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.lock.close()
-                raise InputError(f"{self.path} is in use: another run trains this very thing; wait for it, or end it") from None
-        return self
-
-    def load(self) -> dict[str, Any] | None:
-        """The last whole checkpoint, or None."""
-        if not self.file.exists():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
-            return state
-        except Exception as error:  # a damaged file costs the progress it held, not the run
-            print(f"{self.file} cannot be read ({error}); starting again")
-            return None
-
-    def save(self, state: dict[str, Any]) -> None:
-        with records.whole(self.file) as part:
-            torch.save(state, part)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if distributed.rank() == 0:
-            if kind is None:
-                shutil.rmtree(self.path)
-            self.lock.close()
 
 
 class Order(Sampler[list[tuple[int, int]]]):
@@ -151,8 +87,13 @@ def fit(
         The metrics of every step.
 
     Raises:
-        InputError: a loss that is not finite.
+        InputError: a loss that is not finite, or a batch that the processes cannot share evenly.
     """
+    if (drawn := min(batch, len(dataset))) % distributed.world():  # type: ignore[arg-type]
+        raise InputError(
+            f"{what}: a batch of {drawn} images cannot be shared by {distributed.world()} processes; "
+            "give its batch in params.yaml a multiple of them, or set UNSEG_PROCESSES"
+        )
     values: list[dict[str, float]] = []
     if saved := scratch.load():
         for name, part in state.items():
@@ -164,15 +105,14 @@ def fit(
     loader = DataLoader(dataset, batch_sampler=order, num_workers=images.workers(), collate_fn=collate, pin_memory=pinned)
     pending: list[Metrics] = []
     spoken = time.monotonic()
-    interval = float(os.environ.get("UNSEG_CHECKPOINT_SECONDS", 60))
     with Meter(steps, what, start) as meter:
         for number, examples in zip(range(start, steps), loader, strict=True):
-            torch.manual_seed(mix(seed, number, distributed.rank()))
+            torch.manual_seed(mix(seed, number, 0))  # alike in every process: each draws for the whole batch
             pending.append(step(number, examples))
             if len(pending) == 20 or number == steps - 1:
                 values += flush(pending, what, number)
             meter.step(" ".join(f"{k} {v:.3f}" for k, v in values[-1].items()) if values else "")
-            if distributed.rank() == 0 and time.monotonic() - spoken > interval and number < steps - 1:
+            if distributed.rank() == 0 and time.monotonic() - spoken > interval() and number < steps - 1:
                 values += flush(pending, what, number)
                 scratch.save({name: part.state_dict() for name, part in state.items()} | {"values": values})
                 spoken = time.monotonic()
@@ -210,8 +150,9 @@ def write_weights(path: str | Path, model: nn.Module, metadata: dict[str, Any]) 
     if distributed.rank() != 0:
         return
     tensors = {k: v.detach().cpu().contiguous() for k, v in sorted(model.state_dict().items())}
+    about = {"unseg": json.dumps({"format": FORMAT, **metadata}, sort_keys=True)}
     with records.whole(path) as part:
-        save_file(tensors, part, {"unseg": json.dumps({"format": FORMAT, **metadata}, sort_keys=True)})
+        part.write_bytes(save(tensors, about))  # save_file has a temporary file of its own, which a kill would leave
 
 
 def read_weights(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -224,8 +165,10 @@ def read_weights(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
         with safe_open(path, "pt") as file:
             about: dict[str, Any] = json.loads((file.metadata() or {}).get("unseg", "{}"))
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (FileNotFoundError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({error}); train it again") from None
+    except Exception as error:  # no such file, or whatever a damaged header raises
+        raise InputError(f"{path} cannot be read ({records.in_a_line(error)}); train it again") from None
+    if not isinstance(about, dict):
+        raise InputError(f"{path} is not a {kind} of unseg; its metadata says {about!r}")
     if about.get("kind") != kind:
         raise InputError(f"{path} is not a {kind} of unseg; its metadata says {about or 'nothing'}")
     if about.get("format") != FORMAT:

@@ -1,6 +1,12 @@
 """What the README promises of experiments, remotes and repeated runs."""
 
+import os
+import socket
 import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,18 +29,51 @@ def test_two_clean_runs_agree_to_the_byte(warm: Pipeline, tmp_path: Path) -> Non
         assert (other.root / lock).read_bytes() == (warm.root / lock).read_bytes()
 
 
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of an S3-compatible server on this machine that has a bucket `unseg`, and keys that it takes."""
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(key, "test")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(urllib.request.Request(f"{address}/unseg", method="PUT")).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield address
+        server.terminate()
+
+
 @pytest.mark.slow
-def test_push_clone_pull_repro(pipe: Pipeline, tmp_path: Path) -> None:
-    assert pipe.sh("dvc", "remote", "add", "-d", "store", str(tmp_path / "store")).returncode == 0
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_push_clone_pull_repro(pipe: Pipeline, tmp_path: Path, kind: str, request: pytest.FixtureRequest) -> None:
+    if kind == "s3":
+        address = request.getfixturevalue("bucket")
+        pipe.env |= {key: os.environ[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+        assert pipe.sh("dvc", "remote", "add", "-d", "store", "s3://unseg/store").returncode == 0
+        assert pipe.sh("dvc", "remote", "modify", "store", "endpointurl", address).returncode == 0
+    else:
+        assert pipe.sh("dvc", "remote", "add", "-d", "store", str(tmp_path / "store")).returncode == 0
     commit(pipe)
-    assert pipe.sh("dvc", "push").returncode == 0
+    pushed = pipe.sh("dvc", "push", "--run-cache")
+    assert pushed.returncode == 0, pushed.stderr
     there = tmp_path / "there"
     subprocess.run(["git", "clone", "-q", pipe.root, there], check=True)
     second = Pipeline(there)
-    pulled = second.sh("dvc", "pull")
+    second.env = pipe.env
+    pulled = second.sh("dvc", "pull", "--run-cache")
     assert pulled.returncode == 0, pulled.stderr
     assert second.repro() == []
     assert (there / "results/report.html").read_bytes() == (pipe.root / "results/report.html").read_bytes()
+    for lock in there.rglob("dvc.lock"):
+        lock.unlink()
+    assert second.repro() == []  # the run-cache knows what each stage made of the same inputs
 
 
 @pytest.mark.slow

@@ -240,7 +240,7 @@ def train(
     others = [x for x in net.student.parameters() if x.requires_grad and x.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
-    shared = distributed.share(net)
+    shared = distributed.share(net, unused=True)
     per_epoch = training.steps_per_epoch(len(records), p.batch)
     steps = p.epochs * per_epoch
     last = [x for x in net.student.head.last.parameters() if x.requires_grad]

@@ -3,7 +3,6 @@
 Shapes: B images, H rows, W columns.
 """
 
-import torch
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
@@ -88,10 +87,3 @@ def initialise(body: Body, path: str, key: str) -> None:
         if have != need:
             raise InputError(f"{path}: {name} has shape {have}, {key} in params.yaml needs {need}")
     body.net.load_state_dict(state)
-
-
-def sync_batch_norm(model: nn.Module) -> nn.Module:
-    """Batch statistics over all processes, where there are several."""
-    if torch.distributed.is_initialized() and torch.cuda.is_available():
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-any-return]
-    return model

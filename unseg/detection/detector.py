@@ -4,7 +4,7 @@ Shapes: B images, H rows, W columns, M objects of an image, K clusters (labels 1
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from unseg import distributed, training
 from unseg.backbones import resnet
+from unseg.detection import sharing
 from unseg.io import images
 from unseg.io.photos import read
 from unseg.io.records import Image, boxes_xyxy, by_image, decode, encode_all
@@ -188,7 +189,7 @@ def train(
     device = images.device()
     model = build(p, k)
     resnet.initialise(model.backbone.body, p.init, "detector")
-    resnet.sync_batch_norm(model)
+    sharing.join(model)
     model.to(device).train()
     learned = [x for x in model.parameters() if x.requires_grad]
     optimizer = torch.optim.SGD(learned, lr=p.lr, momentum=p.momentum, weight_decay=p.weight_decay)
@@ -199,14 +200,14 @@ def train(
         pixels = [x.to(device) for x in batch[0]]
         targets = [{key: x.to(device) for key, x in t.items()} for t in batch[1]]
         with images.autocast(device, p.precision):
-            parts: dict[str, Tensor] = shared(pixels, targets)
+            parts = sharing.weigh(model, shared(pixels, targets))
         loss = torch.stack([x.float() for x in parts.values()]).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if p.clip:
             nn.utils.clip_grad_norm_(learned, p.clip)
         optimizer.step()
-        return {"loss": loss, **{name.removeprefix("loss_"): x for name, x in parts.items()}}
+        return {name.removeprefix("loss_"): distributed.average(x) for name, x in {"loss": loss, **parts}.items()}
 
     dataset = Examples(root, records, by_image(annotations))
     state = {"model": model, "optimizer": optimizer}
@@ -236,11 +237,19 @@ def load(path: str | Path, q: Detect) -> tuple[MaskRCNN, str]:
 
 
 @torch.inference_mode()
-def detect(model: MaskRCNN, precision: str, root: str, records: list[Image], pixels: int) -> Iterator[list[dict[str, Any]]]:
-    """COCO results of each image, surest first; images come in the order of their sizes.
+def detect(
+    model: MaskRCNN,
+    precision: str,
+    root: str,
+    records: list[Image],
+    pixels: int,
+    left: Callable[[list[list[Image]]], list[list[Image]]] = list,
+) -> Iterator[tuple[Image, list[dict[str, Any]]]]:
+    """Each image and its COCO results, surest first; images come in the order of their sizes.
 
     Args:
         pixels: a batch holds at most this many (of the photographs), and at least one image.
+        left: of all batches, those that are to be done here.
     """
     device = images.device()
     model.to(device)
@@ -248,9 +257,9 @@ def detect(model: MaskRCNN, precision: str, root: str, records: list[Image], pix
     def load(record: Image) -> Tensor:
         return torch.from_numpy(np.array(read(root, record))).permute(2, 0, 1)
 
-    for batch, x in images.batches_by_shape(records, lambda r: r.size, load, pixels):
+    for batch, x in images.batches_by_shape(records, lambda r: r.size, load, pixels, left):
         for record, results in zip(batch, instances(model, precision, x.to(device)), strict=True):
-            yield [{"image_id": record.id, **r} for r in results]
+            yield record, [{"image_id": record.id, **r} for r in results]
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ Shapes: C classes and K labels, background counted in both.
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,24 +16,37 @@ import numpy as np
 from unseg.console import InputError, track
 from unseg.evaluation import metrics
 from unseg.io.records import Image, Labels
+from unseg.io.streams import AGAIN
 
 Record = dict[str, Any]
-AGAIN = "make it again from the same data/images.json"
 
 
-def objects(truth: str) -> Record:
+def objects(truth: str, of: Collection[int] | None = None, shapes: bool = True) -> Record:
     """The COCO records of the objects in data/truth.zip; no images where there is no instance truth.
+
+    Args:
+        of: ids of the images whose objects are wanted; None: of all.
+        shapes: whether their segmentations are wanted; COCO's take a gigabyte.
 
     Raises:
         InputError: not such a file, or an object of a class that it does not list.
     """
+
+    def wanted(record: Record) -> Record | None:
+        if "image_id" not in record:
+            return record
+        if not shapes:
+            record.pop("segmentation", None)
+        return record if of is None or record["image_id"] in of else None
+
     try:
         with zipfile.ZipFile(truth) as archive:
             if "instances.json" not in archive.namelist():
                 return {"images": [], "annotations": [], "categories": []}
-            found = dict(json.loads(archive.read("instances.json")))
+            found = dict(json.loads(archive.read("instances.json"), object_hook=wanted))
     except (OSError, zipfile.BadZipFile, ValueError) as error:
         raise InputError(f"{truth} cannot be read ({error}); make it again with `dvc repro prepare`") from None
+    found["annotations"] = [o for o in found["annotations"] if o is not None]
     classes = max((category["id"] for category in found["categories"]), default=0)
     for c in {o["category_id"] for o in found["annotations"]}:
         if not 1 <= c <= classes:
@@ -41,8 +54,8 @@ def objects(truth: str) -> Record:
     return found
 
 
-def checked(path: str, records: list[Record], known: dict[int, Image], clusters: int | None = None) -> list[Record]:
-    """The records, all of them of known images, of their sizes, and of clusters 0..clusters-1 (None: of any).
+def checked(path: str, records: Iterable[Record], known: dict[int, Image], clusters: int | None = None) -> Iterator[Record]:
+    """The records, one at a time, all of known images, of their sizes, and of clusters 0..clusters-1 (None: of any).
 
     Raises:
         InputError: one that is not.
@@ -59,7 +72,7 @@ def checked(path: str, records: list[Record], known: dict[int, Image], clusters:
         if record["category_id"] < 0 or (clusters is not None and record["category_id"] >= clusters):
             most = "at least 0" if clusters is None else f"from 0 to {clusters - 1}"
             raise InputError(f"{path}: {image.file_name} has cluster {record['category_id']}; it must be {most}; {AGAIN}")
-    return records
+        yield record
 
 
 def confusions(judged: list[Image], truth: Labels, guess: Labels, classes: int, labels: int) -> Iterator[np.ndarray]:

@@ -5,6 +5,7 @@ Form: cocodataset.org/#format-data. Files without `annotations` (image_info_unla
 Shapes: H rows, W columns.
 """
 
+import json
 import math
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
@@ -28,7 +29,7 @@ class Record(NamedTuple):
 class Coco(NamedTuple):
     path: Path
     images: list[Record]
-    annotations: list[dict[str, Any]] | None  # None: the file has no such list; image_id is checked, no more
+    annotations: list[dict[str, Any]] | None  # None: the file has no such list; image_id is checked, no more; `packed`
     categories: dict[int, str]
 
 
@@ -41,7 +42,7 @@ def read(path: Path, folder: Path) -> Coco:
     Raises:
         InputError: not such a file, an id or a file name given twice, an annotation of an unknown image.
     """
-    content = read_json(path)
+    content = read_json(path, packed)
     split = path.stem.rpartition("_")[2]
     inner = split if (folder / split).is_dir() else ""
     images = [record(r, f"{path}: images[{i}]", inner) for i, r in enumerate(field(content, "images", list, str(path)))]
@@ -60,6 +61,14 @@ def read(path: Path, folder: Path) -> Coco:
         if categories.setdefault(id, name) != name:
             raise InputError(f"{path}: category id {id} is both {categories[id]} and {name}; each needs its own")
     return Coco(path, images, annotations, categories)
+
+
+def packed(content: dict[str, Any]) -> dict[str, Any]:
+    """An annotation with what is needed of it, its segmentation as text: COCO's 860,000 would else take 4 GiB."""
+    if "image_id" not in content or "segmentation" not in content:
+        return content
+    kept = {key: content[key] for key in ("id", "image_id", "category_id", "iscrowd") if key in content}
+    return {**kept, "segmentation": json.dumps(content["segmentation"]).encode()}
 
 
 def record(content: Any, where: str, inner: str) -> Record:
@@ -92,10 +101,15 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> Rle:
 
     A polygon that covers no pixel's centre gives an empty mask.
 
+    Args:
+        segmentation: as in the file, or as `packed` leaves it.
+
     Raises:
         ValueError: not a segmentation of an image of that size.
     """
     h, w = size
+    if isinstance(segmentation, bytes):
+        segmentation = json.loads(segmentation)
     if isinstance(segmentation, list):
         check_polygons(segmentation, size)
         rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, h, w))

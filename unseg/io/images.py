@@ -62,14 +62,13 @@ def workers() -> int:
 
 
 class _Loaded(Dataset[Any]):
-    def __init__(self, items: Sequence[Any], load: Callable[[Any], Tensor]) -> None:
-        self.items, self.load = items, load
+    """Its items are what the sampler draws: the records themselves."""
 
-    def __len__(self) -> int:
-        return len(self.items)
+    def __init__(self, load: Callable[[Any], Tensor]) -> None:
+        self.load = load
 
-    def __getitem__(self, i: int) -> Tensor:
-        return self.load(self.items[i])
+    def __getitem__(self, item: Any) -> Tensor:
+        return self.load(item)
 
 
 def batches_by_shape(
@@ -77,6 +76,7 @@ def batches_by_shape(
     shape: Callable[[T], tuple[int, int]],
     load: Callable[[T], Tensor],
     pixels: int,
+    left: Callable[[list[list[T]]], list[list[T]]] = list,
 ) -> Iterator[tuple[list[T], Tensor]]:
     """Batches [B, 3, H, W] of items whose tensors have the same shape, so that none needs padding for another.
 
@@ -85,17 +85,18 @@ def batches_by_shape(
         shape: (H, W) that `load` will return for an item, told without loading it.
         load: picklable; runs in loader processes.
         pixels: a batch holds at most this many, and at least one item.
+        left: of all batches, those that are to be loaded here; all, unless a run is gone on with or shared.
 
     Yields:
         The items of a batch and their tensors. What one item gives does not depend on its neighbours.
     """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for i, item in enumerate(items):
-        groups.setdefault(shape(item), []).append(i)
-    plan = []
+    groups: dict[tuple[int, int], list[T]] = {}
+    for item in items:
+        groups.setdefault(shape(item), []).append(item)
+    plan: list[list[T]] = []
     for size, members in sorted(groups.items()):
         count = max(1, pixels // math.prod(size))
         plan += [members[k : k + count] for k in range(0, len(members), count)]
-    loader = DataLoader(_Loaded(items, load), batch_sampler=plan, num_workers=workers())
-    for members, batch in zip(plan, loader, strict=True):
-        yield [items[i] for i in members], batch
+    plan = left(plan)
+    loader = DataLoader(_Loaded(load), batch_sampler=plan, num_workers=workers())
+    yield from zip(plan, loader, strict=True)

@@ -6,15 +6,17 @@ another name first, so that a file that exists is whole.
 Shapes: H rows, W columns, of an image at its original size.
 """
 
+import errno
+import glob
 import io
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image as Pillow
@@ -26,6 +28,8 @@ T = TypeVar("T")
 Rle = dict[str, Any]  # COCO's compressed run-length encoding: {"size": [H, W], "counts": str}
 VOID = 255  # in label maps: no class known here
 NO_CATEGORY = 0  # of a mined mask, before clustering
+MEMBER = 1 << 16  # bytes that a label map's PNG may take beside its pixels
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -45,46 +49,113 @@ class Image:
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; renamed onto it when the block ends well, removed when it does not."""
+    """Yield a temporary path beside `path`; renamed onto it when the block ends well, removed when it does not.
+
+    What a killed process left of an earlier try is removed.
+
+    Raises:
+        InputError: no room, or no right, to write.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for other in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.part"):
+            if not running(other.name.split(".")[-2]):
+                other.unlink(missing_ok=True)
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        if error.errno in NO_ROOM or error.filename in (str(part), str(path), str(path.parent)):
+            raise InputError(f"{path} cannot be written: {error.strerror}; mend that and run again") from None
+        raise
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def in_a_line(error: Exception) -> str:
+    """What an exception says, in one line; its name where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def running(process: str) -> bool:
+    """Whether a process of this machine has that number."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OverflowError, PermissionError):
+        pass
+    return True
+
+
+class Lines(NamedTuple):
+    """A list of records that are JSON already, written as they come."""
+
+    texts: Iterable[str]
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """JSON with sorted keys; lists of records get a line each, so that diffs and `head` are of use."""
+    """JSON with sorted keys; lists of records get a line each, so that diffs and `head` are of use.
+
+    content: what JSON can hold; a list of records, alone or in a mapping, may be given as Lines, so that it need never be
+    in memory as a whole.
+    """
     with whole(path) as part, part.open("w") as file:
-        file.write(to_json(content))
+        file.writelines(pieces(content))
 
 
 def to_json(content: Any) -> str:
-    def one(x: Any) -> str:
-        return json.dumps(x, sort_keys=True, allow_nan=False)
+    return "".join(pieces(content))
 
-    def lines(x: Any) -> str:
-        return "[\n" + ",\n".join(map(one, x)) + "\n]" if isinstance(x, list) and x and isinstance(x[0], dict) else one(x)
+
+def line(record: Any) -> str:
+    """A record as its line of JSON."""
+    return json.dumps(record, sort_keys=True, allow_nan=False)
+
+
+def pieces(content: Any) -> Iterator[str]:
+    """The text of `to_json`, bit by bit."""
+
+    def lines(x: Any) -> Iterator[str]:
+        if isinstance(x, list) and x and isinstance(x[0], dict):
+            x = Lines(map(line, x))
+        if not isinstance(x, Lines):
+            yield line(x)
+            return
+        opening = "["
+        for text in x.texts:
+            yield f"{opening}\n{text}"
+            opening = ","
+        yield "[]" if opening == "[" else "\n]"
 
     if isinstance(content, dict):
-        return "{\n" + ",\n".join(f"{one(k)}: {lines(content[k])}" for k in sorted(content)) + "\n}\n"
-    return lines(content) + "\n"
+        opening = "{\n"
+        for key in sorted(content):
+            yield f"{opening}{line(key)}: "
+            yield from lines(content[key])
+            opening = ",\n"
+        yield "\n}\n" if content else "{\n\n}\n"
+        return
+    yield from lines(content)
+    yield "\n"
 
 
-def read_json(path: str | Path) -> Any:
-    """Raises: InputError, where there is no such file or it is not JSON."""
+def read_json(path: str | Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """What a file holds; hook, as json.loads has it, makes something smaller of each mapping as it is read.
+
+    Raises: InputError, where there is no such file or it is not JSON.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_hook=hook)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, lists in lists in ...
         raise InputError(f"{path} is not JSON ({error}); make it again") from None
 
 
@@ -196,8 +267,8 @@ class Labels:
                 self._zip = zipfile.ZipFile(self.path)
             except FileNotFoundError:
                 raise InputError(f"{self.path}: no such file") from None
-            except zipfile.BadZipFile:
-                raise InputError(f"{self.path} is not a zip file; make it again") from None
+            except Exception as error:  # what a damaged archive raises has no end
+                raise InputError(f"{self.path} is not a zip file ({in_a_line(error)}); make it again") from None
         return self._zip
 
     def __contains__(self, image: Image) -> bool:
@@ -211,11 +282,16 @@ class Labels:
         if image not in self:
             raise InputError(f"{self.path} has no {self.member(image)}; make it again from the same data/images.json")
         try:
-            labels = np.array(Pillow.open(io.BytesIO(self._open().read(self.member(image)))))
-        except (OSError, zipfile.BadZipFile, SyntaxError, ValueError) as error:  # whatever a damaged zip or PNG raises
-            raise InputError(f"{self.path}: {self.member(image)} cannot be read ({error}); make it again") from None
-        if labels.shape != image.size:
-            raise InputError(f"{self.path}: {self.member(image)} is {labels.shape}, its image {image.size} (rows, columns)")
+            about = self._open().getinfo(self.member(image))
+            if about.file_size > MEMBER + image.height * image.width * 2:
+                raise ValueError(f"{about.file_size} bytes are no label map")
+            with Pillow.open(io.BytesIO(self._open().read(about)), formats=["PNG"]) as file:
+                labels = np.array(file) if file.size == image.size[::-1] else np.zeros((*file.size[::-1], 0))  # no bomb
+        except Exception as error:  # whatever a damaged zip or PNG raises
+            raise InputError(f"{self.path}: {self.member(image)} cannot be read ({in_a_line(error)}); make it again") from None
+        if labels.shape != image.size or labels.dtype != np.uint8:
+            what = f"{labels.shape[:2]}" if labels.shape[:2] != image.size else f"of {labels.dtype}, {labels.ndim} axes"
+            raise InputError(f"{self.path}: {self.member(image)} is {what}, its image {image.size} (rows, columns)")
         return labels
 
     def __getstate__(self) -> dict[str, Any]:
@@ -227,8 +303,8 @@ def class_names(truth: str | Path) -> list[str]:
     try:
         with zipfile.ZipFile(truth) as archive:
             return [str(name) for name in json.loads(archive.read("classes.json"))["classes"]]
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise InputError(f"{truth} cannot be read ({error}); make it again with `dvc repro prepare`") from None
+    except Exception as error:  # whatever a damaged zip raises
+        raise InputError(f"{truth} cannot be read ({in_a_line(error)}); make it again with `dvc repro prepare`") from None
 
 
 def boxes_xyxy(rles: Sequence[Rle]) -> np.ndarray:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image as Pillow
@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 from unseg.console import InputError, track
 from unseg.io import coco
 from unseg.io.datasets import Data
-from unseg.io.records import VOID, Image, Rle, annotation, by_image, decode, encode, to_json, to_png
+from unseg.io.records import VOID, Image, Lines, Rle, annotation, by_image, decode, encode, line, to_json, to_png
 
 VOC = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -50,7 +50,7 @@ def members(data: Data, index: list[Image]) -> Iterator[tuple[str, bytes]]:
         yield "classes.json", to_json({"classes": []}).encode()
         return
     names, truths = (list(VOC), voc(data, index)) if data.kind == "voc" else from_coco(data, index)
-    annotations: list[dict[str, Any]] = []
+    annotations: list[str] = []  # lines of JSON: of very many objects, a third of what they take as mappings
     described = []
     any_truth = False
     for image, semantic, instances in track(truths, "read ground truth", len(index)):
@@ -60,10 +60,11 @@ def members(data: Data, index: list[Image]) -> Iterator[tuple[str, bytes]]:
             described.append(asdict(image))
             for label, rle, crowd in instances:
                 a = annotation(len(annotations) + 1, image.id, label, rle)
-                annotations.append({**a, "iscrowd": int(crowd)})
+                annotations.append(line({**a, "iscrowd": int(crowd)}))
     if described:
         categories = [{"id": i, "name": name} for i, name in enumerate(names) if i]
-        yield "instances.json", to_json({"images": described, "annotations": annotations, "categories": categories}).encode()
+        content = {"images": described, "annotations": Lines(annotations), "categories": categories}
+        yield "instances.json", to_json(content).encode()
     yield "classes.json", to_json({"classes": names if any_truth else []}).encode()
 
 
@@ -161,7 +162,7 @@ def coco_truths(content: coco.Coco, images: list[Image], labels: dict[int, int])
         instances = []
         for a in annotations.get(ids[image.file_name], []):
             where = f"{content.path}: annotation {a.get('id')}"
-            if a.get("category_id") not in labels:
+            if type(a.get("category_id")) is not int or a["category_id"] not in labels:
                 raise InputError(f"{where}: category_id {a.get('category_id')!r} is not among the categories")
             try:
                 rle = coco.to_rle(a.get("segmentation"), image.size)

@@ -39,16 +39,22 @@ def normalise(tokens: np.ndarray, fit: np.ndarray, whiten: str) -> np.ndarray:
 
     A channel that does not vary, and a row of zeros, stay as they are; under pca, directions that do not vary are left out.
     """
-    x, reference = tokens.astype(np.float64), fit.astype(np.float64)
+    reference = fit.astype(np.float64)
     if whiten == "std":
         deviation = reference.std(0)
-        x = x / np.where(deviation > FLAT * np.abs(reference).max(0), deviation, 1)
+        scale = np.where(deviation > FLAT * np.abs(reference).max(0), deviation, 1)
+        del reference  # of very many objects, each copy counts
+        x = tokens.astype(np.float64)
+        x /= scale
     elif whiten == "pca":
         pca = PCA(whiten=True, svd_solver="full").fit(reference)
         held = pca.explained_variance_ > FLAT * pca.explained_variance_[0]
-        x = pca.transform(x) * held
+        x = pca.transform(tokens.astype(np.float64)) * held
+    else:
+        x = tokens.astype(np.float64)
     length = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.where(length > 0, length, 1)
+    x /= np.where(length > 0, length, 1)
+    return x
 
 
 def kmeans(tokens: np.ndarray, fit: np.ndarray, p: Clustering, seed: int) -> np.ndarray:
@@ -62,11 +68,10 @@ def kmeans(tokens: np.ndarray, fit: np.ndarray, p: Clustering, seed: int) -> np.
     different = len(np.unique(fit, axis=0))
     if different < p.k:
         raise ValueError(f"{different} different objects cannot make {p.k} clusters; lower cluster.k or add images")
-    x = normalise(fit, fit, p.whiten)
     kind = KMeans if p.algorithm == "full" else MiniBatchKMeans
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model = kind(p.k, n_init=p.starts, max_iter=p.iterations, random_state=seed).fit(x)
+        model = kind(p.k, n_init=p.starts, max_iter=p.iterations, random_state=seed).fit(normalise(fit, fit, p.whiten))
     rank = np.empty(p.k, np.int64)
     rank[np.argsort(-np.bincount(model.labels_, minlength=p.k), kind="stable")] = np.arange(p.k)
     if not len(tokens):

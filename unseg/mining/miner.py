@@ -29,6 +29,7 @@ def masks(
     read: Callable[[T], Pillow.Image],
     p: affinity.Mining,
     patch: int,
+    left: Callable[[list[list[T]]], list[list[T]]] = list,
 ) -> Iterator[tuple[T, np.ndarray]]:
     """Each item and its object's mask [H, W] bool, in an order of shapes.
 
@@ -36,6 +37,7 @@ def masks(
         size: (H, W) of the photograph that `read` will return, told without reading it.
         read: picklable; runs in loader processes.
         patch: side of a patch, pixels.
+        left: of all batches, those that are to be done here.
     """
     device = images.device()
     model = model.to(device)
@@ -49,7 +51,7 @@ def masks(
         return images.pad_to(images.to_tensor(small), patch)
 
     with Meter(len(items), "mine") as meter:
-        for batch, pixels in images.batches_by_shape(items, padded, load, PIXELS):
+        for batch, pixels in images.batches_by_shape(items, padded, load, PIXELS, left):
             with images.autocast(device, p.precision):
                 query, keys = vit.last_block(model, pixels.to(device))
             mined = affinity.mine(query.float(), keys.float(), p.keep, p.center, p.rank)

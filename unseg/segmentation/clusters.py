@@ -94,7 +94,7 @@ def read(path: str | Path, count: int, clustering: str | None = None) -> Cluster
         tree = yaml.safe_load(Path(path).read_text("utf-8")) or {}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; `unseg clusters` writes one") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     rows = (tree.get("clusters") or {}) if isinstance(tree, dict) else None
     if not isinstance(rows, dict) or set(tree) - {"clusters", "clustering"}:

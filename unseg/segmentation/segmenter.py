@@ -3,7 +3,7 @@
 Shapes: B images, H rows, W columns, C = K + 1 labels (0 background, 1..K clusters), S pixels a side in training.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from unseg.backbones import resnet
 from unseg.console import InputError
 from unseg.io import images
 from unseg.io.photos import read, resize
-from unseg.io.records import VOID, Image, Labels
+from unseg.io.records import VOID, Image, Labels, in_a_line
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,16 @@ def hard_pixel_loss(logits: Tensor, labels: Tensor, share: float) -> Tensor:
         share: the mean is over the int(share * B * H * W) largest losses, or all valid ones where those are fewer.
 
     Returns:
-        A scalar; 0 where every pixel is ignored.
+        A scalar; 0 where every pixel is ignored. Of several processes each gives a part whose mean over them is the loss
+        of the whole batch.
     """
     losses = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="none").flatten()
     losses = losses.masked_fill(labels.flatten() == VOID, -1.0)
-    hardest = losses.topk(max(1, int(share * losses.numel()))).values
+    every = distributed.gather(losses.detach()).flatten()  # of the whole batch, by process
+    top = every.topk(max(1, int(share * every.numel()))).indices
+    hardest = losses[top[top // len(losses) == distributed.rank()] % len(losses)]
     valid = hardest >= 0
-    return (hardest * valid).sum() / valid.sum().clamp_min(1)
+    return (hardest * valid).sum() / distributed.average(valid.sum().float()).clamp_min(1 / distributed.world())
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ def train(
     device = images.device()
     model = DeepLab(p.arch, p.width, p.stride, p.rates, k + 1, p.frozen_stages)
     resnet.initialise(model.body, p.init, "segmenter")
-    resnet.sync_batch_norm(model)
+    distributed.join(model)
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     learned = [x for x in model.parameters() if x.requires_grad]
     optimizer = torch.optim.SGD(learned, lr=p.lr, momentum=p.momentum, weight_decay=p.weight_decay)
@@ -188,7 +191,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        return {"loss": loss}
+        return {"loss": distributed.average(loss)}
 
     dataset = Examples(root, records, labels, p.size, (p.rotate, p.scale, VOID if p.border == "ignore" else 0))
     values = training.fit(
@@ -231,12 +234,13 @@ def load(path: str | Path) -> Trained:
     state, about = training.read_weights(path, "segmenter")
     try:
         shape, names = about["model"], tuple(map(str, about.get("names", ())))
-        model = DeepLab(**shape)
-        model.load_state_dict(state)
+        with torch.device("meta"):  # whatever the metadata ask for, no memory but the file's is taken
+            model = DeepLab(**shape)
+        model.load_state_dict(state, assign=True)
         model.to(memory_format=torch.channels_last).eval()
         return Trained(model, shape["labels"], about["size"], about["precision"], names, shape)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path}: weights and metadata do not fit ({str(error).splitlines()[0]}); train it again") from None
+    except Exception as error:  # metadata can be anything
+        raise InputError(f"{path}: weights and metadata do not fit ({in_a_line(error)}); train it again") from None
 
 
 @torch.inference_mode()
@@ -259,8 +263,17 @@ class Predict:
             raise ValueError(f"predict.input is {self.input!r}; it must be original or square")
 
 
-def every_probability(net: Trained, root: str, records: list[Image], q: Predict) -> Iterator[tuple[Image, Tensor]]:
-    """Each photograph's probabilities [C, H, W] at its own size; photographs come in the order of their shapes."""
+def every_probability(
+    net: Trained,
+    root: str,
+    records: list[Image],
+    q: Predict,
+    left: Callable[[list[list[Image]]], list[list[Image]]] = list,
+) -> Iterator[tuple[Image, Tensor]]:
+    """Each photograph's probabilities [C, H, W] at its own size; photographs come in the order of their shapes.
+
+    left: of all batches, those that are to be done here.
+    """
     device = images.device()
     net.model.to(device)
     square = (net.size, net.size)
@@ -271,7 +284,7 @@ def every_probability(net: Trained, root: str, records: list[Image], q: Predict)
     def load(record: Image) -> Tensor:
         return images.to_tensor(resize(read(root, record), shape(record)))
 
-    for batch, x in images.batches_by_shape(records, shape, load, q.pixels):
+    for batch, x in images.batches_by_shape(records, shape, load, q.pixels, left):
         for record, p in zip(batch, probabilities(net, x.to(device)), strict=True):
             if p.shape[1:] != record.size:
                 p = F.interpolate(p[None], record.size, mode="bilinear", align_corners=False)[0]

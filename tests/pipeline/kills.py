@@ -1,0 +1,85 @@
+"""Kill -9 at random moments of the demo's pipeline, at toy size, each time run again; the artefacts must not know of it.
+
+    python tests/pipeline/kills.py [kills] [seed] [seconds]
+
+An undisturbed `dvc repro` in one folder; in another, `dvc repro` with all its processes killed after a random part of `seconds`,
+again and again, and at last left alone. Whenever it gets to the end, every dvc.lock must be that of the undisturbed run (it
+holds the hashes of all artefacts), nothing half written may be left, and it starts over from an empty folder, until there
+were so many kills. A script, not a test: it takes minutes, and it needs the clone that the pipeline's tests use.
+"""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from conftest import Pipeline, clone
+
+LOCKS = ("dvc.lock", "models/dvc.lock", "data/dvc.lock")
+
+
+def locks(pipe: Pipeline) -> list[bytes]:
+    return [(pipe.root / name).read_bytes() for name in LOCKS]
+
+
+def strays(pipe: Pipeline) -> list[Path]:
+    """Files that only a broken run would leave."""
+    scratch = [p for p in (pipe.root / ".scratch").rglob("*") if p.is_file()] if (pipe.root / ".scratch").exists() else []
+    return scratch + [p for p in pipe.root.rglob(".*.part") if ".dvc" not in p.parts]
+
+
+def attempt(pipe: Pipeline, seconds: float | None) -> tuple[bool, str]:
+    """`dvc repro`, killed after so many seconds; whether it came to its end, and the stage it was in."""
+    log = (pipe.root / "log").open("w+")
+    child = subprocess.Popen(
+        ["dvc", "repro"], cwd=pipe.root, env=pipe.env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    log.seek(0)
+    text = log.read()
+    log.close()
+    if child.returncode > 0:
+        sys.exit(f"dvc repro ended with status {child.returncode}:\n{text[-3000:]}")
+    stages = re.findall(r"Running stage '(?:[^':]*:)?([^']+)'", text)
+    return child.returncode == 0, stages[-1] if stages else "-"
+
+
+def main(kills: int = 30, seed: int = 0, seconds: float = 20.0) -> None:
+    rng, begin = random.Random(seed), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        calm = clone(Path(folder) / "calm")
+        assert attempt(calm, None)[0]
+        want = locks(calm)
+        print(f"undisturbed: {time.monotonic() - begin:.0f} s", flush=True)
+        done, met, runs, fresh = 0, set(), 0, True
+        while done < kills or not fresh:
+            if fresh:
+                shutil.rmtree(Path(folder) / "killed", ignore_errors=True)
+                pipe, fresh = clone(Path(folder) / "killed"), False
+                pipe.env["UNSEG_CHECKPOINT_SECONDS"] = "0.2"
+            moment = rng.uniform(0, seconds) if done < kills else None
+            ended, stage = attempt(pipe, moment)
+            if ended:
+                runs, fresh = runs + 1, True
+                assert locks(pipe) == want, "artefacts differ from those of the undisturbed run"
+                assert not strays(pipe), strays(pipe)
+                print(f"run {runs} is the undisturbed one to the byte", flush=True)
+            else:
+                done += 1
+                met.add(stage)
+                print(f"kill {done} after {moment:.1f} s, in {stage}", flush=True)
+    print(f"{done} kills in {len(met)} stages ({', '.join(sorted(met))}), {runs} runs: all artefacts byte-equal")
+
+
+if __name__ == "__main__":
+    main(*(kind(word) for kind, word in zip((int, int, float), sys.argv[1:], strict=False)))

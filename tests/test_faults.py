@@ -1,0 +1,199 @@
+"""Disk full, folders that cannot be written, damaged progress, SIGTERM, clocks that jump: a line that says it, no half file.
+
+The kill at random moments of the whole pipeline is tests/pipeline/kills.py.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests import fuzz
+from unseg import console, training
+from unseg.console import InputError
+from unseg.io import records
+from unseg.scratch import Results, Scratch, code
+
+ROOT = Path(__file__).parents[1]
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "json": lambda path: records.write_json(path, [{"a": 1}] * 9999),
+    "labels": lambda path: records.write_labels(path, [("a", np.zeros((4, 4), np.uint8))] * 1),
+    "arrays": lambda path: records.write_arrays(path, a=np.zeros(9999)),
+    "weights": lambda path: training.write_weights(path, nn.Linear(99, 99), {"kind": "toy"}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNSEG_SCRATCH", str(tmp_path / "scratch"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, Linux's disk that is full")
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    out.write_text("before")
+    part = tmp_path / f".out.{os.getpid()}.part"
+    part.symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"out cannot be written: .*No space left on device.*; mend that and run again"):
+        WRITERS[kind](out)
+    assert out.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, Linux's disk that is full")
+def test_a_full_disk_under_a_checkpoint() -> None:
+    full = pytest.raises(InputError, match=r"checkpoint\.pt cannot be written")
+    with full, Scratch("toy", [], []) as scratch:
+        scratch.save({"step": 1})
+        (scratch.path / f".checkpoint.pt.{os.getpid()}.part").symlink_to("/dev/full")
+        scratch.save({"step": torch.zeros(9999)})
+    with Scratch("toy", [], []) as scratch:
+        assert scratch.load() == {"step": 1}  # the one before is whole
+
+
+def test_no_room_for_results() -> None:
+    full = pytest.raises(InputError, match=r"cannot be written \(.*full\); mend that")
+    with full, Scratch("toy", [], []) as scratch, Results(scratch) as results:
+        results.put(1, b"one")
+        results.complete()
+        results.own.execute("pragma max_page_count = 3")
+        results.put(2, b"x" * 99999)
+    with Scratch("toy", [], []) as scratch, Results(scratch) as results:
+        assert results.done == {1}
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").exists(), reason="no /sys, a folder that not even root can write in")
+@pytest.mark.parametrize("folder", ["/sys", "/sys/new"])
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_folder_that_cannot_be_written(kind: str, folder: str) -> None:
+    with pytest.raises(InputError, match=f"{folder}/out cannot be written: (Permission|Operation) "):
+        WRITERS[kind](Path(folder) / "out")
+
+
+def test_scratch_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("UNSEG_SCRATCH", str(tmp_path / "file"))
+    with (
+        pytest.raises(InputError, match="cannot be written: Not a directory; mend that, or set UNSEG_SCRATCH"),
+        Scratch("t", [], []),
+    ):
+        pass
+
+
+def test_an_error_of_another_kind_is_not_hidden(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="photograph"), records.whole(tmp_path / "out"):
+        (tmp_path / "photograph").read_bytes()
+
+
+def test_what_the_killed_leave_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    dead, alive = tmp_path / f".out.json.{gone.pid}.part", tmp_path / f".out.json.{os.getppid()}.part"
+    other = tmp_path / f".out.json.gz.{gone.pid}.part"
+    for file in (dead, alive, other):
+        file.touch()
+    records.write_json(tmp_path / "out.json", [])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([alive.name, other.name, "out.json"])
+
+
+def test_sigterm(tmp_path: Path) -> None:
+    program = (
+        "import time\nfrom unseg import console\nfrom unseg.io import records\n"
+        "def main():\n    with records.whole('out') as part:\n        part.touch()\n"
+        "        print('in', flush=True)\n        time.sleep(60)\nconsole.run(main)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, env=env) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "in\n"
+        run.send_signal(signal.SIGTERM)
+        said = run.communicate(timeout=60)[1]
+    assert run.returncode == 1
+    assert said == "error: ended by SIGTERM; the same command goes on where this one was\n"
+    assert not list(tmp_path.glob(".*"))
+
+
+def extract(numbers: list[int], stop: int | None = None) -> tuple[list[int], list[bytes]]:
+    """Batches of two, ended before the number `stop`; what was done here, and all results."""
+    done = []
+    with Scratch("toy", [], []) as scratch, Results(scratch) as results:
+        for batch in results.left([numbers[i : i + 2] for i in range(0, len(numbers), 2)], lambda n: n):
+            for n in batch:
+                if n == stop:
+                    raise KeyboardInterrupt
+                results.put(n, f"result {n}".encode())
+                done.append(n)
+        results.complete()
+        return done, list(results.of(numbers))
+
+
+NUMBERS = [5, 3, 11, 7, 2, 13]
+WANT = [f"result {n}".encode() for n in NUMBERS]
+
+
+def test_results_go_on_by_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNSEG_CHECKPOINT_SECONDS", "0")
+    assert extract(NUMBERS) == (NUMBERS, WANT)
+    assert not list((tmp_path / "scratch").rglob("*.sqlite"))
+    with pytest.raises(KeyboardInterrupt):
+        extract(NUMBERS, 7)
+    assert extract(NUMBERS) == ([11, 7, 2, 13], WANT)  # a batch is done as a whole, so that its results are what they were
+
+
+def test_results_are_safe_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNSEG_CHECKPOINT_SECONDS", "60")
+    with pytest.raises(KeyboardInterrupt):
+        extract(NUMBERS, 13)
+    assert extract(NUMBERS) == (NUMBERS, WANT)
+
+
+@pytest.mark.parametrize("damage", [b"", b"SQLite format 3\0 and no more", None])
+def test_damaged_results_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: bytes | None
+) -> None:
+    monkeypatch.setenv("UNSEG_CHECKPOINT_SECONDS", "0")
+    with pytest.raises(KeyboardInterrupt):
+        extract(NUMBERS, 2)
+    (file,) = (tmp_path / "scratch").rglob("*.sqlite")
+    file.with_name("results-1.sqlite").write_bytes(file.read_bytes()[:5000])  # of a second process
+    if damage is not None:
+        file.write_bytes(damage)
+    assert extract(NUMBERS) == (NUMBERS if damage is not None else [2, 13], WANT)
+    assert "doing its part again" in capsys.readouterr().out
+
+
+def test_progress_of_other_code_is_not_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Scratch("toy", [], []).path
+    monkeypatch.setattr("unseg.scratch.code", lambda: code()[::-1])
+    assert Scratch("toy", [], []).path != before
+
+
+def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jumps = iter(range(10**9, 0, -(10**6)))
+    monkeypatch.setattr(time, "time", lambda: float(next(jumps)))
+    monkeypatch.setattr(time, "time_ns", lambda: next(jumps) * 10**9)
+    monkeypatch.setenv("UNSEG_CHECKPOINT_SECONDS", "0")
+    with pytest.raises(KeyboardInterrupt):
+        extract(NUMBERS, 13)
+    assert extract(NUMBERS) == ([2, 13], WANT)
+    with console.Meter(3, "toy") as meter:
+        meter.step()
+    for name in ("a", "b"):
+        records.write_arrays(tmp_path / name, a=np.zeros(3))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_some_hundred_mutated_inputs() -> None:
+    """The whole of it: `python -m tests.fuzz`, 20,000 inputs."""
+    assert fuzz.run(350, 1) == {}

@@ -1,0 +1,75 @@
+"""The stages in two processes, and mine killed and gone on with (tests/stage_processes.py runs them); a process that dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+SCRIPT = Path(__file__).with_name("stage_processes.py")
+IMAGES, KILLED_AT, BATCH = 10, 5, 2
+ENV = {**os.environ, "UNSEG_WORKERS": "0", "UNSEG_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stages")
+    done = subprocess.run([sys.executable, SCRIPT, folder], env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ends = json.loads((folder / "ends.json").read_text())
+    assert ends.pop("killed") == -signal.SIGKILL, done.stderr
+    assert set(ends.values()) == {0}, (ends, done.stderr)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["masks.json", "cls_tokens.npz", "detections.json", "labels.zip", "predictions.zip"])
+def test_two_processes_find_what_one_finds(folder: Path, name: str) -> None:
+    one, two = (folder / part / name for part in ("one", "two"))
+    assert one.stat().st_size > 200
+    assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["detector", "segmenter"])
+def test_two_processes_learn_what_one_learns(folder: Path, name: str) -> None:
+    one, two = (np.loadtxt(folder / part / f"{name}.tsv", skiprows=1) for part in ("one", "two"))  # [steps, metrics]
+    assert len(one) == 6
+    assert np.ptp(one[:, 1]) > 0.01  # no loss that stands still
+    np.testing.assert_allclose(two, one, rtol=0, atol=1e-4)
+    if name == "segmenter":  # six digits of a loss say little of a gradient
+        first, second = (load_file(folder / part / "gradients.safetensors") for part in ("one", "two"))
+        for key, tensor in first.items():
+            np.testing.assert_allclose(second[key], tensor, rtol=0, atol=1e-10 * np.abs(tensor).max() + 1e-14, err_msg=key)
+    first, second = (load_file(folder / part / f"{name}.safetensors") for part in ("one", "two"))
+    for key, tensor in first.items():  # the running statistics of batch norm among them
+        np.testing.assert_allclose(second[key], tensor, rtol=0, atol=2e-3, err_msg=key)
+
+
+def test_a_killed_extraction_goes_on_batch_by_batch(folder: Path) -> None:
+    assert (folder / "again/masks.json").read_bytes() == (folder / "one/masks.json").read_bytes()
+    redone = json.loads((folder / "again.json").read_text())
+    assert IMAGES - KILLED_AT <= len(redone) < IMAGES - KILLED_AT + BATCH  # no more than the batch that it died in
+    assert not list((folder / "scratch-again").rglob("*.sqlite"))
+
+
+def test_a_dead_process_ends_the_others(tmp_path: Path) -> None:
+    (tmp_path / "dying.py").write_text(
+        "import os, signal, torch\nfrom unseg import distributed\ndistributed.start()\n"
+        "for step in range(10**6):\n"
+        "    if step == 3 and distributed.rank() == 1:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    distributed.average(torch.ones(3))\n"
+    )
+    env = ENV | {"UNSEG_PROCESSES": "2", "PYTHONPATH": f"{tmp_path}{os.pathsep}{SCRIPT.parents[1]}"}
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "unseg.distributed", "dying"], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: dying: process ")
+    assert 'Traceback (most recent call last):\n  File "<frozen runpy>"' not in done.stderr
+    assert time.monotonic() - begin < 60

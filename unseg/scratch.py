@@ -1,0 +1,187 @@
+"""The progress of an unfinished run, so that a kill costs no more than the last minute.
+
+It lives in `.scratch/<stage>/<key>/` (UNSEG_SCRATCH moves it), where key hashes the stage's params, its inputs and unseg's
+code. A lock holds it against a second run; it is removed when the outputs are written. Trainings keep a checkpoint in it,
+extractions (a result for each photograph or object) their `Results`.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from unseg import distributed
+from unseg.console import InputError
+from unseg.io import records
+
+T = TypeVar("T")
+
+
+def interval() -> float:
+    """Seconds between two checkpoints."""
+    return float(os.environ.get("UNSEG_CHECKPOINT_SECONDS", 60))
+
+
+@cache
+def code() -> bytes:
+    """A hash of unseg's modules: what other code has begun is not gone on with."""
+    key = hashlib.blake2b()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        key.update(file.read_bytes())
+    return key.digest()
+
+
+class Scratch:
+    """The folder of one unfinished run, locked against a second one.
+
+    Args:
+        stage: its name, for people.
+        settings: params (dataclasses, numbers, text) that the result depends on.
+        inputs: files (hashed whole) and folders (hashed by names, sizes and dates) it depends on.
+
+    Raises:
+        InputError: another process works on the same run.
+    """
+
+    def __init__(self, stage: str, settings: Iterable[Any], inputs: Iterable[str | Path]) -> None:
+        key = hashlib.blake2b(code(), digest_size=8)
+        for s in settings:
+            key.update(json.dumps(asdict(s) if is_dataclass(s) and not isinstance(s, type) else s, sort_keys=True).encode())
+        for path in map(Path, inputs):
+            if path.is_dir():
+                for file in sorted(p for p in path.rglob("*") if p.is_file()):
+                    stat = file.stat()
+                    key.update(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}".encode())
+            else:
+                with path.open("rb") as stream:
+                    key.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
+        self.path = Path(os.environ.get("UNSEG_SCRATCH", ".scratch")) / stage / key.hexdigest()
+        self.file = self.path / "checkpoint.pt"
+
+    def __enter__(self) -> "Scratch":
+        distributed.start()  # before anything asks which process this is
+        if distributed.rank() == 0:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self.lock = (self.path / "lock").open("w")
+            except OSError as error:
+                raise InputError(f"{self.path} cannot be written: {error.strerror}; mend that, or set UNSEG_SCRATCH") from None
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.lock.close()
+                raise InputError(f"{self.path} is in use: another run makes this very thing; wait for it, or end it") from None
+        distributed.barrier()
+        return self
+
+    def load(self) -> dict[str, Any] | None:
+        """The last whole checkpoint, or None."""
+        if not self.file.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
+            return state
+        except Exception as error:  # a damaged file costs the progress it held, not the run
+            print(f"{self.file} cannot be read ({error}); starting again")
+            return None
+
+    def save(self, state: dict[str, Any]) -> None:
+        try:
+            with records.whole(self.file) as part:
+                torch.save(state, part)
+        except RuntimeError as error:  # torch's, of a full disk
+            raise InputError(f"{self.file} cannot be written: {str(error).splitlines()[0]}; mend that and run again") from None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if distributed.rank() == 0:
+            if kind is None:
+                shutil.rmtree(self.path)
+            self.lock.close()
+
+
+class Results:
+    """What an extraction has found so far: bytes by the number of an image or an object, in an SQLite file a process.
+
+    Use within a Scratch, as a context manager. Results do not depend on the number of processes, nor on where a run was
+    broken off, because whole batches are left out or dealt out, never parts of one.
+
+    before: how many there were at the start. first: whether this is the process that writes outputs.
+    """
+
+    def __init__(self, scratch: Scratch) -> None:
+        self.folder = scratch.path
+
+    def __enter__(self) -> "Results":
+        self.done: set[int] = set()
+        damaged = []
+        for file in self.files():
+            try:
+                with contextlib.closing(sqlite3.connect(file)) as found:
+                    if found.execute("pragma quick_check").fetchone() != ("ok",):
+                        raise sqlite3.DatabaseError("it is damaged")
+                    self.done |= {row[0] for row in found.execute("select number from results")}
+            except sqlite3.DatabaseError as error:  # costs the progress it held, not the run
+                print(f"{file} cannot be read ({error}); doing its part again")
+                damaged.append(file)
+        distributed.barrier()  # no process writes while another reads what there is
+        if distributed.rank() == 0:
+            for file in damaged:
+                file.unlink()
+                file.with_name(f"{file.name}-journal").unlink(missing_ok=True)
+        distributed.barrier()
+        self.own = sqlite3.connect(self.folder / f"results-{distributed.rank()}.sqlite")
+        with self.writing():
+            self.own.execute("create table if not exists results (number integer primary key, content blob)")
+        self.spoken, self.before, self.first = time.monotonic(), len(self.done), distributed.rank() == 0
+        return self
+
+    def files(self) -> list[Path]:
+        return sorted(self.folder.glob("results-*.sqlite"))
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:  # no room, or not ours to write
+            raise InputError(f"{self.folder} cannot be written ({error}); mend that and run again to go on") from None
+
+    def left(self, batches: Sequence[list[T]], number: Callable[[T], int]) -> list[list[T]]:
+        """This process's share of the batches that are not done; number names an item."""
+        undone = [b for b in batches if not all(number(item) in self.done for item in b)]
+        return undone[distributed.rank() :: distributed.world()]
+
+    def put(self, number: int, content: bytes) -> None:
+        with self.writing():
+            self.own.execute("insert or replace into results values (?, ?)", (number, content))
+            if time.monotonic() - self.spoken > interval():
+                self.own.commit()
+                self.spoken = time.monotonic()
+
+    def complete(self) -> bool:
+        """Wait until every process has done its share; whether this is the one that writes the outputs."""
+        with self.writing():
+            self.own.commit()
+        distributed.barrier()
+        return self.first
+
+    def of(self, numbers: Iterable[int]) -> Iterator[bytes]:
+        """The results of these, in their order, one at a time; call `complete` before."""
+        with contextlib.ExitStack() as stack:
+            found = [stack.enter_context(contextlib.closing(sqlite3.connect(file))) for file in self.files()]
+            for number in numbers:
+                rows = (f.execute("select content from results where number = ?", (number,)).fetchone() for f in found)
+                yield next(row[0] for row in rows if row)
+
+    def __exit__(self, *_: object) -> None:
+        self.own.close()
