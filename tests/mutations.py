@@ -1,0 +1,183 @@
+"""Faults planted one at a time, and the test that must turn red: `python tests/mutations.py [word ...]`.
+
+Each is a text of a module that is replaced in a copy of the repository; then the test that is to notice it runs there. The
+first five are DESIGN's own list. With words, only the faults in whose name one of them occurs.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Fault(NamedTuple):
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str  # words for pytest
+
+
+SIGNS = """heads = keys.unflatten(2, (query.shape[1], -1)).transpose(1, 2)
+    near = heads.take_along_dim(source[:, None, :, None], 2).transpose(2, 3)
+    likeness = (heads @ near).sign().sum(1)  # [B, N, 1]"""
+LIKENESS = "likeness = keys @ keys.take_along_dim(source[..., None], 1).transpose(1, 2)  # [B, N, 1], A_I[s, j]"
+PROCESSES = "tests/test_stage_processes.py"
+FAULTS = [
+    Fault(
+        "affinity: > to >= in the vote",
+        "unseg/mining/affinity.py",
+        "votes.squeeze(2) > 0",
+        "votes.squeeze(2) >= 0",
+        "tests/test_affinity.py",
+    ),
+    Fault(
+        "affinity: > to >= in the likeness",
+        "unseg/mining/affinity.py",
+        "(likeness > 0)",
+        "(likeness >= 0)",
+        "tests/test_affinity.py",
+    ),
+    Fault("affinity: heads summed after the sign", "unseg/mining/affinity.py", LIKENESS, SIGNS, "tests/test_affinity.py"),
+    Fault(
+        "background: no + 1 in label maps",
+        "unseg/segmentation/labels.py",
+        '= d["category_id"] + 1',
+        '= d["category_id"]',
+        "tests/test_labels.py",
+    ),
+    Fault(
+        "background: no + 1 in the detector",
+        "unseg/detection/detector.py",
+        '[o["category_id"] + 1 for',
+        '[o["category_id"] for',
+        "tests/test_detector.py",
+    ),
+    Fault(
+        "confusion: axes swapped",
+        "unseg/evaluation/metrics.py",
+        "truth.astype(np.uint16) * LEVELS + prediction",
+        "prediction.astype(np.uint16) * LEVELS + truth",
+        "tests/test_metrics.py",
+    ),
+    Fault("dvc.yaml: a dep dropped", "dvc.yaml", "unseg/mining/miner.py, ", "", "tests/pipeline/test_contract.py"),
+    Fault("processes: batch norm of each", "unseg/distributed.py", "part.__class__ = BatchNorm", "pass", f"{PROCESSES} -k learn"),
+    Fault("processes: dropout of each", "unseg/distributed.py", "part.__class__ = Dropout", "pass", f"{PROCESSES} -k learn"),
+    Fault(
+        "processes: hard pixels of each",
+        "unseg/segmentation/segmenter.py",
+        "every = distributed.gather(losses.detach()).flatten()",
+        "every = losses.detach().repeat(distributed.world())",
+        f"{PROCESSES} -k learn",
+    ),
+    Fault(
+        "processes: unweighted losses",
+        "unseg/detection/sharing.py",
+        "    if distributed.world() == 1:\n        return parts",
+        "    return parts",
+        f"{PROCESSES} -k learn",
+    ),
+    Fault(
+        "processes: a seed of each",
+        "unseg/training.py",
+        "mix(seed, number, 0)",
+        "mix(seed, number, distributed.rank())",
+        f"{PROCESSES} -k learn",
+    ),
+    Fault(
+        "resume: parts of a batch",
+        "unseg/scratch.py",
+        "undone = [b for b in batches if not all(number(item) in self.done for item in b)]",
+        "undone = [[i for i in b if number(i) not in self.done] for b in batches]",
+        "tests/test_faults.py -k results",
+    ),
+    Fault(
+        "resume: nothing kept",
+        "unseg/scratch.py",
+        "                self.own.commit()\n",
+        "",
+        "tests/test_faults.py -k results",
+    ),
+    Fault(
+        "resume: progress of other code",
+        "unseg/scratch.py",
+        "hashlib.blake2b(code(), digest_size=8)",
+        "hashlib.blake2b(digest_size=8)",
+        "tests/test_faults.py -k code",
+    ),
+    Fault(
+        "faults: no temporary file",
+        "unseg/io/records.py",
+        "        yield part\n",
+        "        part.unlink(missing_ok=True)\n        yield path\n        path.rename(part)\n",
+        "tests/test_faults.py -k full",
+    ),
+    Fault(
+        "faults: SIGTERM as the system has it",
+        "unseg/console.py",
+        "    signal.signal(signal.SIGTERM, stop)",
+        "    pass",
+        "tests/test_faults.py -k sigterm",
+    ),
+    Fault(
+        "faults: half files of the dead stay",
+        "unseg/io/records.py",
+        "if not running(",
+        "if False and running(",
+        "tests/test_faults.py -k killed",
+    ),
+    Fault(
+        "streams: order not looked at",
+        "unseg/io/streams.py",
+        "int(found[1]) < last",
+        "int(found[1]) < -1",
+        "tests/test_streams.py",
+    ),
+    Fault(
+        "fuzz: any size of a label map",
+        "unseg/io/records.py",
+        "if file.size == image.size[::-1] else",
+        "if True else",
+        "tests/test_images.py tests/test_faults.py -k 'bomb or mutated'",
+    ),
+]
+
+
+def verdict(fault: Fault, folder: Path) -> tuple[bool, str]:
+    """Whether a test turned red, and which."""
+    copy = folder / re.sub(r"\W+", "-", fault.name)
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    for name in names:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
+    text = (copy / fault.file).read_text()
+    assert fault.old in text, f"{fault.name}: {fault.file} has no {fault.old!r}"
+    (copy / fault.file).write_text(text.replace(fault.old, fault.new))
+    env = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    command = f"{sys.executable} -m pytest -n 0 -q -x {fault.tests}"
+    done = subprocess.run(command, shell=True, cwd=copy, env=env, capture_output=True, text=True)
+    red = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    shutil.rmtree(copy)
+    return done.returncode == 1 and bool(red), red[0] if red else done.stdout[-300:]
+
+
+def main(words: list[str]) -> None:
+    chosen = [f for f in FAULTS if not words or any(w in f.name for w in words)]
+    missed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for fault in chosen:
+            red, which = verdict(fault, Path(folder))
+            missed += not red
+            print(f"{'red ' if red else 'GREEN'} {fault.name:<42} {which}", flush=True)
+    print(f"{len(chosen)} faults, {missed} not seen")
+    sys.exit(bool(missed))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
