@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,6 +193,22 @@ def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("a", "b"):
         records.write_arrays(tmp_path / name, a=np.zeros(3))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_bombs_among_label_maps(tmp_path: Path) -> None:
+    """What is too large to be a map of the image is not decoded: no pixel of the first is there, the second is 3 MB of zeros."""
+    image = records.Image(1, "a", 16, 16, "train")
+    png = bytearray(records.to_png(np.zeros((16, 16), np.uint8)))
+    png[16:24] = (9000).to_bytes(4, "big") * 2
+    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.png", bytes(png))
+    with pytest.raises(InputError, match=r"a\.png is \(9000, 9000\), its image \(16, 16\)"):
+        records.Labels(tmp_path / "x.zip")[image]
+    with zipfile.ZipFile(tmp_path / "y.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(3_000_000))
+    with pytest.raises(InputError, match=r"a\.png cannot be read \(3000000 bytes are no label map\)"):
+        records.Labels(tmp_path / "y.zip")[image]
 
 
 @pytest.mark.filterwarnings("ignore")
