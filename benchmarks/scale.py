@@ -2,9 +2,11 @@
 
     python -m benchmarks.scale [folder] [images ...]
 
-By default 30,000, 60,000 and 120,000 photographs (hard links to a few small ones), two objects and one mask each, tokens of
-384 channels, 10 detections a photograph. Each stage runs in a process of its own, whose peak memory and processor time are
-what the system says of it; time is linear where the last column stays as it is. `--detections N` sets how many.
+By default 30,000, 60,000 and 120,000 photographs (hard links to a few small ones), seven objects each (as in COCO; half of them
+polygons of thirty corners), one mask, tokens of 384 channels, 10 detections (`--detections N` sets how many). All are learned
+from and judged; average precision, for which COCO's own evaluation must hold what it judges, is of a fortieth, as in COCO.
+Each stage runs in a process of its own, whose peak memory and processor time are what the system says of it; time is linear
+where the last column stays as it is.
 """
 
 import os
@@ -23,15 +25,16 @@ from pycocotools import mask as coco_mask
 from unseg.io import records
 
 ROOT = Path(__file__).parents[1]
-SIDE, KINDS, K, CHANNELS, DETECTIONS, OBJECTS = 32, 64, 27, 384, 10, 2  # KINDS: different photographs and masks
+SIDE, KINDS, K, CHANNELS, DETECTIONS, OBJECTS = 32, 64, 27, 384, 10, 7  # KINDS: different photographs and masks
 LIMIT = 2.0  # GiB
+POLYGON = [[round(16 + 9.37 * c, 2) for i in range(30) for c in (np.cos(i / 5), np.sin(i / 5))]]  # as long as COCO's are
 STAGES = {
     "prepare": "data/images.json data/rejected.json data/truth.zip",
     "cluster": "data/cls_tokens.npz data/masks.json data/instances.json",
     "aggregate": "data/images.json raw data/instances.json data/detections.json "
     "data/labels-r0.zip data/predictions-masks.zip data/predictions-detector.zip",
     "evaluate_clustering": "data/images.json data/truth.zip data/instances.json data/predictions-detector.zip results/clustering",
-    "evaluate_instances": "data/images.json data/truth.zip data/masks.json data/instances.json data/detections.json "
+    "evaluate_instances": "data/held.json data/truth.zip data/masks.json data/instances.json data/detections.json "
     "results/instances.json results/curve.json",
 }
 
@@ -55,28 +58,19 @@ def lay_out(images: int, detections: int) -> None:
         Pillow.fromarray(rng.integers(0, 255, (SIDE, SIDE, 3), np.uint8)).save(f"raw/.{i}.jpg")
     for i in range(images):
         os.link(f"raw/.{i % KINDS}.jpg", f"raw/{i:06}.jpg")
-    held = images - images // 40
-    for name, part in (("train", range(held)), ("val", range(held, images))):
-        known = [{"id": i + 1, "file_name": f"{i:06}.jpg", "height": SIDE, "width": SIDE} for i in part]
 
-        def objects(part: range = part) -> Iterator[str]:
-            for i in part:
-                for j in range(OBJECTS):
-                    m = (i + 7 * j) % KINDS
-                    yield records.line(
-                        {
-                            "id": OBJECTS * i + j,
-                            "image_id": i + 1,
-                            "category_id": 1 + m % K,
-                            "iscrowd": 0,
-                            "segmentation": rles[m],
-                        }
-                    )
+    def objects() -> Iterator[str]:
+        for i in range(images):
+            for j in range(OBJECTS):
+                m = (i + 7 * j) % KINDS
+                one = {"id": OBJECTS * i + j, "image_id": i + 1, "category_id": 1 + m % K, "iscrowd": 0}
+                yield records.line(one | {"bbox": boxes[m], "segmentation": POLYGON if j % 2 else rles[m]})
 
-        classes = [{"id": c + 1, "name": f"class {c}"} for c in range(K)]
-        records.write_json(f"raw/{name}.json", {"images": known, "annotations": records.Lines(objects()), "categories": classes})
     index = [{"id": i + 1, "file_name": f"{i:06}.jpg", "height": SIDE, "width": SIDE} for i in range(images)]
-    index = [image | {"split": "train" if i < held else "val"} for i, image in enumerate(index)]
+    classes = [{"id": c + 1, "name": f"class {c}"} for c in range(K)]
+    records.write_json("raw/all.json", {"images": index, "annotations": records.Lines(objects()), "categories": classes})
+    index = [image | {"split": "train" if i < images - images // 40 else "val"} for i, image in enumerate(index)]
+    records.write_json("data/held.json", {"images": index})
     mined = (records.line(records.annotation(i + 1, i + 1, 0, rles[i % KINDS])) for i in range(images))
     records.write_json("data/masks.json", {"images": index, "annotations": records.Lines(mined), "categories": []})
     centres = rng.normal(size=(K, CHANNELS)).astype(np.float32)
