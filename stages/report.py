@@ -9,6 +9,7 @@ from pathlib import Path
 
 from unseg import params
 from unseg.console import InputError, run
+from unseg.io import streams
 from unseg.io.records import Labels, by_image, class_names, read_images, read_json, to_judge, to_learn, whole
 from unseg.report import backbones, page, pictures, sections, sheets, unlabelled
 from unseg.report.page import Section
@@ -56,7 +57,7 @@ def main(
         rejected=len(read_json(Path(images).with_name("rejected.json"))["rejected"]),
         mined=by_image(read_json(masks)["annotations"]),
         cluster={a["id"]: a["category_id"] for a in clustered["annotations"]},
-        detections=by_image(read_json(detections)),
+        detections=streams.Lookup(detections),
         labels=Labels(labels),
         predictions=Labels(predictions),
         truth=Labels(truth, "semantic/"),

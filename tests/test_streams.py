@@ -80,6 +80,23 @@ def test_what_is_no_such_file(file: Path, text: str, message: str) -> None:
         grouped(file)
 
 
+@pytest.mark.parametrize("lines", [True, False])
+def test_looked_up_by_image(file: Path, lines: bool) -> None:
+    mixed = [*FOUND, {"image_id": 2, "score": 9, "name": "é"}, {"image_id": 7, "score": 1}]
+    file.write_text(to_json(mixed) if lines else json.dumps(mixed), "utf-8")
+    found = streams.Lookup(file)
+    assert bool(found.places) == lines
+    want = records.by_image(mixed)
+    assert {i: found.get(i, []) for i in range(12)} == {i: want.get(i, []) for i in range(12)}
+    records.write_json(file, [])
+    assert streams.Lookup(file).get(2, []) == []
+    with pytest.raises(InputError, match="no such file"):
+        streams.Lookup(file.with_name("none"))
+    file.write_text("[\n{]\n")
+    with pytest.raises(InputError, match="is not JSON"):
+        streams.Lookup(file)
+
+
 def test_memory_does_not_grow_with_the_file(file: Path) -> None:
     images = [Image(i, f"{i}.png", 8, 8, "train") for i in range(4000)]
 

@@ -112,3 +112,49 @@ def by_image(
     while at is not None:  # what is left is looked at, too
         before, (at, own) = at, next(groups, (None, iter(())))
         check(before)
+
+
+class Lookup:
+    """The records of a file's list by image, read from it when they are asked for.
+
+    Raises:
+        InputError: as `stream`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        self.held: dict[int, list[Record]] = {}  # of a file that is laid out otherwise
+        self.places: dict[int, list[tuple[int, int]]] = {}  # stretches of lines: where the first begins, and how many
+        last, at = None, 0
+        try:
+            with Path(path).open("rb") as file:
+                for text in file:
+                    if found := IMAGE.search(text.decode("utf-8", "replace")):
+                        image = int(found[1])
+                        own = self.places.setdefault(image, [])
+                        if image == last:
+                            own[-1] = own[-1][0], own[-1][1] + 1
+                        else:
+                            own.append((at, 1))
+                        last = image
+                    elif text.rstrip() not in (b"[", b"]", b"[]"):
+                        break
+                    at += len(text)
+                else:
+                    return
+        except OSError:
+            pass  # `stream` says it
+        self.places = {}
+        for r in stream(path):
+            self.held.setdefault(number(path, r), []).append(r)
+
+    def get(self, image: int, default: list[Record]) -> list[Record]:
+        """The records of an image, in their order in the file; the default where there is none."""
+        if image not in self.places:
+            return self.held.get(image, default)
+        found = []
+        with Path(self.path).open("rb") as file:
+            for at, lines in self.places[image]:
+                file.seek(at)
+                found += [record(self.path, json.loads(file.readline().rstrip().removesuffix(b","))) for _ in range(lines)]
+        return found

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unseg.console import track
-from unseg.io import photos
+from unseg.io import photos, streams
 from unseg.io.records import VOID, Image, Labels, decode, spread, whole
 from unseg.report import pictures
 from unseg.report.page import PERCENT
@@ -30,7 +30,7 @@ class Run:
     rejected: int  # files that are no photographs
     mined: dict[int, list[Record]]  # annotations by image id
     cluster: dict[int, int]  # of each mined mask, by annotation id
-    detections: dict[int, list[Record]]
+    detections: dict[int, list[Record]] | streams.Lookup
     labels: Labels
     predictions: Labels
     truth: Labels
