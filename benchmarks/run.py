@@ -25,12 +25,14 @@ from pycocotools import mask as coco_mask
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.mine import forward, plain
+from unseg import params
 from unseg.backbones import vit
 from unseg.detection import detector
 from unseg.io import images, photos, records
 from unseg.mining import affinity
 from unseg.segmentation import labels, segmenter
 
+ROOT = Path(__file__).parents[1]
 ROUNDS = 5  # at the most, of each way
 MINE = (640, 848)  # pixels, the papers' sizes: mining
 CROP = (224, 224)  # of a crop whose CLS token is taken
@@ -119,36 +121,11 @@ def embed(device: torch.device) -> Row:
 
 def detect(device: torch.device) -> Row:
     batch = 2 if device.type == "cpu" else 16
-    net = detector.build(detection(), 20).eval().to(device)
+    p = params.group("detector", detector.Detector, ROOT / "profiles/folder.yaml")
+    net = detector.build(p, 20).eval().to(device)
     x = torch.randint(0, 256, (batch, 3, *PHOTO), dtype=torch.uint8, device=device)
     flops = counted(lambda: net.backbone(net.transform(list(x / 255))[0].tensors))
-    return Row("detect, R18-FPN", batch, lambda: detector.instances(net, "bf16", x), None, flops, "bf16")
-
-
-def detection() -> detector.Detector:
-    return detector.Detector(
-        "torchvision",
-        "resnet18",
-        64,
-        256,
-        1024,
-        "models/fresh",
-        0,
-        32,
-        [400],
-        640,
-        128,
-        200,
-        1,
-        2,
-        0.01,
-        [],
-        0,
-        0.9,
-        0,
-        0,
-        "bf16",
-    )
+    return Row("detect, of profiles/folder.yaml", batch, lambda: detector.instances(net, "bf16", x), None, flops, "bf16")
 
 
 def predict(device: torch.device) -> Row:
@@ -247,14 +224,14 @@ def table(rows: list[Row], device: torch.device, seconds: float) -> None:
         peak = {name: max(peak[name], 2 * side**3 / t[name]) for name in peak}
         lines.append((row, t))
     print(f"\n{device}: peak of products fp32 {peak['fp32'] / 1e9:.0f}, bf16 {peak['bf16'] / 1e9:.0f} GFLOP/s")
-    print(f"{'stage':<26} {'ours, ms':>9} {'plain, ms':>10} {'times':>6} {'floor, ms':>10} {'ours/floor':>10} {'of peak':>8}")
+    print(f"{'stage':<31} {'ours, ms':>9} {'plain, ms':>10} {'times':>6} {'floor, ms':>10} {'ours/floor':>10} {'of peak':>8}")
     for row, t in lines:
         floor = row.flops / peak[row.precision] if row.flops else t["floor"]
         faster = f"{t['plain'] / t['ours']:.1f}" if row.plain else "-"
         simple = f"{1e3 * t['plain'] / row.items:.2f}" if row.plain else "-"
         share = f"{floor / t['ours']:.0%}" if row.flops else "-"
         print(
-            f"{row.stage:<26} {1e3 * t['ours'] / row.items:>9.2f} {simple:>10} {faster:>6} {1e3 * floor / row.items:>10.3f} "
+            f"{row.stage:<31} {1e3 * t['ours'] / row.items:>9.2f} {simple:>10} {faster:>6} {1e3 * floor / row.items:>10.3f} "
             f"{t['ours'] / floor:>10.1f} {share:>8}",
             flush=True,
         )

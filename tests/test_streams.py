@@ -49,6 +49,8 @@ def test_images_and_their_records(file: Path) -> None:
         records.write_json(file, found)
         own = grouped(file)
         assert {i: len(f) for i, f in own.items()} == {2: 4, 3: 0, 5: 2, 9: 2}
+        file.write_text(json.dumps(found))  # in one line
+        assert grouped(file) == own
         assert all(f["image_id"] == i for i, each in own.items() for f in each)
         assert own[5] == [f for f in found if f["image_id"] == 5]
         assert list(grouped(file, images=IMAGES[1:3])) == [3, 5]

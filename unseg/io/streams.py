@@ -55,7 +55,7 @@ def in_order(path: str | Path, key: str | None = None) -> Iterator[Record]:
     try:
         with Path(path).open(encoding="utf-8-sig") as file:
             for text in file:
-                if (found := IMAGE.search(text)) and int(found[1]) < last:
+                if (found := IMAGE.search(text)) and (int(found[1]) < last or not text.startswith("{")):
                     return iter(sorted(stream(path, key), key=lambda r: number(path, r)))
                 last = int(found[1]) if found else -1 if text.startswith("]") else last
     except (OSError, UnicodeDecodeError):
@@ -129,7 +129,7 @@ class Lookup:
         try:
             with Path(path).open("rb") as file:
                 for text in file:
-                    if found := IMAGE.search(text.decode("utf-8", "replace")):
+                    if text.startswith(b"{") and (found := IMAGE.search(text.decode("utf-8", "replace"))):
                         image = int(found[1])
                         own = self.places.setdefault(image, [])
                         if image == last:
