@@ -140,9 +140,7 @@ class Results:
                 file.unlink()
                 file.with_name(f"{file.name}-journal").unlink(missing_ok=True)
         distributed.barrier()
-        self.own = sqlite3.connect(self.folder / f"results-{distributed.rank()}.sqlite")
-        with self.writing():
-            self.own.execute("create table if not exists results (number integer primary key, content blob)")
+        self.own: sqlite3.Connection | None = None  # opened by the first `put`: loader processes, forked before, must not have it
         self.spoken, self.before, self.first = time.monotonic(), len(self.done), distributed.rank() == 0
         return self
 
@@ -163,6 +161,9 @@ class Results:
 
     def put(self, number: int, content: bytes) -> None:
         with self.writing():
+            if self.own is None:
+                self.own = sqlite3.connect(self.folder / f"results-{distributed.rank()}.sqlite")
+                self.own.execute("create table if not exists results (number integer primary key, content blob)")
             self.own.execute("insert or replace into results values (?, ?)", (number, content))
             if time.monotonic() - self.spoken > interval():
                 self.own.commit()
@@ -171,7 +172,8 @@ class Results:
     def complete(self) -> bool:
         """Wait until every process has done its share; whether this is the one that writes the outputs."""
         with self.writing():
-            self.own.commit()
+            if self.own is not None:
+                self.own.commit()
         distributed.barrier()
         return self.first
 
@@ -184,4 +186,5 @@ class Results:
                 yield next(row[0] for row in rows if row)
 
     def __exit__(self, *_: object) -> None:
-        self.own.close()
+        if self.own is not None:
+            self.own.close()

@@ -55,7 +55,10 @@ def read(path: Path, folder: Path) -> Coco:
         if field(a, "image_id", int, f"{path}: annotations[{i}]") not in known:
             raise InputError(f"{path}: annotation {a.get('id')} is of image {a['image_id']}, which the file does not list")
     categories: dict[int, str] = {}
-    for i, c in enumerate(content.get("categories") or []):
+    listed = content.get("categories") or []
+    if not isinstance(listed, list):
+        raise InputError(f"{path}: categories is {str(listed)[:60]!r}; COCO's form has list here")
+    for i, c in enumerate(listed):
         where = f"{path}: categories[{i}]"
         id, name = field(c, "id", int, where), field(c, "name", str, where)
         if categories.setdefault(id, name) != name:
@@ -68,7 +71,7 @@ def packed(content: dict[str, Any]) -> dict[str, Any]:
     if "image_id" not in content or "segmentation" not in content:
         return content
     kept = {key: content[key] for key in ("id", "image_id", "category_id", "iscrowd") if key in content}
-    return {**kept, "segmentation": json.dumps(content["segmentation"]).encode()}
+    return {**kept, "segmentation": json.dumps(content["segmentation"], default=repr).encode()}
 
 
 def record(content: Any, where: str, inner: str) -> Record:
