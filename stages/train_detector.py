@@ -3,11 +3,12 @@
 from unseg import params, training
 from unseg.console import InputError, run
 from unseg.detection import detector
+from unseg.detection.settings import Detector
 from unseg.io import records
 
 
 def main(index: str, instances: str, folder: str, weights: str, history: str) -> None:
-    p, k, seed = params.group("detector", detector.Detector), params.value("cluster.k", int), params.value("seed", int)
+    p, k, seed = params.group("detector", Detector), params.value("cluster.k", int), params.value("seed", int)
     learned = records.to_learn(index)
     ids = {i.id for i in learned}
     annotations = [a for a in records.read_json(instances)["annotations"] if a["image_id"] in ids]

@@ -9,13 +9,15 @@ import pytest
 import torch
 from PIL import Image as Pillow
 from safetensors.torch import save_file
-from torchvision.models.detection import MaskRCNN
+from torch import nn
 
 from unseg import training
 from unseg.backbones import resnet
 from unseg.console import InputError
-from unseg.detection import detector
-from unseg.detection.detector import Detect, Detector, Examples, learning_rate
+from unseg.detection import detector, fpn
+from unseg.detection.detector import learning_rate
+from unseg.detection.examples import Examples
+from unseg.detection.settings import Detect, Detector
 from unseg.io import demo
 from unseg.io.records import Image, annotation, by_image, decode, encode
 
@@ -34,7 +36,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def setting(**changed: Any) -> Detector:
     values = {"backend": "torchvision", "arch": "resnet18", "width": 8, "fpn": 16, "hidden": 16, "init": resnet.FRESH}
     values |= {"frozen_stages": 0, "anchor": 12, "short_sides": [SIZE], "long_side": 96, "rois": 8, "proposals": 20}
-    values |= {"iterations": 3, "batch": 2, "lr": 0.02, "lr_steps": [2], "warmup_iterations": 2, "momentum": 0.9}
+    values |= {"drop_iou": None, "copy_paste": 0.0, "paste_scale": [0.3, 1.0], "iterations": 3, "batch": 2, "reference_batch": 2, "lr": 0.02, "lr_steps": [2], "warmup_iterations": 2, "momentum": 0.9}
     values |= {"weight_decay": 1e-4, "clip": 5.0, "precision": "fp32"}
     return Detector(**(values | changed))  # type: ignore[arg-type]
 
@@ -56,14 +58,13 @@ def one_mask(folder: Path, mask: np.ndarray) -> tuple[list[Image], Annotations]:
     return [Image(1, "m.png", *mask.shape, "train")], [annotation(1, 1, 3, encode(mask))]
 
 
-def learn(folder: Path, p: Detector, every: list[Image], objects: Annotations, k: int = 6) -> tuple[MaskRCNN, Any]:
+def learn(folder: Path, p: Detector, every: list[Image], objects: Annotations, k: int = 6) -> tuple[nn.Module, Any]:
     with training.Scratch("detector", [p], []) as scratch:
         return detector.train(p, k, str(folder), every, objects, 0, scratch)
 
 
 def detections(folder: Path, file: Path, every: list[Image], q: Detect = DETECT) -> dict[int, Annotations]:
-    model, precision = detector.load(file, q)
-    found = list(detector.detect(model, precision, str(folder), every, q.pixels))
+    found = list(detector.detect(detector.load(file, q), str(folder), every))
     assert len(found) == len(every)
     return by_image([r for results in found for r in results])
 
@@ -105,10 +106,7 @@ def test_train_save_load_detect(tmp_path: Path, precision: str) -> None:
     for image in asked:
         check(found.get(image.id, []), image, 6)
     assert detections(tmp_path, tmp_path / "d.safetensors", asked) == found  # read again, and the same
-    model.eval()
-    model.transform.min_size = (SIZE,)
-    model.roi_heads.score_thresh, model.roi_heads.nms_thresh, model.roi_heads.detections_per_img = 0.0, 0.5, 5
-    here = [r for results in detector.detect(model, precision, str(tmp_path), asked, DETECT.pixels) for r in results]
+    here = [r for results in detector.detect(detector.prepared(model, p, DETECT), str(tmp_path), asked) for r in results]
     assert by_image(here) == found  # as the model was before it was written
 
 
@@ -139,8 +137,8 @@ def test_what_detect_says_holds(tmp_path: Path) -> None:
     sure = asked(max_detections=20, min_score=middle)[0]
     assert 0 < sum(map(len, sure.values())) < len(scores)
     assert asked(max_detections=20, min_score=0.99)[0] == {}
-    model, _ = detector.load(tmp_path / "d.safetensors", Detect(48, 0.0, 0.5, 5, 1))
-    assert model.transform.min_size == (48,)
+    trained = detector.load(tmp_path / "d.safetensors", Detect(48, 0.0, 0.5, 5, 1))
+    assert trained.model.transform.min_size == (48,)  # type: ignore[union-attr]
 
 
 def test_a_low_first_image_does_not_change_what_is_seen_in_the_next(tmp_path: Path) -> None:
@@ -227,7 +225,7 @@ def test_steps_use_the_learning_rate_and_the_frozen_stages_stay(tmp_path: Path, 
     model, _ = learn(tmp_path, p, every, objects)
     assert rates == [learning_rate(p, i) for i in range(3)]
     torch.manual_seed(0)
-    fresh = detector.build(p, 6).state_dict()
+    fresh = fpn.build(p, 6).state_dict()
     same = {key for key, v in model.state_dict().items() if torch.equal(v, fresh[key])}
     still = [
         key for key in fresh if key.startswith(("backbone.body.net.conv1", "backbone.body.net.bn1", "backbone.body.net.layer1"))

@@ -11,7 +11,7 @@ import yaml
 from unseg import alarms, params
 from unseg.backbones import croc, pretraining, views, vit
 from unseg.console import InputError
-from unseg.detection import detector
+from unseg.detection import settings
 from unseg.evaluation import backbone_kmeans, backbone_linear, backbone_video, linear, quality
 from unseg.io import datasets, demo
 from unseg.mining import affinity, choosing, clustering, crops
@@ -29,8 +29,8 @@ GROUPS: dict[str, type] = {
     "mine": affinity.Mining,
     "embed": crops.Embedding,
     "cluster": clustering.Clustering,
-    "detector": detector.Detector,
-    "detect": detector.Detect,
+    "detector": settings.Detector,
+    "detect": settings.Detect,
     "aggregate": labels.Aggregation,
     "segmenter": segmenter.Segmenter,
     "predict": segmenter.Predict,

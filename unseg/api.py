@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unseg.console import InputError
 from unseg.detection import detector
+from unseg.detection.settings import Detect
 from unseg.io import examine, images, photos, records
 from unseg.report import overlay, pictures, sheets
 from unseg.segmentation import clusters as naming
@@ -90,7 +91,7 @@ class Predictor:
     colours: np.ndarray
     device: torch.device
     seen: str | int
-    found_by: tuple[Any, str] | None  # detector and its precision
+    found_by: detector.Trained | None
 
     @property
     def names(self) -> dict[int, str]:
@@ -145,7 +146,7 @@ class Predictor:
         small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
         x = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].to(self.device)
         kept = []
-        for found in detector.instances(*self.found_by, x)[0]:
+        for found in detector.instances(self.found_by, x)[0]:
             label = int(table[found["category_id"] + 1])
             if label in (0, records.VOID):
                 continue
@@ -157,7 +158,7 @@ def load(
     path: str | Path,
     clusters: str | Path | None = None,
     detector_path: str | Path | None = None,
-    detect: detector.Detect | None = None,
+    detect: Detect | None = None,
     device: str | None = None,
     seen: str | int = "original",
 ) -> Predictor:
@@ -188,8 +189,8 @@ def load(
         raise InputError(f"device {device or images.device()} cannot be used ({str(error).split(chr(10))[0]}); try cpu") from None
     found_by = None
     if detector_path:
-        model, precision = detector.load(detector_path, detect or detector.Detect(800, 0.05, 0.5, 100, DETECT_PIXELS))
-        found_by = model.to(chosen), precision
+        found_by = detector.load(detector_path, detect or Detect(800, 0.05, 0.5, 100, DETECT_PIXELS))
+        found_by.model.to(chosen)
     return Predictor(net, named, overlay.colours(named), chosen, seen, found_by)
 
 

@@ -103,7 +103,7 @@ def looks(options: argparse.Namespace) -> str | int:
 def run_predict(options: argparse.Namespace) -> None:
     from unseg.api import PUBLISHED_CRF, load
     from unseg.cli import predict
-    from unseg.detection.detector import Detect
+    from unseg.detection.settings import Detect
     from unseg.segmentation.labels import Crf
 
     run: Run = options.run

@@ -1,0 +1,102 @@
+"""What a detector learns from: photographs with their mined objects, mirrored by chance, and other images' objects pasted in.
+
+Copy-paste: Ghiasi et al., arXiv:2012.07177, section 3; for mined masks Wang et al. (CutLER), arXiv:2301.11320, section 3.4.
+
+Shapes: H rows, W columns of an image; M objects of an image; labels are 1..K, cluster + 1, 0 is background.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unseg.io.photos import read
+from unseg.io.records import Image, boxes_xyxy, decode, encode_all
+
+Target = dict[str, Tensor]
+Example = tuple[Tensor, Target]
+
+
+@dataclass(frozen=True)
+class Examples(Dataset[Any]):
+    """(index, seed) to an image [3, H, W] in 0..1 and its objects: boxes [M, 4] xyxy, labels [M], masks [M, H, W] uint8."""
+
+    root: str
+    records: list[Image]
+    objects: dict[int, list[dict[str, Any]]]  # COCO annotations by image id
+    paste: float = 0.0  # share of the examples that get objects of another image
+    paste_scale: Sequence[float] = (1.0, 1.0)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, draw: tuple[int, int]) -> Example:
+        index, seed = draw
+        record, rng = self.records[index], np.random.default_rng(seed)
+        pixels, labels, masks, rles = self.load(record)
+        boxes = boxes_xyxy(rles) if rles else np.zeros((0, 4))
+        if rng.random() < 0.5:
+            pixels, masks = pixels[:, ::-1], masks[:, :, ::-1]
+            boxes = np.stack([record.width - boxes[:, 2], boxes[:, 1], record.width - boxes[:, 0], boxes[:, 3]], 1)
+        if self.paste and rng.random() < self.paste:
+            other = self.load(self.records[rng.integers(len(self.records))])
+            pixels, labels, masks = pasted((pixels, labels, masks), other[:3], rng, self.paste_scale)
+            boxes = boxes_xyxy(encode_all(masks)) if len(masks) else np.zeros((0, 4))
+        target = {
+            "boxes": torch.from_numpy(boxes.astype(np.float32)),  # [M, 4] xyxy
+            "labels": torch.tensor(labels, dtype=torch.int64),  # [M]
+            "masks": torch.from_numpy(np.ascontiguousarray(masks).view(np.uint8)),  # [M, H, W]
+        }
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255, target
+
+    def load(self, record: Image) -> tuple[np.ndarray, list[int], np.ndarray, list[dict[str, Any]]]:
+        """Pixels [H, W, 3] uint8, labels [M], masks [M, H, W] bool, and the masks as run lengths."""
+        objects = self.objects.get(record.id, [])
+        rles = [o["segmentation"] for o in objects]
+        masks = np.stack([decode(r) for r in rles]) if rles else np.zeros((0, *record.size), bool)
+        return np.asarray(read(self.root, record)), [o["category_id"] + 1 for o in objects], masks, rles
+
+
+Scene = tuple[np.ndarray, list[int], np.ndarray]  # pixels [H, W, 3] uint8, labels [M], masks [M, H, W] bool
+
+
+def pasted(onto: Scene, other: Scene, rng: np.random.Generator, scales: Sequence[float]) -> Scene:
+    """A scene with objects of another one on top: any of them, at least one, each scaled and put where it fits.
+
+    What a pasted object covers is taken from the masks below it; a mask of which nothing is left goes. An object that
+    a scale leaves no pixel of, or that is larger than the scene, is not pasted.
+    """
+    pixels, labels, masks = onto[0].copy(), list(onto[1]), [m.copy() for m in onto[2]]
+    chosen = np.flatnonzero(rng.random(len(other[2])) < 0.5)
+    if not chosen.size and len(other[2]):
+        chosen = rng.integers(len(other[2]), size=1)
+    for i in chosen:
+        rows, cols = (np.flatnonzero(other[2][i].any(axis)) for axis in (1, 0))
+        patch = np.s_[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+        factor = rng.uniform(scales[0], scales[1])
+        h, w = (max(1, round(factor * (r[-1] + 1 - r[0]))) for r in (rows, cols))
+        if h > pixels.shape[0] or w > pixels.shape[1]:
+            continue
+        mask = cv2.resize(other[2][i][patch].astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST) > 0  # [h, w]
+        if not mask.any():
+            continue
+        top, left = rng.integers(pixels.shape[0] - h + 1), rng.integers(pixels.shape[1] - w + 1)
+        there = np.s_[top : top + h, left : left + w]
+        pixels[there][mask] = cv2.resize(other[0][patch], (w, h), interpolation=cv2.INTER_AREA)[mask]
+        whole = np.zeros(pixels.shape[:2], bool)
+        whole[there] = mask
+        masks = [m & ~whole for m in masks] + [whole]
+        labels.append(other[1][i])
+    left_over = [n for n, m in enumerate(masks) if m.any()]
+    kept = np.stack([masks[n] for n in left_over]) if left_over else np.zeros((0, *pixels.shape[:2]), bool)
+    return pixels, [labels[n] for n in left_over], kept
+
+
+def collate(items: list[Example]) -> tuple[list[Tensor], list[Target]]:
+    pixels, targets = zip(*items, strict=True)
+    return list(pixels), list(targets)
