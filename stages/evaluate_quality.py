@@ -28,7 +28,7 @@ def main(
     p, seed = params.group("cluster", clustering.Clustering), params.value("seed", int)
     images, judged, learned = read_images(index), to_judge(index), to_learn(index)
     mined = read_json(masks)["annotations"]
-    mask_of = {a["image_id"]: a["segmentation"] for a in mined}
+    mask_of = {a["image_id"]: a["segmentation"] for a in reversed(mined)}  # of several the first
     some = [(image, decode(mask_of[image.id])) for image in spread([i for i in images if i.id in mask_of], q.images)]
     flip, crop = stability.remined(vit.load(backbone), folder, some, mining, backbone.patch)
     numbers = quality.of_masks(images, mined) | {"mask_flip": flip, "mask_crop": crop}

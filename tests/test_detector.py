@@ -1,22 +1,31 @@
-"""Mask R-CNN on mined masks (unseg/detection/detector.py), at a size that trains in a second."""
+"""Mask R-CNN on mined masks (unseg/detection), at a size that trains in a second, by each backend that is installed.
 
+Detectron2 is on no package registry and no part of the requirements: where it is not installed its tests are skipped.
+docs/papers.md says with which state of it they were run, and how.
+"""
+
+import importlib.util
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image as Pillow
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from unseg import training
+from unseg import params, training
 from unseg.backbones import resnet
 from unseg.console import InputError
 from unseg.detection import detector, fpn
 from unseg.detection.detector import learning_rate
-from unseg.detection.examples import Examples
+from unseg.detection.examples import Examples, pasted
 from unseg.detection.settings import Detect, Detector
 from unseg.io import demo
 from unseg.io.records import Image, annotation, by_image, decode, encode
@@ -24,6 +33,23 @@ from unseg.io.records import Image, annotation, by_image, decode, encode
 SIZE = 64
 Annotations = list[dict[str, Any]]
 DETECT = Detect(short_side=SIZE, min_score=0.0, nms=0.5, max_detections=5, pixels=10**5)
+
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.meshgrid"),  # Detectron2's
+    pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),  # torch's, of Detectron2
+]
+
+
+@pytest.fixture(params=["torchvision", "detectron2"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return present(request.param)
+
+
+def present(backend: str) -> str:
+    if backend == "detectron2" and not importlib.util.find_spec("detectron2"):
+        pytest.skip("Detectron2 is not installed: nothing is said of its backend")
+    return backend
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +62,10 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def setting(**changed: Any) -> Detector:
     values = {"backend": "torchvision", "arch": "resnet18", "width": 8, "fpn": 16, "hidden": 16, "init": resnet.FRESH}
     values |= {"frozen_stages": 0, "anchor": 12, "short_sides": [SIZE], "long_side": 96, "rois": 8, "proposals": 20}
-    values |= {"drop_iou": None, "copy_paste": 0.0, "paste_scale": [0.3, 1.0], "iterations": 3, "batch": 2, "reference_batch": 2, "lr": 0.02, "lr_steps": [2], "warmup_iterations": 2, "momentum": 0.9}
+    values |= {"drop_iou": None, "copy_paste": 0.0, "paste_scale": [0.3, 1.0], "iterations": 3}
+    values |= {"batch": 2, "reference_batch": 2, "lr": 0.02, "lr_steps": [2], "warmup_iterations": 2, "momentum": 0.9}
     values |= {"weight_decay": 1e-4, "clip": 5.0, "precision": "fp32"}
+    values |= {"arch": "resnet50"} if changed.get("backend") == "detectron2" else {}
     return Detector(**(values | changed))  # type: ignore[arg-type]
 
 
@@ -90,15 +118,19 @@ def check(results: Annotations, image: Image, k: int, q: Detect = DETECT) -> Non
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_train_save_load_detect(tmp_path: Path, precision: str) -> None:
+def test_contract(tmp_path: Path, backend: str, precision: str) -> None:
     every, objects = scenes(tmp_path)
-    p = setting(precision=precision)
+    p = setting(backend=backend, precision=precision)
     model, values = learn(tmp_path, p, every, objects)
     assert len(values) == 3
     assert values[0].keys() == {"loss", "classifier", "box_reg", "mask", "objectness", "rpn_box_reg"}
     for v in values:
         assert v["loss"] == pytest.approx(sum(x for key, x in v.items() if key != "loss"), rel=1e-3)
     detector.save(tmp_path / "d.safetensors", model, p, 6)
+    with safe_open(tmp_path / "d.safetensors", "pt") as file:
+        about = json.loads(file.metadata()["unseg"])
+    assert (about["detector"]["backend"], about["detector"]["arch"], about["k"]) == (backend, p.arch, 6)
+    assert (about["mean"], about["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     Pillow.fromarray(np.zeros((40, 100, 3), np.uint8)).save(tmp_path / "wide.png")
     asked = [*every, Image(9, "wide.png", 40, 100, "val")]
     found = detections(tmp_path, tmp_path / "d.safetensors", asked)
@@ -110,16 +142,17 @@ def test_train_save_load_detect(tmp_path: Path, precision: str) -> None:
     assert by_image(here) == found  # as the model was before it was written
 
 
-def test_a_training_is_repeatable(tmp_path: Path) -> None:
+def test_a_training_is_repeatable(tmp_path: Path, backend: str) -> None:
     every, objects = scenes(tmp_path)
-    first, again = (learn(tmp_path, setting(short_sides=[48, 64]), every, objects) for _ in range(2))
+    p = setting(backend=backend, short_sides=[48, 64], iterations=2, copy_paste=0.5)
+    first, again = (learn(tmp_path, p, every, objects) for _ in range(2))
     assert first[1] == again[1]
     assert all(torch.equal(a, b) for a, b in zip(first[0].state_dict().values(), again[0].state_dict().values(), strict=True))
 
 
-def test_what_detect_says_holds(tmp_path: Path) -> None:
+def test_what_detect_says_holds(tmp_path: Path, backend: str) -> None:
     every, objects = scenes(tmp_path, 2)
-    p = setting(iterations=1)
+    p = setting(backend=backend, iterations=1)
     detector.save(tmp_path / "d.safetensors", learn(tmp_path, p, every, objects)[0], p, 6)
 
     def asked(**changed: Any) -> tuple[dict[int, Annotations], Detect]:
@@ -137,8 +170,11 @@ def test_what_detect_says_holds(tmp_path: Path) -> None:
     sure = asked(max_detections=20, min_score=middle)[0]
     assert 0 < sum(map(len, sure.values())) < len(scores)
     assert asked(max_detections=20, min_score=0.99)[0] == {}
+    seen = []  # what reaches the network
     trained = detector.load(tmp_path / "d.safetensors", Detect(48, 0.0, 0.5, 5, 1))
-    assert trained.model.transform.min_size == (48,)  # type: ignore[union-attr]
+    trained.model.backbone.register_forward_pre_hook(lambda _module, given: seen.append(given[0].shape))  # type: ignore[union-attr]
+    list(detector.detect(trained, str(tmp_path), every[:1]))
+    assert 48 <= seen[0][2] <= 64  # padded to a multiple of 32
 
 
 def test_a_low_first_image_does_not_change_what_is_seen_in_the_next(tmp_path: Path) -> None:
@@ -152,9 +188,9 @@ def test_a_low_first_image_does_not_change_what_is_seen_in_the_next(tmp_path: Pa
     assert {i: after[i] for i in alone} == alone
 
 
-def test_one_cluster_and_images_without_an_object(tmp_path: Path) -> None:
+def test_one_cluster_and_images_without_an_object(tmp_path: Path, backend: str) -> None:
     every, objects = scenes(tmp_path, k=1)
-    p = setting(batch=4)
+    p = setting(backend=backend, batch=4, iterations=2)
     objects = [a for a in objects if a["image_id"] in (1, 3)]
     model, values = learn(tmp_path, p, every, objects, k=1)
     assert all(np.isfinite(list(v.values())).all() for v in values)
@@ -163,18 +199,30 @@ def test_one_cluster_and_images_without_an_object(tmp_path: Path) -> None:
         check(results, every[image_id - 1], 1)
 
 
-def test_a_batch_without_any_object(tmp_path: Path) -> None:
+@pytest.mark.parametrize("drop_iou", [None, 0.01])
+def test_a_batch_without_any_object(tmp_path: Path, backend: str, drop_iou: float | None) -> None:
     every, _ = scenes(tmp_path, 2)
-    _, values = learn(tmp_path, setting(iterations=2), every, [])
+    _, values = learn(tmp_path, setting(backend=backend, iterations=1, drop_iou=drop_iou), every, [])
     assert all(np.isfinite(list(v.values())).all() for v in values)
+    assert (values[0]["classifier"] == 0) is (drop_iou is not None)
+
+
+def test_a_class_with_one_instance(tmp_path: Path, backend: str) -> None:
+    every, objects = scenes(tmp_path, k=1)
+    objects[-1]["category_id"] = 2  # and class 1 with none
+    model, values = learn(tmp_path, setting(backend=backend, batch=4, iterations=1), every, objects, k=3)
+    assert np.isfinite(values[0]["loss"])
+    p = setting(backend=backend)
+    for results in detector.detect(detector.prepared(model, p, DETECT), str(tmp_path), every):
+        check(results, every[0], 3)
 
 
 @pytest.mark.parametrize(("row", "col"), [(0, 0), (63, 63), (30, 63)])
-def test_a_mask_of_one_pixel(tmp_path: Path, row: int, col: int) -> None:
+def test_a_mask_of_one_pixel(tmp_path: Path, backend: str, row: int, col: int) -> None:
     mask = np.zeros((SIZE, SIZE), bool)
     mask[row, col] = True
     every, objects = one_mask(tmp_path, mask)
-    _, values = learn(tmp_path, setting(batch=1, iterations=1, short_sides=[48]), every, objects)
+    _, values = learn(tmp_path, setting(backend=backend, batch=1, iterations=1, short_sides=[48]), every, objects)
     assert np.isfinite(values[0]["loss"])
 
 
@@ -214,6 +262,8 @@ def test_learning_rate() -> None:
     rates = [learning_rate(p, i) for i in (0, 50, 100, 19999, 20000, 21999, 22000)]
     assert rates == pytest.approx([0.00002, 0.01002, 0.02, 0.02, 0.002, 0.002, 0.0002])
     assert learning_rate(setting(warmup_iterations=0), 0) == 0.02
+    # half the paper's batch: half its rate
+    assert learning_rate(setting(warmup_iterations=0, lr=0.02, batch=8, reference_batch=16), 0) == pytest.approx(0.01)
 
 
 def test_steps_use_the_learning_rate_and_the_frozen_stages_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,10 +298,252 @@ def test_files_that_are_no_detector(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("backend", "mmdet"), ("arch", "vgg"), ("iterations", 0), ("short_sides", []), ("precision", "x"), ("frozen_stages", 9)],
+    [
+        *(("backend", "mmdet"), ("arch", "vgg"), ("iterations", 0), ("short_sides", []), ("precision", "x")),
+        ("frozen_stages", 9),
+        *(("drop_iou", 0.5), ("copy_paste", 1.1), ("paste_scale", [1.0, 0.3]), ("paste_scale", [1.0]), ("reference_batch", 0)),
+    ],
 )
 def test_settings_out_of_range(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"detector\.{key}"):
         setting(**{key: value})
     with pytest.raises(ValueError, match=r"detect\.min_score"):
         Detect(64, 1.0, 0.5, 5, 1)
+    with pytest.raises(ValueError, match=r"detect\.nms"):
+        Detect(64, 0.1, 0.0, 5, 1)
+    with pytest.raises(ValueError, match="resnet50"):
+        setting(backend="detectron2", arch="resnet18")
+
+
+# ---- the two backends
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    every, objects = scenes(tmp_path)
+    p = setting(backend=backend, batch=1)
+    model, values = learn(tmp_path, p, every, objects)
+    monkeypatch.setenv("UNSEG_CHECKPOINT_SECONDS", "0")  # after every step
+    by, calls = detector.backend(p), []
+    real = by.losses
+
+    def dying(*given: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise Killed
+        return real(*given)
+
+    monkeypatch.setattr(by, "losses", dying)
+    with pytest.raises(Killed):
+        learn(tmp_path, p, every, objects)
+    again, resumed = learn(tmp_path, p, every, objects)
+    assert len(calls) == 4  # two, the one that died, and the one that was left
+    assert resumed == values
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+GOLDEN = {  # of the first step, as it was when this was written
+    "torchvision": {},
+    "detectron2": {},
+}
+
+
+def test_golden_losses(tmp_path: Path, backend: str) -> None:
+    every, objects = scenes(tmp_path)
+    _, values = learn(tmp_path, setting(backend=backend, iterations=1), every, objects)
+    assert values[0] == pytest.approx(GOLDEN[backend], rel=2e-3)
+
+
+def iou(a: list[float], b: list[float]) -> float:
+    common = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
+
+
+def test_drop_loss_counts_what_overlaps_a_mask(tmp_path: Path, backend: str) -> None:
+    """Against a loop over the proposals that were sampled, whose classes and logits are overheard."""
+    every, objects = scenes(tmp_path)
+    p = setting(backend=backend, drop_iou=0.05, rois=32)
+    by = detector.backend(p)
+    torch.manual_seed(0)
+    model = by.build(p, 6).train()
+    heads, heard = model.roi_heads, {}  # type: ignore[var-annotated]
+    name = "select_training_samples" if backend == "torchvision" else "label_and_sample_proposals"
+    sampled = getattr(heads, name)
+    setattr(heads, name, lambda *given: heard.setdefault("sampled", sampled(*given)))
+    heads.box_predictor.register_forward_hook(lambda _module, _given, out: heard.setdefault("logits", out[0].detach()))
+    examples = Examples(str(tmp_path), every, by_image(objects))
+    pixels, targets = zip(*(examples[i, 0] for i in range(4)), strict=True)
+    parts = by.losses(model, p, list(pixels), list(targets))
+    if backend == "torchvision":
+        proposals, _, labels, _ = heard["sampled"]
+        pairs = [(b, c) for boxes, classes in zip(proposals, labels, strict=True) for b, c in zip(boxes, classes, strict=True)]
+        images_of = [i for i, boxes in enumerate(proposals) for _ in boxes]
+    else:
+        pairs = [(b, c) for x in heard["sampled"] for b, c in zip(x.proposal_boxes.tensor, x.gt_classes, strict=True)]
+        images_of = [i for i, x in enumerate(heard["sampled"]) for _ in range(len(x))]
+    logs, kept, total = heard["logits"].log_softmax(1), 0, 0.0
+    for (box, label), i, log in zip(pairs, images_of, logs, strict=True):
+        if max(iou(box.tolist(), there) for there in targets[i]["boxes"].tolist()) > 0.05:  # the scale is 1
+            kept, total = kept + 1, total - float(log[int(label)])
+    assert 4 < kept < len(pairs) - 4  # of both kinds
+    assert float(parts["classifier"].detach()) == pytest.approx(total / len(pairs), rel=1e-4)
+    assert parts["classifier"].requires_grad
+
+
+def source() -> nn.Module:
+    """torchvision's ResNet-50, with weights and statistics as of a trained one."""
+    torch.manual_seed(1)
+    net: nn.Module = torchvision.models.resnet50()
+    for name, x in net.state_dict().items():
+        if name.endswith(("bias", "running_mean")):
+            x.normal_(0, 0.1)
+        elif x.ndim == 1:
+            x.uniform_(0.5, 1.5)
+    return net.eval()
+
+
+@pytest.mark.parametrize("official", ["moco", "dino"])
+def test_official_weights_give_the_source_models_features(tmp_path: Path, backend: str, official: str) -> None:
+    net = source()
+    state = {name: x for name, x in net.state_dict().items() if not name.startswith("fc.")}
+    fc = {f"fc.{i}.{x}": torch.zeros(2) for i in (0, 2) for x in ("weight", "bias")}
+    if official == "moco":
+        nested: Any = {"epoch": 800, "state_dict": {f"module.encoder_q.{name}": x for name, x in (state | fc).items()}}
+    else:
+        nested = state
+    torch.save(nested, tmp_path / "official.pth")
+    p = setting(backend=backend, arch="resnet50", width=64, frozen_stages=1, init=str(tmp_path / "official.pth"))
+    by = detector.backend(p)
+    model = by.build(p, 2)
+    by.initialise(model, p)
+    model.eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        want, at = [], net.maxpool(net.relu(net.bn1(net.conv1(x))))  # type: ignore[operator]
+        for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
+            at = layer(at)  # type: ignore[operator]
+            want.append(at)
+        if backend == "torchvision":
+            got = model.backbone.body(x)
+        else:
+            got = [model.backbone(x)["res4"]]
+            for block in list(model.roi_heads.res5)[:3]:
+                got.append(block(got[-1]))
+            want = [want[2], None, None, want[3]]
+    for have, need in zip(got, want, strict=True):
+        assert need is None or torch.allclose(have, need, rtol=1e-5, atol=1e-5 * float(need.abs().max()))
+    del state["layer3.5.conv2.weight"]
+    torch.save(state, tmp_path / "official.pth")
+    with pytest.raises(InputError, match=r"official\.pth: .*conv2.* has shape None"):
+        by.initialise(by.build(p, 2), p)
+
+
+def test_the_papers_settings_in_detectron2() -> None:
+    present("detectron2")
+    from unseg.detection import c4
+
+    p = params.group("detector", Detector, Path(__file__).parents[1] / "profiles/voc.yaml")
+    cfg = c4.config(replace(p, backend="detectron2"), 20)
+    model = cfg.MODEL
+    assert (model.META_ARCHITECTURE, model.ROI_HEADS.NAME, model.RESNETS.DEPTH) == ("GeneralizedRCNN", "Res5ROIHeads", 50)
+    assert model.BACKBONE.FREEZE_AT == 2
+    assert (model.ROI_HEADS.NUM_CLASSES, model.ROI_HEADS.BATCH_SIZE_PER_IMAGE) == (20, 512)
+    assert (model.RPN.PRE_NMS_TOPK_TEST, model.RPN.POST_NMS_TOPK_TEST) == (6000, 1000)
+    assert (model.RPN.PRE_NMS_TOPK_TRAIN, model.RPN.POST_NMS_TOPK_TRAIN) == (12000, 2000)
+    assert model.ANCHOR_GENERATOR.SIZES == [[32, 64, 128, 256, 512]]
+    assert list(model.PIXEL_STD) == pytest.approx([58.395, 57.12, 57.375])
+    assert (p.short_sides[0], p.short_sides[-1], p.long_side) == (480, 800, 1333)
+    assert (p.lr, p.lr_steps, p.iterations, p.warmup_iterations) == (0.02, [20000, 22000], 24000, 100)
+    assert (p.batch, p.reference_batch) == (16, 16)
+    assert (p.drop_iou, p.copy_paste) == (None, 0.0)
+    net = c4.build(setting(backend="detectron2", frozen_stages=1), 3).train()
+    frozen = {name.rsplit(".", 1)[0] for name, x in net.backbone.named_parameters() if not x.requires_grad}
+    assert frozen
+    assert all(name.startswith(("stem", "res2")) for name in frozen)
+    assert all(name.startswith(("res3", "res4")) for name, x in net.backbone.named_parameters() if x.requires_grad)
+    assert isinstance(net.roi_heads.res5.norm, nn.BatchNorm2d)
+    decayed = {g["weight_decay"] for g in c4.groups(net, p)}
+    assert decayed == {0.0, p.weight_decay}
+
+
+def test_nothing_is_registered_in_detectron2(tmp_path: Path) -> None:
+    present("detectron2")
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    before = list(DatasetCatalog), list(MetadataCatalog)
+    every, objects = scenes(tmp_path, 2)
+    for seed in (0, 1):
+        with training.Scratch("detector", [seed], []) as scratch:
+            detector.train(setting(backend="detectron2", iterations=1), 6, str(tmp_path), every, objects, seed, scratch)
+    assert (list(DatasetCatalog), list(MetadataCatalog)) == before
+
+
+def test_detectron2_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "detectron2", None)
+    for name in [n for n in sys.modules if n.startswith("detectron2.")] + ["unseg.detection.c4"]:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr("unseg.detection.c4", raising=False)
+    with pytest.raises(InputError, match=r"detectron2 is not installed; install .* or set detector.backend: torchvision"):
+        detector.backend(setting(backend="detectron2"))
+
+
+# ---- copy-paste
+
+
+def two_scenes(folder: Path) -> tuple[list[Image], Annotations]:
+    """A black photograph with an object of grey 50, cluster 0, and one with an object of grey 200, cluster 1."""
+    every, objects = [], []
+    for n, (value, box) in enumerate([(50, np.s_[4:10, 4:12]), (200, np.s_[20:30, 10:18])], 1):
+        mask = np.zeros((40, 48), bool)
+        mask[box] = True
+        Pillow.fromarray(np.repeat((mask * np.uint8(value))[..., None], 3, 2)).save(folder / f"{n}.png")
+        every.append(Image(n, f"{n}.png", 40, 48, "train"))
+        objects.append(annotation(n, n, n - 1, encode(mask)))
+    return every, objects
+
+
+def test_objects_of_another_image_are_pasted(tmp_path: Path) -> None:
+    every, objects = two_scenes(tmp_path)
+    examples = Examples(str(tmp_path), every, by_image(objects), 1.0, [0.5, 1.0])
+    seen: set[tuple[int, ...]] = set()
+    sizes, covered = set(), 0
+    for seed in range(40):
+        pixels, target = examples[0, seed]
+        grey = (pixels[0] * 255).round().int()
+        seen.add(tuple(target["labels"].tolist()))
+        assert target["masks"].sum(0).max() <= 1  # no pixel is of two objects
+        for mask, label, box in zip(target["masks"], target["labels"], target["boxes"], strict=True):
+            rows, cols = mask.nonzero(as_tuple=True)
+            assert box.tolist() == [cols.min(), rows.min(), cols.max() + 1, rows.max() + 1]
+            assert set(grey[mask > 0].tolist()) <= ({50} if label == 1 else {200})  # each mask lies on its own object
+        if target["labels"].tolist() == [1, 2]:
+            h, w = (target["masks"][1].any(d).sum().item() for d in (1, 0))
+            sizes.add((h, w))
+            assert 5 <= h <= 10
+            assert 4 <= w <= 8
+            covered += int(target["masks"][0].sum()) < 48
+        assert torch.equal(pixels, examples[0, seed][0])
+    assert {(1, 2), (1, 1)} <= seen  # the other image's, or its own once more
+    assert len(sizes) > 2
+    assert covered
+    plain = Examples(str(tmp_path), every, by_image(objects))
+    some = Examples(str(tmp_path), every, by_image(objects), 0.3, [0.5, 1.0])
+    changed = [not torch.equal(plain[0, n][0], some[0, n][0]) for n in range(60)]
+    assert 6 <= sum(changed) <= 30
+
+
+def test_what_cannot_be_pasted_is_left_out() -> None:
+    rng = np.random.default_rng(0)
+    onto = np.zeros((8, 8, 3), np.uint8), [1], np.ones((1, 8, 8), bool)
+    large = np.full((20, 20, 3), 9, np.uint8), [2], np.ones((1, 20, 20), bool)
+    pixels, labels, masks = pasted(onto, large, rng, [1.0, 1.0])
+    assert (labels, pixels.max(), masks.sum()) == ([1], 0, 64)
+    same = np.full((8, 8, 3), 9, np.uint8), [2], np.ones((1, 8, 8), bool)
+    pixels, labels, masks = pasted(onto, same, rng, [1.0, 1.0])
+    assert (labels, pixels.min(), masks.shape) == ([2], 9, (1, 8, 8))  # what is wholly covered is gone
+    none = np.full((8, 8, 3), 9, np.uint8), [], np.zeros((0, 8, 8), bool)
+    assert pasted(onto, none, rng, [1.0, 1.0])[1] == [1]
+    assert pasted(none, none, rng, [1.0, 1.0])[2].shape == (0, 8, 8)

@@ -11,7 +11,7 @@ import yaml
 from unseg import alarms, params
 from unseg.backbones import croc, pretraining, views, vit
 from unseg.console import InputError
-from unseg.detection import settings
+from unseg.detection import adopting, settings
 from unseg.evaluation import backbone_kmeans, backbone_linear, backbone_video, linear, quality
 from unseg.io import datasets, demo
 from unseg.mining import affinity, choosing, clustering, crops
@@ -31,6 +31,7 @@ GROUPS: dict[str, type] = {
     "cluster": clustering.Clustering,
     "detector": settings.Detector,
     "detect": settings.Detect,
+    "adopt": adopting.Adoption,
     "aggregate": labels.Aggregation,
     "segmenter": segmenter.Segmenter,
     "predict": segmenter.Predict,
@@ -48,7 +49,7 @@ GROUPS: dict[str, type] = {
     "report": page.Report,
 }
 VALUES: dict[str, type] = {"seed": int, "fetch": list, "regroup": list, "rounds": list, "refine": list, "final": str}
-VALUES |= {"backbones": list, "sets": list, "videos": list}
+VALUES |= {"retrain": list, "detections": str, "backbones": list, "sets": list, "videos": list}
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,11 @@ class Run:
         return path
 
     @property
+    def detector(self) -> Path:
+        """The detector whose detections the run goes on with."""
+        return self.root / f"models/{self.value('detections', str).replace('detections', 'detector', 1)}.safetensors"
+
+    @property
     def clusters(self) -> Path | None:
         """clusters.yaml, where there is one."""
         path = self.root / clusters.FILE

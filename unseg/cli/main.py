@@ -113,7 +113,7 @@ def run_predict(options: argparse.Namespace) -> None:
     model = load(
         options.model or run.segmenter,
         said_of(options),
-        run / "models/detector.safetensors" if options.instances else None,
+        run.detector if options.instances else None,
         run.group("detect", Detect) if options.instances else None,
         options.device,
         looks(options),

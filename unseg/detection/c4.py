@@ -153,7 +153,8 @@ def losses(model: nn.Module, p: Detector, pixels: list[Tensor], targets: list[Ta
 
 def nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """[M, H, W] uint8 to [M, *size] bool; M may be 0."""
-    rows, cols = ((2 * torch.arange(n, device=masks.device) + 1) * m // (2 * n) for n, m in zip(size, masks.shape[1:], strict=True))
+    sizes = zip(size, masks.shape[1:], strict=True)
+    rows, cols = ((2 * torch.arange(n, device=masks.device) + 1) * m // (2 * n) for n, m in sizes)
     return masks[:, rows[:, None], cols] > 0
 
 

@@ -48,8 +48,8 @@ class Detector:
         if self.backend not in BACKENDS:
             raise ValueError(f"detector.backend is {self.backend!r}; it must be one of {', '.join(BACKENDS)}")
         resnet.check("detector", self.arch, self.width, self.frozen_stages)
-        if self.backend == "detectron2" and (self.arch, self.frozen_stages > 3) != ("resnet50", False):
-            raise ValueError("detector.arch must be resnet50 and detector.frozen_stages at most 3 with backend detectron2, R50-C4")
+        if self.backend == "detectron2" and (self.arch != "resnet50" or self.frozen_stages > 3):
+            raise ValueError("detector.backend detectron2 is R50-C4: arch must be resnet50, frozen_stages at most 3")
         images.check_precision("detector.precision", self.precision)
         if min(self.iterations, self.batch, self.reference_batch) < 1:
             raise ValueError("detector.iterations, detector.batch and detector.reference_batch must be at least 1")

@@ -4,6 +4,7 @@ Shapes: H rows, W columns of a photograph at its original size.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -21,7 +22,6 @@ PIXELS = 3_000_000  # of a batch
 T = TypeVar("T")
 
 
-@torch.inference_mode()
 def masks(
     model: VisionTransformer,
     items: Sequence[T],
@@ -30,7 +30,21 @@ def masks(
     p: affinity.Mining,
     patch: int,
 ) -> Iterator[tuple[T, np.ndarray]]:
-    """Each item and its object's mask [H, W] bool, in an order of shapes.
+    """Each item and its first object's mask [H, W] bool; see `objects`."""
+    for item, found in objects(model, items, size, read, replace(p, objects=1), patch):
+        yield item, found[0]
+
+
+@torch.inference_mode()
+def objects(
+    model: VisionTransformer,
+    items: Sequence[T],
+    size: Callable[[T], tuple[int, int]],
+    read: Callable[[T], Pillow.Image],
+    p: affinity.Mining,
+    patch: int,
+) -> Iterator[tuple[T, list[np.ndarray]]]:
+    """Each item and its objects' masks [H, W] bool, the first mined first, in an order of shapes.
 
     Args:
         size: (H, W) of the photograph that `read` will return, told without reading it.
@@ -52,9 +66,12 @@ def masks(
         for batch, pixels in images.batches_by_shape(items, padded, load, PIXELS):
             with images.autocast(device, p.precision):
                 query, keys = vit.last_block(model, pixels.to(device))
-            mined = affinity.mine(query.float(), keys.float(), p.keep, p.center, p.rank)
+            query, keys = query.float(), keys.float()
+            mined = affinity.first(query, keys, p)
             grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
-            for item, mask, source in zip(batch, mined.masks.cpu().numpy(), mined.source.tolist(), strict=True):
-                patches = affinity.region_of(mask.reshape(grid), source) if p.component else mask.reshape(grid)
-                yield item, affinity.to_pixels(patches, photos.short_side(size(item), p.resize), size(item), patch)
+            for i, item in enumerate(batch):
+                own = affinity.Mined(*(x[i : i + 1] for x in mined))
+                found = affinity.regions(query[i : i + 1], keys[i : i + 1], own, grid, p)
+                resized = photos.short_side(size(item), p.resize)
+                yield item, [affinity.to_pixels(patches, resized, size(item), patch) for patches in found]
                 meter.step()
