@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 from torch import Tensor
 
-from unseg.mining.affinity import Mining, mine, region_of, to_pixels
+from unseg.mining.affinity import Mined, Mining, attended, first, mine, region_of, regions, to_pixels
 
 PROPERTY = settings(max_examples=60, deadline=None)
 GRIDS = ((1, 6), (3, 4), (5, 5))
@@ -228,9 +228,97 @@ def test_padding_falls_away() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("resize", 0), ("keep", 0.0), ("keep", 1.1), ("rank", "loudest"), ("precision", "fp16")]
+    ("key", "value"),
+    [
+        *(("resize", 0), ("keep", 0.0), ("keep", 1.1), ("rank", "loudest"), ("precision", "fp16"), ("method", "eigen")),
+        *(("mass", 0.0), ("mass", 1.1), ("stop", 0.0), ("stop", 1.1), ("objects", 0), ("patches", 0)),
+    ],
 )
 def test_settings_out_of_range(key: str, value: Any) -> None:
-    good = {"resize": 640, "keep": 0.4, "rank": "logits", "center": False, "component": True, "precision": "fp32"}
-    with pytest.raises(ValueError, match=rf"mine\.{key} is"):
-        Mining(**(good | {key: value}))
+    with pytest.raises(ValueError, match=rf"mine\.{key}"):
+        setting(**{key: value})
+
+
+# ---- several objects, and the baselines
+
+
+def setting(**changed: Any) -> Mining:
+    values = {"method": "maskdistill", "mass": 0.75, "patches": 400, "objects": 1, "stop": 0.5, "resize": 640, "keep": 0.4}
+    values |= {"rank": "logits", "center": False, "component": True, "precision": "fp32"}
+    return Mining(**(values | changed))  # type: ignore[arg-type]
+
+
+def two_objects() -> tuple[Tensor, Tensor, np.ndarray]:
+    """A grid of 4 x 6: object a (CLS likes it best), object b, and background: keys of three directions, a and b apart.
+
+    CLS attends to a patch by the key's fourth channel. Returns query [1, 1, 4], keys [1, 1, 24, 4], and what is where [4, 6].
+    """
+    where = np.array([[0, 0, 0, 0, 0, 0], [0, 1, 1, 0, 2, 0], [0, 1, 1, 0, 2, 0], [0, 0, 0, 0, 0, 0]])
+    keys = torch.tensor([[-0.2, -0.2, 1.0, 0.0], [1.0, -0.2, -0.2, 0.9], [-0.2, 1.0, -0.2, 0.5]])[where.ravel()]
+    keys = keys * torch.tensor([1.0, 1.0, 1.0, 0.1])  # the channel of CLS decides no likeness
+    return torch.tensor([[[0.0, 0.0, 0.0, 1.0]]]), keys[None, None], where
+
+
+def found(p: Mining) -> list[np.ndarray]:
+    query, keys, where = two_objects()
+    return regions(query, keys, first(query, keys, p), where.shape, p)
+
+
+def test_what_was_found_is_masked_out_and_the_rest_mined_again() -> None:
+    _, _, where = two_objects()
+    assert [m.tolist() for m in found(setting())] == [(where == 1).tolist()]  # the paper: one object
+    assert [m.tolist() for m in found(setting(objects=2))] == [(where == 1).tolist(), (where == 2).tolist()]
+    # the third source would be background, which is like all that is left of it: 18 of 18 patches
+    assert len(found(setting(objects=9))) == 2
+    third = found(setting(objects=3, stop=1.0))
+    assert len(third) == 3
+    assert third[2].tolist() == (where == 0).tolist()
+    assert np.sum(found(setting(objects=9, stop=1.0)), 0).max() == 1  # apart from each other; it ends when nothing is left
+    # b is like 2 of the 20 patches that are left, a tenth
+    assert len(found(setting(objects=2, stop=0.11))) == 2
+    assert len(found(setting(objects=2, stop=0.09))) == 1
+
+
+def test_the_first_object_is_what_mining_one_gives() -> None:
+    for seed in range(30):
+        query, keys = draw(seed, 2, 3, 24, 5)
+        p = setting(objects=4, stop=1.0, component=bool(seed % 2), rank=("logits", "degree")[seed % 3 % 2])
+        mined = mine(query, keys, p.keep, p.center, p.rank)
+        for i in range(2):
+            masks = regions(query[i : i + 1], keys[i : i + 1], Mined(*(x[i : i + 1] for x in mined)), (4, 6), p)
+            whole = mined.masks[i].numpy().reshape(4, 6)
+            assert masks[0].tolist() == (region_of(whole, int(mined.source[i])) if p.component else whole).tolist()
+            assert np.sum(masks, 0).max() == 1
+            if len(masks) > 1 and not p.component:  # the second, by the plain implementation on the patches that are left
+                left = ~masks[0].ravel()
+                mask, _ = plain(query[i], keys[i][:, left], p.keep, p.center, p.rank)
+                assert masks[1].ravel()[left].tolist() == mask.tolist()
+
+
+def test_attention_holds_three_quarters_of_the_mass() -> None:
+    # one head, scale 1: softmax of log(8, 4, 2, 1, 1) is 8, 4, 2, 1, 1 of 16; three quarters are the first two, exactly
+    keys = torch.log(torch.tensor([2.0, 8, 1, 4, 1])).view(1, 1, 5, 1)
+    assert attended(torch.ones(1, 1, 1), keys, 0.74).masks[0].int().tolist() == [0, 1, 0, 1, 0]
+    assert attended(torch.ones(1, 1, 1), keys, 0.76).masks[0].int().tolist() == [1, 1, 0, 1, 0]
+    assert attended(torch.ones(1, 1, 1), keys, 1.0).masks[0].all()
+    assert attended(torch.ones(1, 1, 1), keys, 0.01).source.tolist() == [1]
+    for seed in range(20):
+        query, keys = draw(seed, 1, 4, 30, 6)
+        total = sum((query[0, h] @ keys[0, h].T / math.sqrt(6)).softmax(0) for h in range(4)) / 4  # type: ignore[arg-type]
+        kept, mass = set(), 0.0
+        for j in sorted(range(30), key=lambda j: -float(total[j])):  # type: ignore[index]
+            if mass < 0.75:
+                kept.add(j)
+            mass += float(total[j])  # type: ignore[index]
+        assert set(attended(query, keys, 0.75).masks[0].nonzero().flatten().tolist()) == kept
+
+
+def test_lost_takes_so_many_of_the_least_alike_and_one_region() -> None:
+    for seed in range(20):
+        query, keys = draw(seed, 1, 2, 24, 5)
+        p = setting(method="lost", patches=7, component=False, keep=1.0)
+        mask, source = plain(query[0], keys[0], 7 / 24 + 1e-9, False, "degree")
+        (got,) = regions(query, keys, first(query, keys, p), (4, 6), p)
+        assert got.tolist() == region_of(mask.reshape(4, 6), source).tolist()
+    many = first(query, keys, setting(method="lost", patches=400))  # more than there are
+    assert torch.equal(many.masks, mine(query, keys, 1.0, False, "degree").masks)

@@ -12,7 +12,7 @@ PARAMS = {
     "seed": 0,
     "data": {"root": "voc"},
     "backbone": {"weights": "w"},
-    "mine": {"keep": 0.4},
+    "mine": {"keep": 0.4, "method": "maskdistill"},
     "cluster": {"k": 20},
     "aggregate": {"shape": "mask", "threshold": 0.9},
     "segmenter": {"hard_share": 0.2},
@@ -37,7 +37,7 @@ def entry(name: str, miou: float, **changed: Any) -> dict[str, Any]:
     }
     ap = {"AP50": miou, "AP": miou / 2, "AP75": None}
     metrics["results/instances.json"] = {
-        "data": {"detector": {"multi": {"agnostic": ap, "aware": ap}}, "masks": {"mean_iou": miou}}
+        "data": {"detector": {"multi": {"agnostic": ap, "aware": ap}}, "masks": {"mean_iou": miou, "multi": {"agnostic": ap}}}
     }
     metrics["results/linear.json"] = {"data": {"miou": miou, "class_iou": {"cat": miou}}}
     return {"rev": name, "name": name, "data": {"params": {"params.yaml": {"data": params}}, "metrics": metrics}}
@@ -86,12 +86,16 @@ def test_every_table_of_rows_prints(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_instances_and_classes(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    runs = tables.read(shown())
-    runs = [run._replace(metrics=run.metrics | {"instances detector.multi.agnostic.AP75": 0.1}) for run in runs[:1]]
+    runs = tables.read([*shown(), entry("dino", 0.07, mine__method="attention", aggregate__threshold=0.1)])
+    more = {f"instances {source}.multi.agnostic.AP75": 0.1 for source in ("masks", "detector")}
+    runs = [run._replace(metrics=run.metrics | more) for run in runs if run.name in ("workspace", "dino")]
     tables.instances(runs)
     lines = capsys.readouterr().out.splitlines()
     assert "| multi-object, detector | agnostic | 30.0 / 15.0 / 10.0 | 24.3 / 9.9 / 6.9 | 6.8 / 2.9 / 2.1 |" in lines
     assert any(line.startswith("| single-object, masks | aware | not measured here |") for line in lines)
+    assert "| multi-object, masks | agnostic | 30.0 / 15.0 / 10.0 | 12.8 / 4.8 / 0.3 | 3.1 / 1.3 / 0.5 |" in lines
+    assert "| multi-object, DINO | agnostic | 7.0 / 3.5 / 10.0 | 6.7 / 1.9 / 0.6 | 1.7 / 0.3 / 0.1 |" in lines
+    assert any(line.startswith("| multi-object, LOST | agnostic | not measured here |") for line in lines)
     tables.per_class(runs)
     rows = said(capsys)
     assert rows["cat"] == ["not measured here", "72.4", "not measured here", "75.7", "30.0", "82.7"]
@@ -119,7 +123,8 @@ def test_commands_that_fill_a_table() -> None:
         *("-S", "aggregate.threshold=0.3,0.5,0.6,0.7,0.75,0.8,0.9,0.95"),
         *("-S", "seed=0,1"),
     ]
-    assert tables.experiments("table3", runs, []) == []
+    own = [" ".join(c) for c in tables.experiments("table3", runs, [])]
+    assert own == [f"dvc exp run --queue -S mine.method={method}" for method in ("attention", "lost")]
 
 
 def test_published_means_are_those_of_their_classes() -> None:

@@ -11,6 +11,7 @@ Shapes: B images, H rows, W columns, M objects of an image, R proposals, K clust
 """
 
 import re
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,16 +82,16 @@ def overlap(proposals: Instances) -> Tensor:
 def build(p: Detector, k: int) -> nn.Module:
     """A fresh Mask R-CNN for K clusters."""
     cfg = config(p, k)
-    model: nn.Module = build_model(cfg)
-    channels = 32 * p.width
-    heads: nn.Module = model.roi_heads
+    model: Any = build_model(cfg)
+    channels, heads = 32 * p.width, model.roi_heads
     heads.res5.add_module("norm", nn.BatchNorm2d(channels))
     # Under autocast the maps are bfloat16, and Detectron2 would round the proposals' coordinates to that too.
     model.backbone.register_forward_hook(lambda _module, _given, maps: {name: x.float() for name, x in maps.items()})
     if p.drop_iou is not None:
         heads.box_predictor = DropLoss(cfg, ShapeSpec(channels=channels, height=1, width=1))
         heads.box_predictor.drop_iou = p.drop_iou
-    return model
+    built: nn.Module = model
+    return built
 
 
 def renamed(name: str) -> str:
@@ -158,18 +159,18 @@ def nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
     return masks[:, rows[:, None], cols] > 0
 
 
-def prepare(model: nn.Module, q: Detect) -> None:
+def prepare(model: Any, q: Detect) -> None:
     """Set the model up for what `detect` of params.yaml asks; its image size is `find`'s."""
     predictor = model.roi_heads.box_predictor
-    predictor.test_score_thresh, predictor.test_nms_thresh = q.min_score, q.nms  # type: ignore[union-attr]
-    predictor.test_topk_per_image = q.max_detections  # type: ignore[union-attr]
+    predictor.test_score_thresh, predictor.test_nms_thresh = q.min_score, q.nms
+    predictor.test_topk_per_image = q.max_detections
 
 
-def find(model: nn.Module, p: Detector, q: Detect, x: Tensor) -> list[Found]:
+def find(model: Any, p: Detector, q: Detect, x: Tensor) -> list[Found]:
     """The objects of photographs [B, 3, H, W] in 0..1."""
     small = list(resized(x, q.short_side, p.long_side))
     answers = []
-    for found in model.inference([{"image": s} for s in small], do_postprocess=False):  # type: ignore[operator]
+    for found in model.inference([{"image": s} for s in small], do_postprocess=False):
         found.pred_masks = found.pred_masks.float()  # in bfloat16 they would be put beside their places
         whole = detector_postprocess(found, *x.shape[-2:])
         boxes, scores, clusters = whole.pred_boxes.tensor.float(), whole.scores.float(), whole.pred_classes

@@ -52,10 +52,11 @@ def backend(p: Detector) -> ModuleType:
             warnings.simplefilter("ignore", FutureWarning)  # that torch will drop torch.jit, ten times
             from unseg.detection import c4
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("unseg"):
+        missing = (error.name or "").split(".")[0]
+        if missing == "unseg":
             raise
         raise InputError(
-            f"detector.backend is detectron2, and {error.name} is not installed; install Detectron2 by its own instructions "
+            f"detector.backend is detectron2, and {missing} is not installed; install Detectron2 by its own instructions "
             "(docs/papers.md), or set detector.backend: torchvision"
         ) from None
     return c4
