@@ -67,7 +67,7 @@ def objects(
             with images.autocast(device, p.precision):
                 query, keys = vit.last_block(model, pixels.to(device))
             query, keys = query.float(), keys.float()
-            mined = affinity.first(query, keys, p)
+            mined = affinity.Mined(*(x.cpu() for x in affinity.first(query, keys, p)))
             grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
             for i, item in enumerate(batch):
                 own = affinity.Mined(*(x[i : i + 1] for x in mined))

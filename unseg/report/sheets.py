@@ -95,9 +95,9 @@ def tiles(made: Run, image: Image) -> list[Tile]:
         return drawn(head, maps[image] if maps is made.truth else becomes[maps[image]], table, names)
 
     mined = Tile("mined mask", None, "none was found")
-    for a in made.mined.get(image.id, [])[:1]:
-        k = made.cluster.get(a["id"], -1)
-        mined = drawn("mined mask", decode(a["segmentation"]) * becomes[k + 1], table, names)
+    if there := made.mined.get(image.id, []):
+        one_map = sum(decode(a["segmentation"]) * becomes[made.cluster.get(a["id"], -1) + 1] for a in there)  # they lie apart
+        mined = drawn("mined mask" + "s" * (len(there) > 1), np.asarray(one_map), table, names)
     return [
         Tile("photograph", photo, f"{image.width} x {image.height} pixels"),
         mined,

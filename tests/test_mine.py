@@ -1,0 +1,51 @@
+"""stages/mine.py, on drawn scenes with a small random ViT: one mask an image, or several."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image as Pillow
+
+from stages import mine
+from unseg.backbones.weights import FRESH
+from unseg.io import demo
+from unseg.io.records import by_image, decode, write_json
+
+SIZES = ((64, 64), (48, 80), (64, 64))
+
+
+def mined(root: Path, **changed: Any) -> list[dict[str, Any]]:
+    """The annotations of data/masks.json for mine with these values changed."""
+    params = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
+    params["mine"] |= {"resize": 64, "precision": "fp32", **changed}
+    params["backbone"] |= {"weights": FRESH, "width": 32, "depth": 2, "heads": 2}
+    (root / "params.yaml").write_text(yaml.safe_dump({key: params[key] for key in ("mine", "backbone", "alarms")}))
+    mine.main("images.json", ".", FRESH, "masks.json")
+    found: list[dict[str, Any]] = json.loads((root / "masks.json").read_text())["annotations"]
+    return found
+
+
+def test_several_objects_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNSEG_WORKERS", "0")
+    monkeypatch.setenv("UNSEG_DEVICE", "cpu")
+    every = []
+    for n, (h, w) in enumerate(SIZES, 5):
+        pixels, _ = demo.scene(np.random.default_rng(n), max(h, w))
+        Pillow.fromarray(pixels[:h, :w]).save(f"{n}.png")
+        every.append({"id": n, "file_name": f"{n}.png", "height": h, "width": w, "split": "train"})
+    write_json("images.json", {"images": every})
+    one = mined(tmp_path)
+    assert [(a["id"], a["image_id"]) for a in one] == [(5, 5), (6, 6), (7, 7)]
+    three = mined(tmp_path, objects=3, stop=1.0)
+    assert three[:3] == one  # the first of each, as it was
+    assert len(three) > 5
+    assert [a["id"] for a in three] == list(range(5, 5 + len(three)))
+    for own in by_image(three).values():
+        assert len(own) <= 3
+        assert sum(decode(a["segmentation"]).astype(int) for a in own).max() == 1  # type: ignore[attr-defined]
+    for method in ("attention", "lost"):
+        assert [a["id"] for a in mined(tmp_path, method=method, patches=12)] == [5, 6, 7]
