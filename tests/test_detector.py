@@ -469,6 +469,38 @@ def test_the_papers_settings_in_detectron2() -> None:
     assert isinstance(net.roi_heads.res5.norm, nn.BatchNorm2d)
     decayed = {g["weight_decay"] for g in c4.groups(net, p)}
     assert decayed == {0.0, p.weight_decay}
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():  # in bfloat16 Detectron2 would round the proposals too
+        assert net.eval().backbone(torch.zeros(1, 3, 64, 64))["res4"].dtype == torch.float32
+
+
+def test_what_detectron2_is_given_lies_where_the_picture_shows_it(tmp_path: Path) -> None:
+    present("detectron2")
+    c4 = detector.backend(setting(backend="detectron2"))
+    mask = np.zeros((40, 60), bool)
+    mask[6:18, 8], mask[10, 8:22] = True, True
+    mask[6:18, 4:9] = True
+    every, objects = one_mask(tmp_path, mask)
+    pixels, target = Examples(str(tmp_path), every, by_image(objects))[0, 0]
+    given: list[Any] = []
+
+    def model(batch: list[Any]) -> dict[str, torch.Tensor]:
+        given.extend(batch)
+        return dict.fromkeys(c4.NAMES.values(), torch.zeros(()))
+
+    for short, long, size in ((80, 500, (80, 120)), (80, 90, (60, 90)), (20, 500, (20, 30))):
+        given.clear()
+        parts = c4.losses(model, setting(backend="detectron2", short_sides=[short], long_side=long), [pixels], [target])
+        assert list(parts) == ["classifier", "box_reg", "mask", "objectness", "rpn_box_reg"]
+        image, there = given[0]["image"], given[0]["instances"]
+        assert image.shape == (3, *size)
+        assert there.image_size == size
+        assert 250 < image.max() <= 255.1
+        factor = size[0] / 40
+        assert torch.allclose(there.gt_boxes.tensor, target["boxes"] * factor)
+        assert there.gt_classes.tolist() == [3]
+        drawn = image[0] > 127
+        assert float((drawn & there.gt_masks.tensor[0]).sum() / (drawn | there.gt_masks.tensor[0]).sum()) > 0.85
+    assert target["boxes"].max() < 60  # what was given is not changed
 
 
 def test_nothing_is_registered_in_detectron2(tmp_path: Path) -> None:
