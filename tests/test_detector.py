@@ -477,8 +477,7 @@ def test_what_detectron2_is_given_lies_where_the_picture_shows_it(tmp_path: Path
     present("detectron2")
     c4 = detector.backend(setting(backend="detectron2"))
     mask = np.zeros((40, 60), bool)
-    mask[6:18, 8], mask[10, 8:22] = True, True
-    mask[6:18, 4:9] = True
+    mask[6:18, 4:12], mask[10:14, 12:24] = True, True
     every, objects = one_mask(tmp_path, mask)
     pixels, target = Examples(str(tmp_path), every, by_image(objects))[0, 0]
     given: list[Any] = []
@@ -499,7 +498,7 @@ def test_what_detectron2_is_given_lies_where_the_picture_shows_it(tmp_path: Path
         assert torch.allclose(there.gt_boxes.tensor, target["boxes"] * factor)
         assert there.gt_classes.tolist() == [3]
         drawn = image[0] > 127
-        assert float((drawn & there.gt_masks.tensor[0]).sum() / (drawn | there.gt_masks.tensor[0]).sum()) > 0.85
+        assert float((drawn & there.gt_masks.tensor[0]).sum() / (drawn | there.gt_masks.tensor[0]).sum()) > 0.8
     assert target["boxes"].max() < 60  # what was given is not changed
 
 
