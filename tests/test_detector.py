@@ -501,6 +501,12 @@ def test_what_detectron2_is_given_lies_where_the_picture_shows_it(tmp_path: Path
         assert float((drawn & there.gt_masks.tensor[0]).sum() / (drawn | there.gt_masks.tensor[0]).sum()) > 0.8
     assert target["boxes"].max() < 60  # what was given is not changed
 
+    def diverged(batch: list[Any]) -> dict[str, torch.Tensor]:
+        raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
+
+    with pytest.raises(InputError, match=r"diverged\. Lower detector\.lr"):
+        c4.losses(diverged, setting(backend="detectron2"), [pixels], [target])
+
 
 def test_nothing_is_registered_in_detectron2(tmp_path: Path) -> None:
     present("detectron2")

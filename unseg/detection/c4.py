@@ -137,7 +137,11 @@ def resized(x: Tensor, short_side: int, long_side: int) -> Tensor:
 
 
 def losses(model: nn.Module, p: Detector, pixels: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-    """The parts of the loss, by their names in `unseg.detection.fpn`."""
+    """The parts of the loss, by their names in `unseg.detection.fpn`.
+
+    Raises:
+        InputError: boxes or scores that are not finite.
+    """
     batch = []
     for x, target in zip(pixels, targets, strict=True):
         image = resized(x[None], p.short_sides[int(torch.randint(len(p.short_sides), ()))], p.long_side)[0]
@@ -147,8 +151,11 @@ def losses(model: nn.Module, p: Detector, pixels: list[Tensor], targets: list[Ta
         there.gt_classes = target["labels"] - 1
         there.gt_masks = BitMasks(nearest(target["masks"], there.image_size))
         batch.append({"image": image, "instances": there})
-    with EventStorage():  # it insists on somewhere to count
-        parts = model(batch)
+    try:
+        with EventStorage():  # it insists on somewhere to count
+            parts = model(batch)
+    except FloatingPointError as error:
+        raise InputError(f"detector: {error} Lower detector.lr in params.yaml") from None
     return {name: parts[theirs] for name, theirs in NAMES.items()}
 
 
