@@ -44,6 +44,10 @@ def test_several_objects_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert three[:3] == one  # the first of each, as it was
     assert len(three) > 5
     assert [a["id"] for a in three] == list(range(5, 5 + len(three)))
+    two = by_image(mined(tmp_path, objects=2, stop=1.0))
+    assert sum(map(len, two.values())) > 4
+    for image, own in two.items():
+        assert [a["segmentation"] for a in own] == [a["segmentation"] for a in by_image(three)[image][:2]]
     for own in by_image(three).values():
         assert len(own) <= 3
         assert sum(decode(a["segmentation"]).astype(int) for a in own).max() == 1  # type: ignore[attr-defined]
