@@ -239,7 +239,19 @@ N, SIDE = 6, 32
 PARAMS: dict[str, Any] = {
     "seed": 0,
     "backbone": {"weights": "vit.safetensors", "patch": 8, "width": 16, "depth": 1, "heads": 2},
-    "mine": {"resize": 32, "keep": 0.4, "rank": "logits", "center": True, "component": True, "precision": "fp32"},
+    "mine": {
+        "method": "maskdistill",
+        "mass": 0.75,
+        "patches": 400,
+        "objects": 1,
+        "stop": 0.3,
+        "resize": 32,
+        "keep": 0.4,
+        "rank": "logits",
+        "center": True,
+        "component": True,
+        "precision": "fp32",
+    },  # fmt: skip
     "cluster": asdict(clustering(k=2)),
     "quality": {"images": 4, "seeds": 2, "objects": 10},
     "choose": {"ks": [2], "repeats": 2, "objects": 100, "starts": 1},
