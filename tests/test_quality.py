@@ -251,7 +251,7 @@ PARAMS: dict[str, Any] = {
         "center": True,
         "component": True,
         "precision": "fp32",
-    },  # fmt: skip
+    },
     "cluster": asdict(clustering(k=2)),
     "quality": {"images": 4, "seeds": 2, "objects": 10},
     "choose": {"ks": [2], "repeats": 2, "objects": 100, "starts": 1},

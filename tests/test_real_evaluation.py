@@ -30,7 +30,7 @@ PARAMS: dict[str, Any] = {
         "center": True,
         "component": True,
         "precision": "fp32",
-    },  # fmt: skip
+    },
     "embed": {"region": "masked", "resize": 32, "longest": 64},
     "cluster": {"k": 2, "whiten": "std", "algorithm": "full", "starts": 2, "iterations": 20, "support": None},
     "aggregate": {"threshold": 0.5, "overlap": "keep_higher", "shape": "mask", "uncertain": "background"},
