@@ -25,6 +25,7 @@ from unseg import api, params
 from unseg.cli.main import main
 from unseg.console import InputError
 from unseg.detection import detector
+from unseg.detection.settings import Detector
 from unseg.io import images, records, video
 from unseg.segmentation import labels, segmenter, tiles
 from unseg.segmentation.labels import Crf
@@ -222,7 +223,7 @@ def test_what_cannot_be_loaded_or_predicted(model: Path, tmp_path: Path) -> None
         unseg.load(model, device="nothing")
     with pytest.raises(InputError, match="cannot be seen as 'huge'"):
         unseg.load(model, seen="huge")
-    with pytest.raises(InputError, match="none: no such file; make it with"):
+    with pytest.raises(InputError, match=r"none cannot be read .no such file.; make it with"):
         unseg.load(tmp_path / "none")
     with pytest.raises(InputError, match=r"cannot be read .*; name a segmenter"):
         unseg.load(tmp_path)
@@ -259,9 +260,9 @@ def finder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("finder")
     text = (Path(__file__).parents[1] / "params.yaml").read_text().replace("min_score: 0.05", "min_score: 0.0")
     (root / "params.yaml").write_text(text)
-    p = replace(params.group("detector", detector.Detector, root / "params.yaml"), width=8, fpn=16, hidden=16)
+    p = replace(params.group("detector", Detector, root / "params.yaml"), width=8, fpn=16, hidden=16)
     torch.manual_seed(0)
-    detector.save(root / "models/detector.safetensors", detector.build(p, 4), p, 4)
+    detector.save(root / "models/detector.safetensors", detector.backend(p).build(p, 4), p, 4)
     return root
 
 
@@ -271,7 +272,7 @@ def test_instances_of_a_reduced_photograph_at_its_own_size(
     """A detector that finds the left third and the top half, as clusters 0 and 1, of what it is shown."""
     shown = []
 
-    def fake(net: object, precision: str, x: torch.Tensor) -> list[list[dict[str, Any]]]:
+    def fake(trained: object, x: torch.Tensor) -> list[list[dict[str, Any]]]:
         rows, cols = x.shape[-2:]
         shown.append((rows, cols))
         third, half = np.zeros((2, rows, cols), bool)

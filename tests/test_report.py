@@ -562,7 +562,7 @@ def other_run(root: Path, truth: bool = True) -> Path:
 
 
 def compared(*roots: Path) -> str:
-    main(["compare", *map(str, roots), "-o", "compared.html"])
+    main(["compare", *map(str, roots), "-o", "compared.html", "--force"])
     return Path("compared.html").read_text()
 
 

@@ -166,7 +166,7 @@ def read_weights(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
             about: dict[str, Any] = json.loads((file.metadata() or {}).get("unseg", "{}"))
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; make it with `dvc repro`, or name another") from None
+        raise InputError(f"{path} cannot be read (no such file); make it with `dvc repro`, or name another") from None
     except Exception as error:  # whatever a damaged header raises
         what = records.in_a_line(error)
         raise InputError(f"{path} cannot be read ({what}); name a {kind}, or train it again with `dvc repro`") from None

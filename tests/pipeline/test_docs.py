@@ -1,8 +1,9 @@
 """Every command of README.md and docs/ is run, as it is written, in a toy repository.
 
 A line is given to bash in a finished toy run; `unseg ...` is called within this process, for torch's start takes seconds.
-Places outside the repository (~, /data, /mnt/share) are folders of the test. What a test cannot run is listed in ELSEWHERE and
-SHRUNK with the reason and with what is done instead; README's section on experiments and remotes is run by test_share.py.
+Places outside the repository (~, /data, /mnt/share) are folders of the test. What a test cannot run is listed in INSTALL,
+ELSEWHERE, HELP, LOADED and SHRUNK with the reason and with what is done instead; README's lines on experiments and remotes are
+run by test_share.py.
 """
 
 import importlib.metadata
@@ -11,7 +12,9 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -34,13 +37,23 @@ INSTALL = {  # needs the network and minutes: CI runs the line; here, what it wo
 ELSEWHERE = {  # the suite itself, or hours
     "pytest tests/pipeline/test_contract.py": "a test of this suite",
     "python benchmarks/tables.py s1 --run --seeds 0 1 2": "hours; what it queues is tested by tests/test_tables.py",
+    "python -m tests.fuzz": "minutes; tests/test_faults.py runs 350 of its inputs",
 }
-HELP = ("python benchmarks/demo.py", "python benchmarks/backbones.py")  # whole pipelines, several times: asked for their help
+HELP = (  # whole pipelines, several times, or minutes at the papers' sizes: asked for their help
+    "python benchmarks/demo.py",
+    "python benchmarks/backbones.py",
+    "python benchmarks/detect.py",
+)
+LOADED = {  # minutes, without a help to ask for: loaded, so that what they import is there
+    "python -m benchmarks.run": "benchmarks/run.py",
+    "python -m benchmarks.scale": "benchmarks/scale.py",
+    "python tests/pipeline/kills.py": "tests/pipeline/kills.py",
+}
 SHRUNK = {  # benchmarks at the papers' sizes: main() is called at the sizes given here
-    "python benchmarks/mine.py": ("mine", {"ROWS": 4, "COLS": 6, "PATCHES": 24, "DEPTH": 2}, [1]),
-    "python benchmarks/evaluate.py": ("evaluate", {}, ["2"]),
-    "python -m benchmarks.croc": ("croc", {"PROFILE": "params.yaml", "BATCH": 2}, [1]),
-    "python benchmarks/predict.py": ("predict", {"SMALL": (60, 80), "LARGE": (300, 400)}, [["--photos", "2"]]),
+    "python benchmarks/mine.py": ("benchmarks/mine.py", {"ROWS": 4, "COLS": 6, "PATCHES": 24, "DEPTH": 2}, [1]),
+    "python benchmarks/evaluate.py": ("benchmarks/evaluate.py", {}, ["2"]),
+    "python -m benchmarks.croc": ("benchmarks/croc.py", {"PROFILE": "params.yaml", "BATCH": 2}, [1]),
+    "python benchmarks/predict.py": ("benchmarks/predict.py", {"SMALL": (60, 80), "LARGE": (300, 400)}, [["--photos", "2"]]),
 }
 GPU = "cp profiles/voc.yaml params.yaml"  # after it, `dvc repro` wants GPUs and official weights: only `prepare` is run
 
@@ -60,12 +73,19 @@ class Home:
         if line in INSTALL:
             installed(line)
         elif line in SHRUNK:
-            shrunk(*SHRUNK[line])
+            path, sizes, given = SHRUNK[line]
+            module = loaded(path)
+            for key, value in sizes.items():
+                assert hasattr(module, key)
+                setattr(module, key, value)
+            module.main(*given)
+        elif line in LOADED:
+            loaded(LOADED[line])
         elif line.startswith("unseg "):
             main([os.path.expanduser(word) for word in shlex.split(line)[1:]])
         else:
             known = line in HELP or line.startswith("python benchmarks/tables.py") or "benchmarks" not in line
-            assert known, f"{line}: say in HELP or SHRUNK how a test can run it"
+            assert known, f"{line}: say in SHRUNK, HELP or LOADED how a test can run it"
             self.bash(f"{line} --help" if line in HELP else line)
 
     def bash(self, line: str) -> str:
@@ -85,17 +105,15 @@ def installed(line: str) -> None:
         assert need.specifier.contains(importlib.metadata.version(need.name)), text
 
 
-def shrunk(name: str, sizes: dict[str, object], given: list[object]) -> None:
-    """A benchmark's main(), at other sizes."""
-    spec = importlib.util.spec_from_file_location(f"shrunk_{name}", ROOT / f"benchmarks/{name}.py")
+def loaded(path: str) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(f"of_the_docs_{Path(path).stem}", ROOT / path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # as dataclasses want it
     spec.loader.exec_module(module)
-    for key, value in sizes.items():
-        assert hasattr(module, key)
-        setattr(module, key, value)
-    module.main(*given)
+    return module
 
 
 def photographs(pipe: Pipeline, into: Path, count: int) -> list[Path]:
@@ -174,6 +192,7 @@ def test_my_own_folder(home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytes
 
     # README: copied instead of linked; in between the clusters got names
     Path("data/raw/photos").unlink()
+    home.ran.discard("cp profiles/folder.yaml params.yaml")
     for line in commands("README.md", MINE):
         if line == "dvc repro":
             assert not Path("data/raw/photos").is_symlink()
@@ -207,7 +226,7 @@ def test_the_other_readers(home: Home) -> None:
 def test_every_page_and_every_exception_is_there() -> None:
     """What is listed above is still in the pages; no page has a kind of block that is not looked at."""
     lines = {line for page in PAGES for line in commands(page)}
-    assert {*INSTALL, *ELSEWHERE, *HELP, *SHRUNK, GPU} <= lines
+    assert {*INSTALL, *ELSEWHERE, *HELP, *LOADED, *SHRUNK, GPU} <= lines
     assert commands("README.md", MINE)
     assert {line for line in lines if line.startswith(SHARED)} <= set(commands("README.md", "Change, sweep, share"))
     for page in PAGES:

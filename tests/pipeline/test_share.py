@@ -68,7 +68,7 @@ def test_push_clone_pull_repro(pipe: Pipeline, tmp_path: Path, kind: str, reques
         assert pipe.sh("dvc", "remote", "add", "-d", "store", "s3://unseg/store").returncode == 0
         assert pipe.sh("dvc", "remote", "modify", "store", "endpointurl", address).returncode == 0
     else:
-        assert pipe.sh("bash", "-ec", add.replace("/mnt/share", str(tmp_path))).returncode == 0
+        assert pipe.sh("bash", "-ec", add.replace("/mnt/share", str(tmp_path / "share"))).returncode == 0
     commit(pipe)
     assert pipe.sh("bash", "-ec", push).returncode == 0
     clone_and_go = lines("git clone", 1)[0].replace("...", f"-q {pipe.root} unseg")

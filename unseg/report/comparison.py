@@ -49,7 +49,7 @@ def read(folder: Path, name: str) -> Run:
     """Raises: InputError, where the folder holds no finished run."""
     file, results = folder / "params.yaml", folder / "results"
     if not file.exists():
-        raise InputError(f"{folder} is not the folder of a run: it has no params.yaml; name one in which `dvc repro` ran")
+        raise InputError(f"{file}: no such file; name a folder in which `dvc repro` ran")
     final = params.value("final", str, file)
     found = {f.relative_to(results).as_posix(): read_json(f) for f in sorted(results.rglob("*.json")) if is_metrics(f)}
     own = results / f"clustering-{final}"
