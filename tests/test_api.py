@@ -150,7 +150,8 @@ def test_how_a_model_looks_is_known_from_its_file_or_its_run(model: Path, tmp_pa
     assert unseg.load(model).seen == "original"
     for folder, want in (("run/models", "square"), ("run", "original")):  # a file that is not in models/ is of no run
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "run/params.yaml").write_text("predict: {input: square}")
+        for root in (tmp_path, tmp_path / "run"):
+            (root / "params.yaml").write_text("predict: {input: square}")
         shutil.copy(model, tmp_path / folder / "s.safetensors")
         assert unseg.load(tmp_path / folder / "s.safetensors").seen == want
     net = segmenter.load(model)
