@@ -111,8 +111,8 @@ def main(words: list[str]) -> None:
         "kind": "coco",
         "root": "raw",
         "images": "raw",
-        "train": "train.json",
-        "val": "val.json",
+        "train": "all.json",
+        "val": "all.json",
         "annotations": None,
     }
     params["cluster"] |= {"k": K, "starts": 1}
