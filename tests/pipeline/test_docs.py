@@ -210,7 +210,8 @@ def test_the_other_readers(home: Home) -> None:
         if line.startswith(SHARED) or (page == "README.md" and line in commands(page, MINE) and line != "dvc repro"):
             continue
         if Path("params.yaml").read_bytes() != shipped and line == "dvc repro":
-            assert pipe.repro("prepare") == ["prepare"]
+            assert pipe.repro("prepare") in (["prepare"], [])  # the second page has it from the run-cache
+            assert len(yaml.safe_load(Path("data/images.json").read_text())["images"]) == 4
             assert "train_detector" in home.bash("dvc dag")
             Path("params.yaml").write_bytes(shipped)
             pipe.repro("prepare")  # back to the demo
