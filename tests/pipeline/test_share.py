@@ -87,7 +87,8 @@ def test_the_run_cache_goes_through_s3(pipe: Pipeline, tmp_path: Path, bucket: s
     assert pulled.returncode == 0, pulled.stderr
     for lock in second.root.rglob("dvc.lock"):
         lock.unlink()
-    assert second.repro() == []  # the run-cache knows what each stage made of the same inputs
+    # The run-cache knows what each stage made of the same inputs, but for metrics, which lie in Git and not in the cache.
+    assert all(stage.startswith("evaluate_") for stage in second.repro())
 
 
 @pytest.mark.slow
