@@ -9,9 +9,9 @@ import yaml
 
 from stages import regroup
 from unseg.cli import clusters as verb
-from unseg.cli.folder import Run
 from unseg.cli.main import said_of
 from unseg.console import InputError
+from unseg.folder import Run
 from unseg.io import records
 from unseg.io.records import VOID, Image, Labels
 from unseg.report import pictures, sections

@@ -14,10 +14,10 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from unseg.cli.folder import Run
 from unseg.console import InputError
 from unseg.detection import detector
 from unseg.detection.settings import Detect
+from unseg.folder import Run
 from unseg.io import examine, images, photos, records
 from unseg.report import overlay, pictures, sheets
 from unseg.segmentation import clusters as naming

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from unseg.cli.folder import Run
 from unseg.console import InputError
+from unseg.folder import Run
 from unseg.io import records
 from unseg.mining.clustering import Clustering, normalise
 from unseg.report import cards, pictures

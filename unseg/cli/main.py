@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from unseg.cli import words
-from unseg.cli.folder import Run
 from unseg.console import InputError
+from unseg.folder import Run
 
 
 def main(given: list[str] | None = None) -> None:

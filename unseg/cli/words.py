@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from unseg.cli.folder import Run
+from unseg.folder import Run
 
 ABOUT = """\
 A folder of unlabelled photographs in, a semantic segmentation model out.
