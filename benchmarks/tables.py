@@ -226,11 +226,18 @@ def grid(name: str, runs: Sequence[Run]) -> list[Any]:
     return sorted({max(2, round(x * runs[0].params[key])) for x in given}) if key == "cluster.k" else given
 
 
+def called(metric: str) -> str:
+    """A metric's name for people, of its own among those of a sweep."""
+    file, key = metric.split(" ")
+    of = file.removeprefix("clustering-").format(first="segmenter", final="final segmentation")
+    return key if file == "instances" else f"{key} of {of}"
+
+
 def sweep(name: str, runs: Sequence[Run], out: Path) -> None:
     key, _, metrics, published = SWEEPS[name]
     free = LINEAR_ONLY
     found = {m: {x: values(runs, Row("", {key: x}, m, "", free)) for x in grid(name, runs)} for m in metrics}
-    show((key, *metrics), [(str(x), *(cell(found[m][x]) for m in metrics)) for x in grid(name, runs)])
+    show((key, *map(called, metrics)), [(str(x), *(cell(found[m][x]) for m in metrics)) for x in grid(name, runs)])
     print(f"\npaper: {published}")
     xs = [x for x in grid(name, runs) if all(found[m][x] for m in metrics)]
     if len(xs) < 2:
@@ -238,7 +245,7 @@ def sweep(name: str, runs: Sequence[Run], out: Path) -> None:
     series = {}
     for m in metrics:
         deviations = [statistics.stdev(found[m][x]) if len(found[m][x]) > 1 else 0.0 for x in xs]
-        series[m.split(" ")[1].split(".")[-1] + (" masks" if "masks" in m else "")] = (
+        series[called(m)] = (
             [statistics.mean(found[m][x]) for x in xs],
             deviations,
         )

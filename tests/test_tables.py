@@ -102,6 +102,12 @@ def test_instances_and_classes(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert rows["mean"][-1] == "58.7"
 
 
+def test_the_metrics_of_a_sweep_have_names_of_their_own() -> None:
+    for _, _, metrics, _ in tables.SWEEPS.values():
+        assert len(set(map(tables.called, metrics))) == len(metrics)
+    assert tables.called("clustering-{first} miou") == "miou of segmenter"
+
+
 def test_a_sweep_is_a_table_and_a_plot(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     runs = tables.read([*shown(), entry("k40", 0.4, cluster__k=40), entry("k40s1", 0.5, cluster__k=40, seed=1)])
     assert tables.grid("figure3", runs) == [10, 15, 20, 30, 40, 60]
