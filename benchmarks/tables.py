@@ -226,18 +226,19 @@ def grid(name: str, runs: Sequence[Run]) -> list[Any]:
     return sorted({max(2, round(x * runs[0].params[key])) for x in given}) if key == "cluster.k" else given
 
 
-def called(metric: str) -> str:
-    """A metric's name for people, of its own among those of a sweep."""
-    file, key = metric.split(" ")
-    of = file.removeprefix("clustering-").format(first="segmenter", final="final segmentation")
-    return key if file == "instances" else f"{key} of {of}"
+def called(metric: str) -> tuple[str, str]:
+    """A metric's name for a table, and a short one for the end of a line; each of its own in a sweep."""
+    long = metric.format(first="segmenter", final="final")
+    file, key = long.split(" ")
+    of, kind = file.removeprefix("clustering-"), key.removeprefix("miou").strip("_")
+    return long, key.split(".")[-1] if file == "instances" else f"{of} {kind}".strip()
 
 
 def sweep(name: str, runs: Sequence[Run], out: Path) -> None:
     key, _, metrics, published = SWEEPS[name]
     free = LINEAR_ONLY
     found = {m: {x: values(runs, Row("", {key: x}, m, "", free)) for x in grid(name, runs)} for m in metrics}
-    show((key, *map(called, metrics)), [(str(x), *(cell(found[m][x]) for m in metrics)) for x in grid(name, runs)])
+    show((key, *(called(m)[0] for m in metrics)), [(str(x), *(cell(found[m][x]) for m in metrics)) for x in grid(name, runs)])
     print(f"\npaper: {published}")
     xs = [x for x in grid(name, runs) if all(found[m][x] for m in metrics)]
     if len(xs) < 2:
@@ -245,7 +246,7 @@ def sweep(name: str, runs: Sequence[Run], out: Path) -> None:
     series = {}
     for m in metrics:
         deviations = [statistics.stdev(found[m][x]) if len(found[m][x]) > 1 else 0.0 for x in xs]
-        series[called(m)] = (
+        series[called(m)[1]] = (
             [statistics.mean(found[m][x]) for x in xs],
             deviations,
         )
