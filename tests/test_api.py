@@ -78,6 +78,13 @@ def test_spans_cover_and_weights_sum_to_one(n: int) -> None:
     assert torch.allclose(total, torch.ones(n), atol=1e-6)
 
 
+def test_weights_fall_towards_a_tiles_inner_border() -> None:
+    one, two = tiles.weights([(0, 64), (48, 112)], 16)
+    falling = (15.5 - torch.arange(16)) / 16
+    assert torch.allclose(one, torch.cat([torch.ones(48), falling]))
+    assert torch.allclose(two, torch.cat([1 - falling, torch.ones(48)]))
+
+
 def test_blending_is_the_weighted_mean_of_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a slow sum over all tiles; a fake network that answers with what it sees, and where its tile's border is."""
     pixels = photo(150, 110)
@@ -107,14 +114,17 @@ def test_enlarging_in_bands_is_bilinear(size: tuple[int, int]) -> None:
     assert torch.allclose(got, F.interpolate(p[None], size, mode="bilinear", align_corners=False)[0], atol=1e-6)
 
 
-def test_a_crf_in_bands_is_the_crf_where_margins_hold_all(model: Path) -> None:
+def test_a_crf_in_bands_is_the_crf_where_margins_hold_all(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = photo(90, 60)
     p = torch.rand(3, 90, 60).softmax(0)
     bands = [(0, p[:, :40]), (40, p[:, 40:70]), (70, p[:, 70:])]
     whole = labels.refine(p.numpy(), pixels, CRF)
     wide = list(tiles.refined(iter(bands), pixels, CRF, margin=1000))
     assert (np.concatenate([found for _, found, _ in wide]) == whole).all()
+    given: list[int] = []  # rows, with the margins
+    monkeypatch.setattr(tiles, "refine", lambda p, image, crf: (given.append(len(image)), labels.refine(p, image, crf))[1])
     cut = list(tiles.refined(iter(bands), pixels, CRF, margin=12))
+    assert given == [40, 70 - 16, 90 - 46]
     assert [top for top, _, _ in cut] == [0, 28, 58]
     assert torch.equal(torch.cat([q for _, _, q in cut], 1), p)
     assert (np.concatenate([found for _, found, _ in cut]) == whole).mean() > 0.97
@@ -399,6 +409,15 @@ def test_photographs_take_turns_at_the_network_and_keep_their_order(
         alone = unseg.load(model).predict(tmp_path / "many" / image["file_name"])
         with Pillow.open(tmp_path / f"out/labels/{image['file_name']}.png") as index:
             assert (np.asarray(index) == alone.labels).all()
+
+
+def test_predict_leaves_out_what_it_wrote_itself(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Pillow.fromarray(photo(48, 64)).save(tmp_path / "in/a.png")
+    for words in ([], ["--force"]):
+        main(["predict", str(tmp_path / "in"), "-o", str(tmp_path / "in/out"), "--model", str(model), *words])
+        coco = json.loads((tmp_path / "in/out/predictions.json").read_text())
+        assert [i["file_name"] for i in coco["images"]] == ["a.png"]
 
 
 @pytest.mark.parametrize(

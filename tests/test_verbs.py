@@ -12,6 +12,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image as Pillow
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import unseg
 from unseg.cli import fit
@@ -106,11 +109,14 @@ def test_a_linear_head_finds_classes_that_features_tell_apart(model: Path) -> No
     rng = np.random.default_rng(0)
     for count in (2, 3):
         labels = rng.integers(0, count, 300)
-        features = rng.normal(0, 1, (300, 256)) * np.linspace(0.1, 9, 256)
+        features = rng.normal(0, 1, (300, 256)) * np.linspace(0.1, 9, 256) + rng.normal(0, 20, 256)
         features[:, :3] += 4 * np.eye(3)[labels]
         net = fewlabels.head(segmenter.load(model), features, labels, ["background", "a", "b"][:count])
         x = torch.from_numpy(features).float()[..., None, None]
-        assert (net.model.head[-1](x)[:, :, 0, 0].argmax(1).numpy() == labels).mean() > 0.99  # type: ignore[operator]
+        logits = net.model.head[-1](x)[:, :, 0, 0].detach().numpy()  # type: ignore[operator]
+        assert (logits.argmax(1) == labels).mean() > 0.99
+        fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(features, labels)
+        assert np.allclose(logits[:, 1] - logits[:, 0] if count == 2 else logits, fitted.decision_function(features), atol=1e-2)
     with pytest.raises(InputError, match="no labelled pixel of class 1"):
         fewlabels.head(segmenter.load(model), features, labels * 2, ["background", "a", "b", "c", "d"])
 
