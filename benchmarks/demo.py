@@ -22,7 +22,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg.io import records  # noqa: E402
+from unseg.io import records
 
 
 def call(root: Path, *command: str) -> None:

@@ -24,11 +24,11 @@ from PIL import Image as Pillow
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg import params  # noqa: E402
-from unseg.backbones import resnet  # noqa: E402
-from unseg.detection import detector  # noqa: E402
-from unseg.detection.settings import Detect, Detector  # noqa: E402
-from unseg.io import images, records  # noqa: E402
+from unseg import params
+from unseg.backbones import resnet
+from unseg.detection import detector
+from unseg.detection.settings import Detect, Detector
+from unseg.io import images, records
 
 SPENT: Counter[str] = Counter()
 

@@ -10,9 +10,12 @@ is printed at an eighth of the images and at the end: it must not grow.
 import resource
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 from unseg.evaluation import metrics
 
 CLASSES, ROWS, COLS, PATCH, VOID = 21, 375, 500, 25, 255

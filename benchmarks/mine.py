@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from scipy import ndimage
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 from unseg.backbones import vit
 from unseg.mining import affinity
 

@@ -26,11 +26,11 @@ from PIL import Image as Pillow
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg import params  # noqa: E402
-from unseg.api import Predictor, load  # noqa: E402
-from unseg.cli.predict import predict  # noqa: E402
-from unseg.io import images, photos  # noqa: E402
-from unseg.segmentation import segmenter, tiles  # noqa: E402
+from unseg import params
+from unseg.api import Predictor, load
+from unseg.cli.predict import predict
+from unseg.io import images, photos
+from unseg.segmentation import segmenter, tiles
 
 SMALL, LARGE = (375, 500), (2448, 3264)  # rows, columns
 PEAK = """

@@ -27,6 +27,8 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import adjusted_mutual_info_score
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 from unseg import params
 from unseg.backbones import vit
 from unseg.evaluation import quality, stability

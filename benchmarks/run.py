@@ -24,6 +24,8 @@ from PIL import Image as Pillow
 from pycocotools import mask as coco_mask
 from torch.utils.flop_counter import FlopCounterMode
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 from benchmarks.mine import forward, plain
 from unseg import params
 from unseg.backbones import vit
@@ -32,7 +34,6 @@ from unseg.io import images, photos, records
 from unseg.mining import affinity
 from unseg.segmentation import labels, segmenter
 
-ROOT = Path(__file__).parents[1]
 ROUNDS = 5  # at the most, of each way
 MINE = (640, 848)  # pixels, the papers' sizes: mining
 CROP = (224, 224)  # of a crop whose CLS token is taken

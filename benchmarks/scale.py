@@ -22,9 +22,10 @@ import yaml
 from PIL import Image as Pillow
 from pycocotools import mask as coco_mask
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 from unseg.io import records
 
-ROOT = Path(__file__).parents[1]
 SIDE, KINDS, K, CHANNELS, DETECTIONS, OBJECTS = 32, 64, 27, 384, 10, 7  # KINDS: different photographs and masks
 LIMIT = 2.0  # GiB
 POLYGON = [[round(16 + 9.37 * c, 2) for i in range(30) for c in (np.cos(i / 5), np.sin(i / 5))]]  # as long as COCO's are

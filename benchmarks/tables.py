@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg.io import truth  # noqa: E402
-from unseg.report import charts, page  # noqa: E402
+from unseg.io import truth
+from unseg.report import charts, page
 
 NOT_HERE = "not measured here"
 UNRELATED = ("seed", "quality", "choose", "alarms", "report")  # params in which the runs of a cell may differ

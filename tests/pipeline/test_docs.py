@@ -6,6 +6,7 @@ ELSEWHERE, HELP, LOADED and SHRUNK with the reason and with what is done instead
 run by test_share.py.
 """
 
+import ast
 import importlib.metadata
 import importlib.util
 import os
@@ -246,3 +247,13 @@ def voc(pipe: Pipeline, root: Path) -> None:
         Pillow.new("P", image.size).save(root / f"SegmentationClass/{photo.stem}.png")
     for name, part in (("trainaug", drawn[:2]), ("train", drawn[:2]), ("val", drawn[2:])):
         (root / f"ImageSets/Segmentation/{name}.txt").write_text("".join(f"{p.stem}\n" for p in part))
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py")))
+def test_a_benchmark_runs_as_a_file(name: str) -> None:
+    """`python benchmarks/x.py` has benchmarks/, not its parent, on sys.path: the parent is put there first."""
+    tree = ast.parse((ROOT / f"benchmarks/{name}.py").read_text())
+    lines = [ast.unparse(node) for node in tree.body]
+    asked = [i for i, text in enumerate(lines) if re.match(r"(from|import) (unseg|benchmarks)\b", text)]
+    assert asked, "every benchmark measures unseg"
+    assert lines.index("sys.path.insert(0, str(ROOT))") < asked[0]
