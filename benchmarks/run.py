@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image as Pillow
 from pycocotools import mask as coco_mask
+from timm.models.vision_transformer import VisionTransformer
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,12 +82,18 @@ def counted(way: Way) -> float:
     return float(counter.get_total_flops())
 
 
-def mine(device: torch.device) -> Row:
-    """A batch from pixels to regions of patches; the floor leaves out the last block, whose attention is not needed."""
-    batch = 2 if device.type == "cpu" else 16
+def networks_of_two_ways(device: torch.device) -> tuple[VisionTransformer, VisionTransformer]:
+    """Two ViT-S/16, the second with its softmax written out."""
     net, explicit = (vit.build(SHAPE, 224).eval().to(device) for _ in range(2))
     for block in explicit.blocks:
         block.attn.fused_attn = False
+    return net, explicit
+
+
+def mine(device: torch.device) -> Row:
+    """A batch from pixels to regions of patches; the floor leaves out the last block, whose attention is not needed."""
+    batch = 2 if device.type == "cpu" else 16
+    net, explicit = networks_of_two_ways(device)
     x = torch.randn(batch, 3, *MINE, device=device)
 
     def ours() -> None:
@@ -106,9 +113,7 @@ def mine(device: torch.device) -> Row:
 def embed(device: torch.device) -> Row:
     """CLS tokens of crops in batches, in float32 as the stage does; plain: one by one, softmax written out."""
     batch = 16 if device.type == "cpu" else 256
-    net, explicit = (vit.build(SHAPE, 224).eval().to(device) for _ in range(2))
-    for block in explicit.blocks:
-        block.attn.fused_attn = False
+    net, explicit = networks_of_two_ways(device)
     x = torch.randn(batch, 3, *CROP, device=device)
     return Row(
         "embed 224x224, ViT-S/16",

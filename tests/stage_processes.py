@@ -10,13 +10,12 @@ import os
 import signal
 import socket
 import sys
-import traceback
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import torch
+from croc_processes import start
 from PIL import Image as Pillow
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
@@ -78,18 +77,6 @@ def prepare(folder: Path) -> None:
         params[group].update(values)
     with (folder / "params.yaml").open("w") as file:
         YAML().dump(params, file)
-
-
-def start(work: Callable[[], None]) -> int:
-    """work in a fork; its process id."""
-    if pid := os.fork():
-        return pid
-    try:
-        work()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
 
 
 def end(pid: int) -> int:

@@ -29,10 +29,9 @@ def masks(
     read: Callable[[T], Pillow.Image],
     p: affinity.Mining,
     patch: int,
-    left: Callable[[list[list[T]]], list[list[T]]] = list,
 ) -> Iterator[tuple[T, np.ndarray]]:
     """Each item and its first object's mask [H, W] bool; see `objects`."""
-    for item, found in objects(model, items, size, read, replace(p, objects=1), patch, left):
+    for item, found in objects(model, items, size, read, replace(p, objects=1), patch):
         yield item, found[0]
 
 
