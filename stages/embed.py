@@ -39,7 +39,8 @@ def main(index: str, masks: str, folder: str, weights: str, out: str) -> None:
 
         with torch.inference_mode(), Meter(len(objects), "embed", results.before) as meter:
             for batch, pixels in images.batches_by_shape(objects, padded, load, PIXELS, left):
-                cls = vit.tokens(model, pixels.to(device))[:, 0].float().cpu().numpy()  # [B, D]
+                with images.autocast(device, p.precision):
+                    cls = vit.tokens(model, pixels.to(device))[:, 0].float().cpu().numpy()  # [B, D]
                 for a, token in zip(batch, cls, strict=True):
                     results.put(a["id"], token.tobytes())
                     meter.step()

@@ -16,7 +16,7 @@ FILL = (1, 2, 3)
 
 
 def embedding(region: str = "masked", resize: int = 0, longest: int = 1000) -> Embedding:
-    return Embedding(region, resize, longest)
+    return Embedding(region, resize, longest, "fp32")
 
 
 def scene() -> tuple[np.ndarray, Pillow.Image]:
@@ -102,7 +102,9 @@ def test_an_empty_mask_is_one_pixel() -> None:
     assert cut(Pillow.new("RGB", (7, 5)), rle, embedding("masked", 8, 16), FILL).size == (8, 8)
 
 
-@pytest.mark.parametrize("values", [("mask", 0, 10), ("box", -1, 10), ("box", 0, 0)])
+@pytest.mark.parametrize(
+    "values", [("mask", 0, 10, "fp32"), ("box", -1, 10, "fp32"), ("box", 0, 0, "fp32"), ("box", 0, 10, "fp16")]
+)
 def test_settings_out_of_range(values: Any) -> None:
-    with pytest.raises(ValueError, match=r"embed\.(region|resize)"):
+    with pytest.raises(ValueError, match=r"embed\.(region|resize|precision)"):
         Embedding(*values)

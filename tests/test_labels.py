@@ -122,6 +122,18 @@ def test_a_mask_of_another_size() -> None:
         paint([found(0, 0.99, A)], (4, 1), PAPER)
 
 
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [("03", "do not add up to 1 x 4 pixels"), ("05", "do not add up"), ("1N4", "below 0"), ("", "not empty"), ([0, 4], "text")],
+)
+def test_run_lengths_that_are_none(counts: Any, message: str) -> None:
+    good = found(0, 0.99, [1, 1, 1, 1])
+    assert paint([good], (1, 4), PAPER).tolist() == [[1, 1, 1, 1]]
+    bad = good | {"segmentation": {"size": [1, 4], "counts": counts}}
+    with pytest.raises(ValueError, match=message):
+        paint([bad], (1, 4), PAPER)
+
+
 detections_of = st.integers(1, 6).flatmap(
     lambda n: st.tuples(
         st.permutations([0.99, 0.95, 0.93, 0.8, 0.7, 0.1]).map(lambda scores: scores[:n]),

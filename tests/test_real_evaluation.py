@@ -31,7 +31,7 @@ PARAMS: dict[str, Any] = {
         "component": True,
         "precision": "fp32",
     },
-    "embed": {"region": "masked", "resize": 32, "longest": 64},
+    "embed": {"region": "masked", "resize": 32, "longest": 64, "precision": "fp32"},
     "cluster": {"k": 2, "whiten": "std", "algorithm": "full", "starts": 2, "iterations": 20, "support": None},
     "aggregate": {"threshold": 0.5, "overlap": "keep_higher", "shape": "mask", "uncertain": "background"},
     "quality": {"images": 3, "seeds": 2, "objects": 100},

@@ -111,6 +111,30 @@ def plain_vit(state: State, image: Tensor, heads: int) -> Tensor:
     return norm(x, "norm")
 
 
+@pytest.mark.parametrize("length", [vit.LONG, 2 * vit.ROWS + 1])
+def test_attention_written_out_is_attention(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    attention = vit.build(vit.Backbone("", 8, 32, 1, 2), 64).blocks[0].attn
+    x = 3 * torch.randn(2, length, 32)
+    with torch.no_grad():
+        want = timm.layers.Attention.forward(attention.double(), x.double())
+        fused = attention.float()(x)
+        assert torch.equal(fused, timm.layers.Attention.forward(attention, x))  # float32: timm's own
+        assert (fused - want).abs().max() < 1e-5
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention(x).requires_grad  # what learns is timm's own, too
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("the fused kernel")
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", never)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        got = attention(x).double()
+        assert (got - want).norm() < 0.01 * want.norm()
+        with pytest.raises(AssertionError, match="fused"):
+            attention(x[:, : vit.LONG - 1])
+
+
 @torch.no_grad()
 def test_dino_vit_gives_the_tokens_of_timm_and_of_a_plain_vit(folder: Path) -> None:
     state = dino_vit(patch=16, grid=14)

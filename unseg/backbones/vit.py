@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from unseg.backbones.weights import FRESH, read_state
 from unseg.console import InputError
 
 FRESH_IMAGE = 224  # pixels a side for which a random ViT has position embeddings
+LONG, ROWS = 1000, 1100  # tokens of a long sequence; queries whose scores are held at once, at the most
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,30 @@ class Backbone:
             raise ValueError(f"backbone and embedder: width is {self.width}; it must be a multiple of heads, {self.heads}")
 
 
+class CpuAttention(Attention):
+    """timm's attention; where a CPU only looks at a long sequence in bf16, with its softmax written out, head by head.
+
+    PyTorch's fused kernel does such products at the speed of float32: 1.6 times as slow at 2,121 tokens of 6 heads
+    (benchmarks/mine.py). The result is as far from that in float32 as the fused one's.
+    """
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        count, length, width = x.shape
+        looks = x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()
+        if not looks or length < LONG or attn_mask is not None or is_causal:
+            plain: Tensor = super().forward(x, attn_mask, is_causal)
+            return plain
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)  # [B H, 1 + N, d]
+        q, out, parts = q * self.scale, torch.empty_like(q), -(-length // ROWS)
+        held = q.new_empty(-(-length // parts), length)
+        for head in range(count * self.num_heads):
+            for rows, into in zip(q[head].chunk(parts), out[head].chunk(parts), strict=True):
+                scores = torch.mm(rows, k[head].T, out=held[: len(rows)])
+                torch.mm(torch.softmax(scores, 1, out=scores), v[head], out=into)
+        answer: Tensor = self.proj(out.unflatten(0, (count, -1)).transpose(1, 2).reshape(count, length, width))
+        return answer
+
+
 def build(backbone: Backbone, image: int, drop_path: float = 0.0) -> VisionTransformer:
     """A ViT in DINO's layout with fresh weights; position embeddings for `image` pixels a side, any size at run time."""
     return VisionTransformer(
@@ -48,6 +74,7 @@ def build(backbone: Backbone, image: int, drop_path: float = 0.0) -> VisionTrans
         num_classes=0,
         dynamic_img_size=True,
         drop_path_rate=drop_path,
+        attn_layer=CpuAttention,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from pycocotools import mask as coco_mask
 
 from unseg.console import InputError
-from unseg.io.records import Rle, read_json
+from unseg.io.records import Rle, read_json, run_lengths
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> Rle:
         counts = segmentation.get("counts")
         if segmentation.get("size") != [h, w]:
             raise ValueError(f"its size is {segmentation.get('size')}, its image's {[h, w]} (rows, columns)")
-        lengths = runs(counts) if isinstance(counts, str) else counts
+        lengths = run_lengths([counts])[0].tolist() if isinstance(counts, str) else counts
         if not isinstance(lengths, list) or not all(type(n) is int and n >= 0 for n in lengths) or sum(lengths) != h * w:
             raise ValueError(f"its run lengths do not add up to {h} x {w} pixels")
         rle = coco_mask.frPyObjects({"size": [h, w], "counts": lengths}, h, w)
@@ -142,30 +142,3 @@ def check_polygons(polygons: list[Any], size: tuple[int, int]) -> None:
         for x, side in ((p[0::2], size[1]), (p[1::2], size[0])):
             if min(x) < -side or max(x) > 2 * side:
                 raise ValueError(f"a polygon reaches from {min(x):g} to {max(x):g} where the image has {side} pixels")
-
-
-def runs(counts: str) -> list[int]:
-    """COCO's compressed run lengths as numbers.
-
-    Six bits a character from "0" on: five of the number, low ones first, and one that says that more
-    follow; the last one's highest bit is the sign. From the fourth run on, the difference to the run two
-    before is stored.
-
-    Raises:
-        ValueError: the text is no such thing, e.g. cut short.
-    """
-    lengths: list[int] = []
-    value = shift = 0
-    for character in counts:
-        c = ord(character) - 48
-        if not 0 <= c < 64:
-            raise ValueError(f"{character!r} does not occur in run lengths")
-        value |= (c & 31) << shift
-        shift += 5
-        if not c & 32:
-            value -= (1 << shift) if c & 16 else 0
-            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
-            value = shift = 0
-    if shift:
-        raise ValueError("its run lengths are cut short")
-    return lengths

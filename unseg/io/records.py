@@ -197,6 +197,45 @@ def decode(rle: Rle) -> np.ndarray:
     return np.asarray(coco_mask.decode(rle), bool)
 
 
+def run_lengths(counts: Sequence[str]) -> list[np.ndarray]:
+    """COCO's compressed run lengths of many masks as numbers, int64, pixels of background first.
+
+    Six bits a character from "0" on: five of the number, low ones first, and one that says that more
+    follow; the last one's highest bit is the sign. From the fourth run on, the difference to the run two
+    before is stored.
+
+    Raises:
+        ValueError: a text is no such thing, e.g. cut short.
+    """
+    if not all(isinstance(text, str) and text for text in counts):
+        raise ValueError("run lengths are compressed ones, text that is not empty")
+    texts = [text.encode(errors="surrogatepass") for text in counts]
+    if not texts:
+        return []
+    bits = np.frombuffer(b"".join(texts), np.uint8).astype(np.int64) - 48  # [characters]
+    if bits.min() < 0 or bits.max() > 63:
+        wrong = int(bits[(bits < 0) | (bits > 63)][0]) + 48
+        raise ValueError(f"{chr(wrong)!r} does not occur in run lengths")
+    ends = np.flatnonzero(bits < 32)  # [numbers], their last characters
+    after = np.cumsum([len(text) for text in texts])
+    if (bits[after - 1] >= 32).any():
+        raise ValueError("its run lengths are cut short")
+    begins = np.concatenate([[0], ends[:-1] + 1])
+    shifts = 5 * (np.arange(len(bits)) - np.repeat(begins, ends - begins + 1))
+    if shifts.max() > 50:
+        raise ValueError("a run length has more than eleven characters")
+    numbers = np.add.reduceat((bits & 31) << shifts, begins) - ((bits[ends] & 16) << (shifts[ends] + 1))
+    found, start = [], 0
+    for end in np.searchsorted(ends, after).tolist():
+        own, start = numbers[start:end], end
+        for every_other in (own[1::2], own[2::2]):
+            every_other.cumsum(out=every_other)
+        found.append(own)
+    if numbers.min() < 0:
+        raise ValueError("a run length is below 0")
+    return found
+
+
 def annotation(id: int, image_id: int, category_id: int, rle: Rle) -> dict[str, Any]:
     """A COCO annotation; bbox is xywh in pixels, area in pixels."""
     return {

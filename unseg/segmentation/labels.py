@@ -17,9 +17,8 @@ from pycocotools import mask as coco_mask
 from pydensecrf.densecrf import DenseCRF2D
 from pydensecrf.utils import unary_from_softmax
 
-from unseg.io.records import VOID, Rle
+from unseg.io.records import VOID, Rle, encode, run_lengths
 
-Window = tuple[slice, slice]  # rows, cols
 Detection = dict[str, Any]  # a COCO result: category_id from 0, segmentation (RLE), bbox (xywh, pixels), score
 OVERLAPS = ("keep_higher", "overwrite", "skip", "published")
 SHAPES = ("mask", "box", "grabcut")
@@ -77,48 +76,48 @@ def paint(
         if not 0 <= d["category_id"] < VOID - 1:
             raise ValueError(f"category {d['category_id']} has no room beside background and void; label maps hold 254")
     kept = keep(detections, aggregation.threshold)
-    labels = np.zeros(size, np.uint8, order="F")  # [H, W], in memory as pycocotools has its masks
-    last_wins = aggregation.overlap in ("overwrite", "published")
-    for d in kept:
-        if aggregation.overlap == "published" and labels[:2].any():
-            break
-        window, mask = cover(d, size, aggregation.shape, image)
-        under = labels[window]
-        if aggregation.overlap != "skip" or not under[mask].any():
-            under[mask if last_wins else mask & (under == 0)] = d["category_id"] + 1
+    layers: list[tuple[Rle, int]] = []  # what is painted, one over the other
     if aggregation.uncertain == "ignore":
         painted = {id(d) for d in kept}
-        for window, mask in covers([d for d in detections if id(d) not in painted], size, aggregation.shape, image):
-            labels[window][mask & (labels[window] == 0)] = VOID
-    return np.ascontiguousarray(labels)
+        layers += [(outline(d, size, aggregation.shape, image), VOID) for d in detections if id(d) not in painted]
+    outlines = [(outline(d, size, aggregation.shape, image), d["category_id"] + 1) for d in kept]
+    layers += in_turn(outlines, aggregation.overlap)
+    labels = np.zeros(size[0] * size[1], np.uint8)  # column by column, as run lengths are
+    pixels = labels.data  # to which a run is written twice as fast as to an array
+    for lengths, (_, label) in zip(run_lengths([rle["counts"] for rle, _ in layers]), layers, strict=True):
+        borders, ink = lengths.cumsum(), bytes([label])
+        if borders[-1] != len(labels):
+            raise ValueError(f"a mask's run lengths do not add up to {size[0]} x {size[1]} pixels")
+        for start, length in zip(borders[0::2].tolist(), lengths[1::2].tolist(), strict=False):
+            pixels[start : start + length] = ink * length
+    return np.asarray(cv2.transpose(labels.reshape(size[1], size[0])), np.uint8)
 
 
-def covers(
-    detections: Sequence[Detection], size: tuple[int, int], shape: str, image: np.ndarray | None
-) -> list[tuple[Window, np.ndarray]]:
-    """As `cover`, of many detections whose order does not matter: masks are united while they are run lengths."""
-    if shape == "mask" and detections:
-        return [cut(coco_mask.merge([d["segmentation"] for d in detections]))]
-    return [cover(d, size, shape, image) for d in detections]
+def in_turn(kept: list[tuple[Rle, int]], overlap: str) -> list[tuple[Rle, int]]:
+    """Of masks and labels, surest first, those that are painted, in the order in which each covers the ones before."""
+    if overlap == "keep_higher":
+        return kept[::-1]
+    taken: list[tuple[Rle, int]] = []
+    for rle, label in kept:
+        if overlap == "published" and any(coco_mask.area(r) and coco_mask.toBbox(r)[1] < 2 for r, _ in taken):
+            break
+        if overlap != "skip" or not any(coco_mask.area(coco_mask.merge([rle, r], intersect=True)) for r, _ in taken):
+            taken.append((rle, label))
+    return taken
 
 
-def cover(detection: Detection, size: tuple[int, int], shape: str, image: np.ndarray | None) -> tuple[Window, np.ndarray]:
-    """The pixels of a detection: a window of the image, and a mask [h, w] bool of it (of no size, where there are none)."""
+def outline(detection: Detection, size: tuple[int, int], shape: str, image: np.ndarray | None) -> Rle:
+    """The pixels of a detection: its mask, its box, or what GrabCut finds in that."""
     if shape == "mask":
-        return cut(detection["segmentation"])
-    window = rows, cols = box_window(detection["bbox"], size)
-    box = np.ones((rows.stop - rows.start, cols.stop - cols.start), bool)
-    if shape == "grabcut" and box.size:
+        rle: Rle = detection["segmentation"]
+        return rle
+    mask, (rows, cols) = np.zeros(size, bool), box_window(detection["bbox"], size)
+    mask[rows, cols] = True
+    if shape == "grabcut" and mask.any():
         if image is None or image.shape[:2] != size:
             raise ValueError(f"aggregate.shape is grabcut, which needs the photograph, {list(size)} (rows, columns)")
-        box = grab_cut(image, rows, cols)
-    return window, box
-
-
-def cut(rle: Rle) -> tuple[Window, np.ndarray]:
-    x, y, w, h = (int(n) for n in coco_mask.toBbox(rle))
-    window = slice(y, y + h), slice(x, x + w)
-    return window, np.asarray(coco_mask.decode(rle)[window], bool)
+        mask[rows, cols] = grab_cut(image, rows, cols)
+    return encode(mask)
 
 
 def box_window(bbox: Sequence[float], size: tuple[int, int]) -> tuple[slice, slice]:
