@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -270,14 +269,20 @@ def test_cosine() -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", ""])
 def test_precisions(precision: str) -> None:
-    with pytest.raises(ValueError, match=r"croc\.precision is .*; it must be fp32 or bf16"):
+    with pytest.raises(ValueError, match=r"croc\.precision is .*; it must be fp32, bf16 or auto"):
         images.check_precision("croc.precision", precision)
-    weight = np.float32(1)
-    assert weight  # the two that are allowed pass
-    for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        images.check_precision("croc.precision", name)
-        with images.autocast(torch.device("cpu"), name):
-            assert nn.functional.linear(torch.ones(1, 2), torch.ones(2, 2)).dtype == kind
+
+
+def test_what_is_computed_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kind(precision: str) -> torch.dtype:
+        images.check_precision("croc.precision", precision)
+        with images.autocast(torch.device("cpu"), precision):
+            return nn.functional.linear(torch.ones(1, 2), torch.ones(2, 2)).dtype
+
+    assert [kind("fp32"), kind("bf16")] == [torch.float32, torch.bfloat16]
+    for able in (False, True):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able, "avx2": True})
+        assert kind("auto") == (torch.bfloat16 if able else torch.float32)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc gives freed memory back at once")

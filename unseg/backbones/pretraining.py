@@ -51,7 +51,7 @@ class Croc:
     teacher_temperature: float
     teacher_temperature_end: float
     teacher_warmup_epochs: float
-    precision: str  # fp32 | bf16
+    precision: str  # fp32 | bf16 | auto
     views: views.Augmentation
     clustering: croc.Clustering
 

@@ -34,7 +34,7 @@ class BackboneKmeans:
     iterations: int
     seeds: int  # repetitions
     batch: int  # 60, published: what is left over of the images after whole batches is not judged; 1: all are
-    precision: str  # fp32 | bf16, of the ViT
+    precision: str  # fp32 | bf16 | auto, of the ViT
 
     def __post_init__(self) -> None:
         images.check_precision("backbone_kmeans.precision", self.precision)

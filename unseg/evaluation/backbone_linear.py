@@ -34,7 +34,7 @@ class BackboneLinear:
     size: int  # S
     smallest: float  # share of the photograph's area that a training crop has at least
     grid: int  # labels a side in training
-    precision: str  # fp32 | bf16, of the ViT
+    precision: str  # fp32 | bf16 | auto, of the ViT
     head: Schedule
 
     def __post_init__(self) -> None:

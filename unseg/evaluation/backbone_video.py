@@ -32,7 +32,7 @@ class BackboneVideo:
     radius: int  # tokens, up, down and sideways, from which a label may come
     top: int  # likest tokens that a label comes from
     temperature: float
-    precision: str  # fp32 | bf16, of the ViT
+    precision: str  # fp32 | bf16 | auto, of the ViT
 
     def __post_init__(self) -> None:
         images.check_precision("backbone_video.precision", self.precision)

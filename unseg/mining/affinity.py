@@ -18,6 +18,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from unseg.io import images
+
 RANKS = ("logits", "softmax", "degree")
 METHODS = ("maskdistill", "attention", "lost")
 
@@ -36,7 +38,7 @@ class Mining:
     rank: str  # logits | softmax | degree: how patches are ranked as proposals
     center: bool  # subtract the image's mean key first
     component: bool  # keep only the 4-connected region that holds the source
-    precision: str  # fp32 | bf16, of the ViT
+    precision: str  # fp32 | bf16 | auto, of the ViT
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -48,8 +50,7 @@ class Mining:
                 raise ValueError(f"mine.{name} is {getattr(self, name)}; it must be above 0 and at most 1")
         if self.resize < 1:
             raise ValueError(f"mine.resize is {self.resize}; it must be at least 1 pixel")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"mine.precision is {self.precision!r}; it must be fp32 or bf16")
+        images.check_precision("mine.precision", self.precision)
         if self.rank not in RANKS:
             raise ValueError(f"mine.rank is {self.rank!r}; it must be one of {', '.join(RANKS)}")
         if not 0 < self.keep <= 1:

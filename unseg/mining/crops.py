@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image as Pillow
 
-from unseg.io import photos
+from unseg.io import images, photos
 from unseg.io.records import Rle, boxes_xyxy, decode
 
 REGIONS = ("masked", "box", "image")
@@ -20,15 +20,14 @@ class Embedding:
     region: str
     resize: int  # shorter side of the crop, pixels; 0 leaves it at its size
     longest: int  # longer side at the most, pixels: a sliver would else grow huge
-    precision: str  # fp32 | bf16, of the ViT
+    precision: str  # fp32 | bf16 | auto, of the ViT
 
     def __post_init__(self) -> None:
         if self.region not in REGIONS:
             raise ValueError(f"embed.region is {self.region!r}; it must be one of {', '.join(REGIONS)}")
         if self.resize < 0 or self.longest < 1:
             raise ValueError("embed.resize must be at least 0 and embed.longest at least 1 pixel")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"embed.precision is {self.precision!r}; it must be fp32 or bf16")
+        images.check_precision("embed.precision", self.precision)
 
 
 def box_of(rle: Rle, p: Embedding) -> tuple[int, int, int, int]:
