@@ -790,6 +790,13 @@ def test_archives_of_photographs() -> None:
         assert np.array_equal(np.array(photos.read("raw", image)), want)
 
 
+def test_a_member_without_a_name() -> None:
+    packed("raw/a.zip", **{"a.webp": picture(), "?": b""})
+    file = Path("raw/a.zip")
+    file.write_bytes(file.read_bytes().replace(b"?", b"\0"))  # to zipfile a name ends there
+    assert [i.file_name for i in run(FOLDER).images] == ["a.zip/a.webp"]
+
+
 def test_a_member_too_large_to_be_a_photograph(monkeypatch: pytest.MonkeyPatch) -> None:
     packed("raw/a.zip", **{"a.webp": picture(), "b.png": b"0" * 5000})
     monkeypatch.setattr(photos, "LARGEST", 4000)

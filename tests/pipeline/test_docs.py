@@ -55,6 +55,7 @@ SHRUNK = {  # benchmarks at the papers' sizes: main() is called at the sizes giv
     "python benchmarks/evaluate.py": ("benchmarks/evaluate.py", {}, ["2"]),
     "python -m benchmarks.croc": ("benchmarks/croc.py", {"PROFILE": "params.yaml", "BATCH": 2}, [1]),
     "python benchmarks/predict.py": ("benchmarks/predict.py", {"SMALL": (60, 80), "LARGE": (300, 400)}, [["--photos", "2"]]),
+    "python benchmarks/precision.py": ("benchmarks/precision.py", {}, [["--photos", "12"]]),
 }
 GPU = "cp profiles/voc.yaml params.yaml"  # after it, `dvc repro` wants GPUs and official weights: only `prepare` is run
 

@@ -134,7 +134,7 @@ def look_into(root: Path, name: Path, suffixes: set[str], found: Found) -> None:
     """The members of a zip archive as candidates `<archive>/<member>`."""
     try:
         with zipfile.ZipFile(root / name) as archive:
-            members = [m for m in archive.infolist() if not m.is_dir()]
+            members = [m for m in archive.infolist() if not m.filename.endswith("/")]  # is_dir() fails where there is no name
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         found.rejected.append(Rejected(name.as_posix(), f"an archive that cannot be read: {error}"))
         return
