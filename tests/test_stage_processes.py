@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -55,6 +56,26 @@ def test_a_killed_extraction_goes_on_batch_by_batch(folder: Path) -> None:
     redone = json.loads((folder / "again.json").read_text())
     assert IMAGES - KILLED_AT <= len(redone) < IMAGES - KILLED_AT + BATCH  # no more than the batch that it died in
     assert not list((folder / "scratch-again").rglob("*.sqlite"))
+
+
+def test_two_nodes_find_what_one_process_finds(folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    node = f"{sys.executable} -m torch.distributed.run --nnodes 2 --nproc-per-node 1 --master-addr 127.0.0.1 --master-port {port}"
+    launcher = folder / "two nodes.sh"  # as srun would, on one machine
+    launcher.write_text(f'{node} --node-rank 1 "$@" & other=$!\n{node} --node-rank 0 "$@" && wait $other\n')
+    words = ["-m", "unseg.distributed", "stages.mine", "images.json", "photos", "models/fresh", "nodes/masks.json"]
+    env = ENV | {"UNSEG_LAUNCHER": f"sh '{launcher}'", "UNSEG_SCRATCH": "scratch-nodes"}
+    done = subprocess.run([sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("mine ") >= 2  # both said how far they came
+    assert (folder / "nodes/masks.json").read_bytes() == (folder / "one/masks.json").read_bytes()
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=env | {"UNSEG_LAUNCHER": "false"}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: stages.mine: UNSEG_LAUNCHER (false) ended with status 1")
 
 
 def test_a_dead_process_ends_the_others(tmp_path: Path) -> None:

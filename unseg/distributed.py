@@ -1,11 +1,14 @@
 """One command for one process and for many: `python -m unseg.distributed stages.train_x args...`.
 
 Starts the stage once for each GPU of this machine by torchrun, or UNSEG_PROCESSES times where that is set, or
-plainly in this process where that is one. Under torchrun already (several nodes), it adds nothing.
+plainly in this process where that is one. UNSEG_LAUNCHER is a command that starts it on several nodes, which share this
+folder: torchrun's words `-m stages.train_x args...` are put behind it.
 """
 
 import os
 import runpy
+import shlex
+import subprocess
 import sys
 from typing import Any
 
@@ -145,7 +148,11 @@ def launch(count: int, module: str, arguments: list[str]) -> None:
 def main() -> None:
     module, *arguments = sys.argv[1:]
     count = int(os.environ.get("UNSEG_PROCESSES", torch.cuda.device_count()))
-    if count > 1 and "WORLD_SIZE" not in os.environ:
+    within = "WORLD_SIZE" in os.environ  # of what started this
+    if (launcher := os.environ.get("UNSEG_LAUNCHER")) and not within:
+        if status := subprocess.call([*shlex.split(launcher), "-m", module, *arguments]):
+            sys.exit(f"error: {module}: UNSEG_LAUNCHER ({launcher}) ended with status {status}; its words are above")
+    elif count > 1 and not within:
         launch(count, module, arguments)
     else:
         sys.argv = [module, *arguments]

@@ -1,13 +1,16 @@
-"""Kill -9 at random moments of the demo's pipeline, at toy size, each time run again; the artefacts must not know of it.
+"""Kill -9 at random moments of the demo's pipeline, at a small size, each time run again; the artefacts must not know of it.
 
     python tests/pipeline/kills.py [kills] [seed] [seconds]
 
 An undisturbed `dvc repro` in one folder; in another, `dvc repro` with all its processes killed after a random part of `seconds`,
 again and again, and at last left alone. Whenever it gets to the end, every dvc.lock must be that of the undisturbed run (it
 holds the hashes of all artefacts), nothing half written may be left, and it starts over from an empty folder, until there
-were so many kills. A script, not a test: it takes minutes, and it needs the clone that the pipeline's tests use.
+were so many kills. Trainings and extractions save their work each INTERVAL seconds here; what a kill costs them is the time
+since the last save, and no kill may cost more than that, a step, and the writing of it (SLACK).
+A script, not a test: it takes minutes, and it needs the clone that the pipeline's tests use.
 """
 
+import fcntl
 import os
 import random
 import re
@@ -22,6 +25,14 @@ from pathlib import Path
 from conftest import Pipeline, clone
 
 LOCKS = ("dvc.lock", "models/dvc.lock", "data/dvc.lock")
+INTERVAL, SLACK = 1.0, 2.0  # seconds
+LONGER = {  # than in the tests, so that kills fall into the middle of the work
+    "demo.train": 120,
+    "croc.epochs": 12,
+    "detector.iterations": 120,
+    "detector.lr_steps": [80],
+    "segmenter.epochs": 12,
+}
 
 
 def locks(pipe: Pipeline) -> list[bytes]:
@@ -34,15 +45,29 @@ def strays(pipe: Pipeline) -> list[Path]:
     return scratch + [p for p in pipe.root.rglob(".*.part") if ".dvc" not in p.parts]
 
 
-def attempt(pipe: Pipeline, seconds: float | None) -> tuple[bool, str]:
-    """`dvc repro`, killed after so many seconds; whether it came to its end, and the stage it was in."""
+def lost(pipe: Pipeline, now: float) -> float | None:
+    """Seconds of work that an end at this time costs a stage that saves its work; None where none is at work."""
+    for lock in (pipe.root / ".scratch").rglob("lock"):
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                saved = [lock, *lock.parent.glob("*.pt"), *lock.parent.glob("*.sqlite")]
+                return now - max(p.stat().st_mtime for p in saved if p.exists())
+    return None
+
+
+def attempt(pipe: Pipeline, seconds: float | None) -> tuple[bool, str, float | None]:
+    """`dvc repro`, killed after so many seconds; whether it came to its end, the stage it was in, and what the kill cost."""
     log = (pipe.root / "log").open("w+")
     child = subprocess.Popen(
         ["dvc", "repro"], cwd=pipe.root, env=pipe.env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
     )
+    cost = None
     try:
         child.wait(seconds)
     except subprocess.TimeoutExpired:
+        cost = lost(pipe, time.time())
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
     log.seek(0)
@@ -51,13 +76,20 @@ def attempt(pipe: Pipeline, seconds: float | None) -> tuple[bool, str]:
     if child.returncode > 0:
         sys.exit(f"dvc repro ended with status {child.returncode}:\n{text[-3000:]}")
     stages = re.findall(r"Running stage '(?:[^':]*:)?([^']+)'", text)
-    return child.returncode == 0, stages[-1] if stages else "-"
+    return child.returncode == 0, stages[-1] if stages else "-", cost
+
+
+def longer(folder: Path) -> Pipeline:
+    pipe = clone(folder)
+    for key, value in LONGER.items():
+        pipe.set(key, value)
+    return pipe
 
 
 def main(kills: int = 30, seed: int = 0, seconds: float = 20.0) -> None:
-    rng, begin = random.Random(seed), time.monotonic()
+    rng, begin, costs = random.Random(seed), time.monotonic(), list[float]()
     with tempfile.TemporaryDirectory() as folder:
-        calm = clone(Path(folder) / "calm")
+        calm = longer(Path(folder) / "calm")
         assert attempt(calm, None)[0]
         want = locks(calm)
         print(f"undisturbed: {time.monotonic() - begin:.0f} s", flush=True)
@@ -65,10 +97,10 @@ def main(kills: int = 30, seed: int = 0, seconds: float = 20.0) -> None:
         while done < kills or not fresh:
             if fresh:
                 shutil.rmtree(Path(folder) / "killed", ignore_errors=True)
-                pipe, fresh = clone(Path(folder) / "killed"), False
-                pipe.env["UNSEG_CHECKPOINT_SECONDS"] = "0.2"
+                pipe, fresh = longer(Path(folder) / "killed"), False
+                pipe.env["UNSEG_CHECKPOINT_SECONDS"] = str(INTERVAL)
             moment = rng.uniform(0, seconds) if done < kills else None
-            ended, stage = attempt(pipe, moment)
+            ended, stage, cost = attempt(pipe, moment)
             if ended:
                 runs, fresh = runs + 1, True
                 assert locks(pipe) == want, "artefacts differ from those of the undisturbed run"
@@ -77,7 +109,11 @@ def main(kills: int = 30, seed: int = 0, seconds: float = 20.0) -> None:
             else:
                 done += 1
                 met.add(stage)
-                print(f"kill {done} after {moment:.1f} s, in {stage}", flush=True)
+                said = "" if cost is None else f", {cost:.1f} s of work lost"
+                print(f"kill {done} after {moment:.1f} s, in {stage}{said}", flush=True)
+                costs += [] if cost is None else [cost]
+                assert cost is None or cost <= INTERVAL + SLACK, "a kill cost more than what is done between two saves"
+    print(f"{len(costs)} of them in work that is saved each {INTERVAL:g} s: at most {max(costs, default=0):.1f} s were lost")
     print(f"{done} kills in {len(met)} stages ({', '.join(sorted(met))}), {runs} runs: all artefacts byte-equal")
 
 
