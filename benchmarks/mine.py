@@ -5,7 +5,7 @@
 The paper's figures: ViT-S/16 (random weights: speed does not depend on them) at 640 x 848, so N = 2,120 patches, 6 heads
 of 64 channels. The ways take turns, so that whatever else the machine does slows them all; a figure is the median of the
 rounds, after one to warm up. Plain: float32, explicit softmax attention, every block whole, one image at a time. Ours:
-`vit.last_block` (all but the last block's attention and MLP), fused attention, bf16, a batch.
+`vit.last_block` (all but the last block's attention and MLP), attention head by head (`vit.CpuAttention`), bf16, a batch.
 """
 
 import statistics
@@ -93,14 +93,14 @@ def main(rounds: int = 3) -> None:
     print(f"  {t['plain'] / t['ours']:.0f} times as fast; same regions: {agree:.0%}")
 
     shape = vit.Backbone("none", PATCH, WIDTH, DEPTH, HEADS)
-    explicit, fused = vit.build(shape, 224).eval(), vit.build(shape, 224).eval()
+    explicit, net = vit.build(shape, 224).eval(), vit.build(shape, 224).eval()
     for block in explicit.blocks:
         block.attn.fused_attn = False
     images = torch.randn(IMAGES, 3, ROWS * PATCH, COLS * PATCH)
 
     def batched() -> list[np.ndarray]:
         with torch.autocast("cpu", torch.bfloat16):
-            return ours(*vit.last_block(fused, images))
+            return ours(*vit.last_block(net, images))
 
     left, right = torch.randn(2048, 2048), torch.randn(2048, 2048)
     left16, right16 = left.bfloat16(), right.bfloat16()
