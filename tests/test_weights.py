@@ -111,7 +111,7 @@ def plain_vit(state: State, image: Tensor, heads: int) -> Tensor:
     return norm(x, "norm")
 
 
-@pytest.mark.parametrize("length", [vit.LONG, 2 * vit.ROWS + 1])
+@pytest.mark.parametrize("length", [1, vit.SHORT - 1, vit.LONG, 2 * vit.ROWS + 1])
 def test_attention_written_out_is_attention(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     attention = vit.build(vit.Backbone("", 8, 32, 1, 2), 64).blocks[0].attn
@@ -132,7 +132,9 @@ def test_attention_written_out_is_attention(length: int, monkeypatch: pytest.Mon
         got = attention(x).double()
         assert (got - want).norm() < 0.01 * want.norm()
         with pytest.raises(AssertionError, match="fused"):
-            attention(x[:, : vit.LONG - 1])
+            attention(torch.randn(1, vit.SHORT, 32))
+        with pytest.raises(AssertionError, match="fused"):
+            attention(torch.randn(1, vit.LONG - 1, 32))
 
 
 @torch.no_grad()

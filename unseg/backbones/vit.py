@@ -19,7 +19,8 @@ from unseg.backbones.weights import FRESH, read_state
 from unseg.console import InputError
 
 FRESH_IMAGE = 224  # pixels a side for which a random ViT has position embeddings
-LONG, ROWS = 1000, 1100  # tokens of a long sequence; queries whose scores are held at once, at the most
+SHORT, LONG = 256, 1000  # tokens: of fewer, and from so many on, `CpuAttention` writes the softmax out
+ROWS = 1100  # queries of a long sequence whose scores are held at once, at the most
 
 
 @dataclass(frozen=True)
@@ -40,27 +41,36 @@ class Backbone:
 
 
 class CpuAttention(Attention):
-    """timm's attention; where a CPU only looks at a long sequence in bf16, with its softmax written out, head by head.
+    """timm's attention; where a CPU only looks at a sequence in bf16, with its softmax written out.
 
-    PyTorch's fused kernel does such products at the speed of float32: 1.6 times as slow at 2,121 tokens of 6 heads
-    (benchmarks/mine.py). The result is as far from that in float32 as the fused one's.
+    PyTorch's fused kernel does such products at the speed of float32: with it a ViT-S/16 takes 1.15 times as long at 197 tokens
+    (written out for the whole batch) and 1.4 times at 2,121 (head by head, so that the scores stay in the cache). Between SHORT
+    and LONG it takes 1.2 times as long, too, and is left: the demo, whose scores were measured with it, lies there. The result
+    is as far from that in float32 as the fused one's.
     """
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        count, length, width = x.shape
-        looks = x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()
-        if not looks or length < LONG or attn_mask is not None or is_causal:
+        looks = x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled() and self.fused_attn
+        if not looks or SHORT <= x.shape[1] < LONG or attn_mask is not None or is_causal:
             plain: Tensor = super().forward(x, attn_mask, is_causal)
             return plain
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)  # [B H, 1 + N, d]
-        q, out, parts = q * self.scale, torch.empty_like(q), -(-length // ROWS)
-        held = q.new_empty(-(-length // parts), length)
-        for head in range(count * self.num_heads):
-            for rows, into in zip(q[head].chunk(parts), out[head].chunk(parts), strict=True):
-                scores = torch.mm(rows, k[head].T, out=held[: len(rows)])
-                torch.mm(torch.softmax(scores, 1, out=scores), v[head], out=into)
-        answer: Tensor = self.proj(out.unflatten(0, (count, -1)).transpose(1, 2).reshape(count, length, width))
+        q = q * self.scale
+        out = head_by_head(q, k, v) if x.shape[1] >= LONG else torch.bmm(torch.bmm(q, k.mT).softmax(2), v)
+        answer: Tensor = self.proj(out.unflatten(0, (len(x), -1)).transpose(1, 2).flatten(2))
         return answer
+
+
+def head_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T) v of [B H, 1 + N, d], with the scores of ROWS queries of one head in memory; carries no gradient."""
+    out, length = torch.empty_like(q), q.shape[1]
+    parts = -(-length // ROWS)
+    held = q.new_empty(-(-length // parts), length)
+    for head in range(len(q)):
+        for rows, into in zip(q[head].chunk(parts), out[head].chunk(parts), strict=True):
+            scores = torch.mm(rows, k[head].T, out=held[: len(rows)])
+            torch.mm(torch.softmax(scores, 1, out=scores), v[head], out=into)
+    return out
 
 
 def build(backbone: Backbone, image: int, drop_path: float = 0.0) -> VisionTransformer:
