@@ -29,14 +29,14 @@ ROWS, COLS, PATCH, HEADS, WIDTH, DEPTH = 40, 53, 16, 6, 384, 12
 PATCHES, KEEP, BATCH, IMAGES = ROWS * COLS, 0.4, 8, 2  # BATCH for mining alone, IMAGES with the forward
 
 
-def plain(query: Tensor, keys: Tensor) -> np.ndarray:
-    """Equations 1 and 2 as they are written: query [H, d], keys [H, N, d] to the object's region [rows, cols]."""
+def plain(query: Tensor, keys: Tensor, grid: tuple[int, int]) -> np.ndarray:
+    """Equations 1 and 2 as they are written: query [H, d], keys [H, N, d] to the object's region [rows, cols] (grid)."""
     attention = torch.einsum("hd,hnd->hn", query, keys).mean(0)  # [N]
     rows = keys.transpose(0, 1).flatten(1)  # [N, D]
     likeness = rows @ rows.T  # [N, N], summed over the heads: H times the mean, of the same sign
     proposals = attention.argsort(descending=True, stable=True)[: int(KEEP * len(attention))]
     voters = proposals[likeness[proposals[0], proposals] > 0]
-    mask = (likeness[voters].sum(0) > 0).view(ROWS, COLS).numpy()
+    mask = (likeness[voters].sum(0) > 0).view(grid).numpy()
     regions, _ = ndimage.label(mask)
     return np.asarray(regions == regions.flat[int(proposals[0])])
 
@@ -81,11 +81,13 @@ def operations(blocks: int) -> tuple[float, float]:
 def main(rounds: int = 3) -> None:
     print(f"{torch.get_num_threads()} threads, N = {PATCHES}, {HEADS} heads of {WIDTH // HEADS}, medians of {rounds} rounds")
     torch.manual_seed(0)
+    grid = (ROWS, COLS)
     query, keys = torch.randn(BATCH, HEADS, 64), torch.randn(BATCH, HEADS, PATCHES, 64)
     keys += 0.5 * torch.randn(BATCH, HEADS, 1, 64)
-    agree = np.mean([np.array_equal(plain(q, k), o) for q, k, o in zip(query, keys, ours(query, keys), strict=True)])
+    agree = np.mean([np.array_equal(plain(q, k, grid), o) for q, k, o in zip(query, keys, ours(query, keys), strict=True)])
     t = compare(
-        {"plain": lambda: [plain(q, k) for q, k in zip(query, keys, strict=True)], "ours": lambda: ours(query, keys)}, rounds
+        {"plain": lambda: [plain(q, k, grid) for q, k in zip(query, keys, strict=True)], "ours": lambda: ours(query, keys)},
+        rounds,
     )
     print(
         f"mining alone: plain {1e3 * t['plain'] / BATCH:.1f} ms, ours {1e3 * t['ours'] / BATCH:.2f} ms an image (batch {BATCH}),"
@@ -106,7 +108,7 @@ def main(rounds: int = 3) -> None:
     left16, right16 = left.bfloat16(), right.bfloat16()
     t = compare(
         {
-            "plain": lambda: [plain(*forward(explicit, image[None])) for image in images],
+            "plain": lambda: [plain(*forward(explicit, image[None]), grid) for image in images],
             "ours": batched,
             "fp32": lambda: left @ right,
             "bf16": lambda: left16 @ right16,

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +31,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.mine import forward, plain
 from unseg import params
 from unseg.backbones import vit
-from unseg.detection import detector
+from unseg.detection import detector, fpn
+from unseg.detection.settings import Detect, Detector
 from unseg.io import images, photos, records
 from unseg.mining import affinity
 from unseg.segmentation import labels, segmenter
@@ -40,6 +42,7 @@ MINE = (640, 848)  # pixels, the papers' sizes: mining
 CROP = (224, 224)  # of a crop whose CLS token is taken
 PHOTO = (375, 500)
 SHAPE = vit.Backbone("none", 16, 384, 12, 6)  # ViT-S/16
+SIDE, SIDE_GPU = 2048, 4096  # of the square matrices whose product is the peak
 Way = Callable[[], object]
 
 
@@ -70,13 +73,13 @@ def fastest(ways: dict[str, Way], seconds: float) -> dict[str, float]:
 
 
 def peaks(device: torch.device) -> dict[str, Way]:
-    side = 4096 if device.type == "cuda" else 2048
-    left, right = torch.randn(2, side, side, device=device)
+    left, right = torch.randn(2, *2 * [SIDE_GPU if device.type == "cuda" else SIDE], device=device)
     left16, right16 = left.bfloat16(), right.bfloat16()
     return {"fp32": lambda: left @ right, "bf16": lambda: left16 @ right16}
 
 
 def counted(way: Way) -> float:
+    """Of a network with its softmax written out: the counter does not know the fused kernel of CPUs."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         way()
     return float(counter.get_total_flops())
@@ -94,20 +97,20 @@ def mine(device: torch.device) -> Row:
     """A batch from pixels to regions of patches; the floor leaves out the last block, whose attention is not needed."""
     batch = 2 if device.type == "cpu" else 16
     net, explicit = networks_of_two_ways(device)
-    x = torch.randn(batch, 3, *MINE, device=device)
+    x, grid = torch.randn(batch, 3, *MINE, device=device), (MINE[0] // SHAPE.patch, MINE[1] // SHAPE.patch)
 
     def ours() -> None:
         with images.autocast(device, "bf16"):
             query, keys = vit.last_block(net, x)
         mined = affinity.mine(query.float(), keys.float(), 0.4, center=False)
         for mask, source in zip(mined.masks.cpu().numpy(), mined.source.tolist(), strict=True):
-            affinity.region_of(mask.reshape(MINE[0] // 16, MINE[1] // 16), source)
+            affinity.region_of(mask.reshape(grid), source)
 
     def simple() -> None:
         for one in x:
-            plain(*(t.cpu() for t in forward(explicit, one[None])))
+            plain(*(t.cpu() for t in forward(explicit, one[None])), grid)
 
-    return Row("mine 640x848, ViT-S/16", batch, ours, simple, counted(lambda: vit.last_block(net, x)), "bf16")
+    return Row("mine 640x848, ViT-S/16", batch, ours, simple, counted(lambda: vit.last_block(explicit, x)), "bf16")
 
 
 def embed(device: torch.device) -> Row:
@@ -124,16 +127,18 @@ def embed(device: torch.device) -> Row:
         for one in x:
             vit.tokens(explicit, one[None])[:, 0].cpu()
 
-    return Row("embed 224x224, ViT-S/16", batch, ours, simple, counted(lambda: vit.tokens(net, x)), "bf16")
+    return Row("embed 224x224, ViT-S/16", batch, ours, simple, counted(lambda: vit.tokens(explicit, x)), "bf16")
 
 
 def detect(device: torch.device) -> Row:
     batch = 2 if device.type == "cpu" else 16
-    p = params.group("detector", detector.Detector, ROOT / "profiles/folder.yaml")
-    net = detector.build(p, 20).eval().to(device)
+    profile = ROOT / "profiles/folder.yaml"
+    p, q = replace(params.group("detector", Detector, profile), precision="bf16"), params.group("detect", Detect, profile)
+    net = fpn.build(p, 20).to(device)
+    trained = detector.prepared(net, p, q, 20)
     x = torch.randint(0, 256, (batch, 3, *PHOTO), dtype=torch.uint8, device=device)
     flops = counted(lambda: net.backbone(net.transform(list(x / 255))[0].tensors))
-    return Row("detect, of profiles/folder.yaml", batch, lambda: detector.instances(net, "bf16", x), None, flops, "bf16")
+    return Row("detect, of profiles/folder.yaml", batch, lambda: detector.instances(trained, x), None, flops, "bf16")
 
 
 def predict(device: torch.device) -> Row:
@@ -232,7 +237,7 @@ def table(rows: list[Row], device: torch.device, seconds: float) -> None:
     for row in rows:
         ways = {"ours": row.ours} | ({"plain": row.plain} if row.plain else {}) | ({"floor": row.floor} if row.floor else {})
         t = fastest(ways | peaks(device), seconds / len(rows))
-        side = 4096 if device.type == "cuda" else 2048
+        side = SIDE_GPU if device.type == "cuda" else SIDE
         peak = {name: max(peak[name], 2 * side**3 / t[name]) for name in peak}
         lines.append((row, t))
     print(f"\n{device}: peak of products fp32 {peak['fp32'] / 1e9:.0f}, bf16 {peak['bf16'] / 1e9:.0f} GFLOP/s")

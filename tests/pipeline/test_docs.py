@@ -46,12 +46,16 @@ HELP = (  # whole pipelines, several times, or minutes at the papers' sizes: ask
     "python benchmarks/detect.py",
 )
 LOADED = {  # minutes, without a help to ask for: loaded, so that what they import is there
-    "python -m benchmarks.run": "benchmarks/run.py",
     "python -m benchmarks.scale": "benchmarks/scale.py",
     "python tests/pipeline/kills.py": "tests/pipeline/kills.py",
 }
 SHRUNK = {  # benchmarks at the papers' sizes: main() is called at the sizes given here
     "python benchmarks/mine.py": ("benchmarks/mine.py", {"ROWS": 4, "COLS": 6, "PATCHES": 24, "DEPTH": 2}, [1]),
+    "python -m benchmarks.run": (
+        "benchmarks/run.py",
+        {"ROUNDS": 1, "MINE": (32, 48), "CROP": (32, 32), "PHOTO": (48, 64), "SIDE": 64},
+        [0.1],
+    ),
     "python benchmarks/evaluate.py": ("benchmarks/evaluate.py", {}, ["2"]),
     "python -m benchmarks.croc": ("benchmarks/croc.py", {"PROFILE": "params.yaml", "BATCH": 2}, [1]),
     "python benchmarks/predict.py": ("benchmarks/predict.py", {"SMALL": (60, 80), "LARGE": (300, 400)}, [["--photos", "2"]]),
