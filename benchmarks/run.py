@@ -114,7 +114,7 @@ def mine(device: torch.device) -> Row:
 
 
 def embed(device: torch.device) -> Row:
-    """CLS tokens of crops in batches; plain: one by one, float32, softmax written out."""
+    """CLS tokens of crops in batches, `embed.precision: bf16`; plain: one by one, float32, softmax written out."""
     batch = 16 if device.type == "cpu" else 256
     net, explicit = networks_of_two_ways(device)
     x = torch.randn(batch, 3, *CROP, device=device)

@@ -71,11 +71,14 @@ def test_two_nodes_find_what_one_process_finds(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("mine ") >= 2  # both said how far they came
     assert (folder / "nodes/masks.json").read_bytes() == (folder / "one/masks.json").read_bytes()
-    done = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=env | {"UNSEG_LAUNCHER": "false"}, capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: stages.mine: UNSEG_LAUNCHER (false) ended with status 1")
+    for bad, said in (("false", "(false) ended with status 1"), ("no-such 1", "no command here"), ("'", "no command here")):
+        done = subprocess.run(
+            [sys.executable, *words], cwd=folder, env=env | {"UNSEG_LAUNCHER": bad}, capture_output=True, text=True
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 def test_a_dead_process_ends_the_others(tmp_path: Path) -> None:

@@ -149,8 +149,12 @@ def main() -> None:
     module, *arguments = sys.argv[1:]
     count = int(os.environ.get("UNSEG_PROCESSES", torch.cuda.device_count()))
     within = "WORLD_SIZE" in os.environ  # of what started this
-    if (launcher := os.environ.get("UNSEG_LAUNCHER")) and not within:
-        if status := subprocess.call([*shlex.split(launcher), "-m", module, *arguments]):
+    if (launcher := os.environ.get("UNSEG_LAUNCHER", "").strip()) and not within:
+        try:
+            status = subprocess.call([*shlex.split(launcher), "-m", module, *arguments])
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: UNSEG_LAUNCHER is {launcher!r}, which is no command here ({error}); mend or unset it")
+        if status:
             sys.exit(f"error: {module}: UNSEG_LAUNCHER ({launcher}) ended with status {status}; its words are above")
     elif count > 1 and not within:
         launch(count, module, arguments)

@@ -6,10 +6,12 @@ An undisturbed `dvc repro` in one folder; in another, `dvc repro` with all its p
 again and again, and at last left alone. Whenever it gets to the end, every dvc.lock must be that of the undisturbed run (it
 holds the hashes of all artefacts), nothing half written may be left, and it starts over from an empty folder, until there
 were so many kills. Trainings and extractions save their work each INTERVAL seconds here; what a kill costs them is the time
-since the last save, and no kill may cost more than that, a step, and the writing of it (SLACK).
+since the last save, and no kill may cost more than that, a step, and the writing of it (SLACK). (That the next run begins
+there is what tests/test_stage_processes.py and test_croc_processes.py look at.)
 A script, not a test: it takes minutes, and it needs the clone that the pipeline's tests use.
 """
 
+import contextlib
 import fcntl
 import os
 import random
@@ -46,14 +48,15 @@ def strays(pipe: Pipeline) -> list[Path]:
 
 
 def lost(pipe: Pipeline, now: float) -> float | None:
-    """Seconds of work that an end at this time costs a stage that saves its work; None where none is at work."""
-    for lock in (pipe.root / ".scratch").rglob("lock"):
-        with lock.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                saved = [lock, *lock.parent.glob("*.pt"), *lock.parent.glob("*.sqlite")]
-                return now - max(p.stat().st_mtime for p in saved if p.exists())
+    """Seconds since the stage that is at work saved its work or began it; None where none that saves it is at work."""
+    with contextlib.suppress(FileNotFoundError):  # it has just ended
+        for lock in (pipe.root / ".scratch").rglob("lock"):
+            with lock.open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    saved = [lock, *lock.parent.glob("*.pt"), *lock.parent.glob("*.sqlite")]
+                    return now - max(p.stat().st_mtime for p in saved)
     return None
 
 
@@ -109,11 +112,11 @@ def main(kills: int = 30, seed: int = 0, seconds: float = 20.0) -> None:
             else:
                 done += 1
                 met.add(stage)
-                said = "" if cost is None else f", {cost:.1f} s of work lost"
+                said = "" if cost is None else f", {cost:.1f} s after the last save"
                 print(f"kill {done} after {moment:.1f} s, in {stage}{said}", flush=True)
                 costs += [] if cost is None else [cost]
                 assert cost is None or cost <= INTERVAL + SLACK, "a kill cost more than what is done between two saves"
-    print(f"{len(costs)} of them in work that is saved each {INTERVAL:g} s: at most {max(costs, default=0):.1f} s were lost")
+    print(f"{len(costs)} of them in work that is saved each {INTERVAL:g} s, at most {max(costs, default=0):.1f} s after that")
     print(f"{done} kills in {len(met)} stages ({', '.join(sorted(met))}), {runs} runs: all artefacts byte-equal")
 
 

@@ -19,7 +19,7 @@ from unseg.backbones.weights import FRESH, read_state
 from unseg.console import InputError
 
 FRESH_IMAGE = 224  # pixels a side for which a random ViT has position embeddings
-SHORT, LONG = 256, 1000  # tokens: of fewer, and from so many on, `CpuAttention` writes the softmax out
+FEW, MANY = 256, 1000  # tokens: of fewer than FEW, and from MANY on, `CpuAttention` writes the softmax out
 ROWS = 1100  # queries of a long sequence whose scores are held at once, at the most
 
 
@@ -44,19 +44,21 @@ class CpuAttention(Attention):
     """timm's attention; where a CPU only looks at a sequence in bf16, with its softmax written out.
 
     PyTorch's fused kernel does such products at the speed of float32: with it a ViT-S/16 takes 1.15 times as long at 197 tokens
-    (written out for the whole batch) and 1.4 times at 2,121 (head by head, so that the scores stay in the cache). Between SHORT
-    and LONG it takes 1.2 times as long, too, and is left: the demo, whose scores were measured with it, lies there. The result
-    is as far from that in float32 as the fused one's.
+    (written out for the whole batch) and 1.4 times at 2,121 (head by head, so that the scores stay in the cache). Between FEW
+    and MANY it takes 1.2 times as long, too, and is left: the demo, whose scores were measured with it, lies there. Scores are
+    rounded to bfloat16 before the softmax, which the fused kernel does not do: one layer's error is the same where attention is
+    flat, and up to 1.6 times as large where it is sharp. Whoever sets `fused_attn` to False has timm's own.
     """
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        looks = x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled() and self.fused_attn
-        if not looks or SHORT <= x.shape[1] < LONG or attn_mask is not None or is_causal:
+        looks = x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()
+        theirs = not self.fused_attn or attn_mask is not None or is_causal or torch.compiler.is_compiling()
+        if not looks or theirs or FEW <= x.shape[1] < MANY:
             plain: Tensor = super().forward(x, attn_mask, is_causal)
             return plain
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)  # [B H, 1 + N, d]
         q = q * self.scale
-        out = head_by_head(q, k, v) if x.shape[1] >= LONG else torch.bmm(torch.bmm(q, k.mT).softmax(2), v)
+        out = head_by_head(q, k, v) if x.shape[1] >= MANY else torch.bmm(torch.bmm(q, k.mT).softmax(2), v)
         answer: Tensor = self.proj(out.unflatten(0, (len(x), -1)).transpose(1, 2).flatten(2))
         return answer
 

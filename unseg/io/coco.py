@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from pycocotools import mask as coco_mask
 
 from unseg.console import InputError
-from unseg.io.records import Rle, read_json, run_lengths
+from unseg.io.records import Rle, pack, read_json, run_lengths
 
 T = TypeVar("T")
 
@@ -116,17 +116,16 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> Rle:
     if isinstance(segmentation, list):
         check_polygons(segmentation, size)
         rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, h, w))
-    elif isinstance(segmentation, dict):
-        counts = segmentation.get("counts")
-        if segmentation.get("size") != [h, w]:
-            raise ValueError(f"its size is {segmentation.get('size')}, its image's {[h, w]} (rows, columns)")
-        lengths = run_lengths([counts])[0].tolist() if isinstance(counts, str) else counts
-        if not isinstance(lengths, list) or not all(type(n) is int and n >= 0 for n in lengths) or sum(lengths) != h * w:
-            raise ValueError(f"its run lengths do not add up to {h} x {w} pixels")
-        rle = coco_mask.frPyObjects({"size": [h, w], "counts": lengths}, h, w)
-    else:
+        return {"size": [h, w], "counts": rle["counts"].decode()}
+    if not isinstance(segmentation, dict):
         raise ValueError("it has no segmentation; boxes alone are no ground truth for masks")
-    return {"size": [h, w], "counts": rle["counts"].decode()}
+    counts = segmentation.get("counts")
+    if segmentation.get("size") != [h, w]:
+        raise ValueError(f"its size is {segmentation.get('size')}, its image's {[h, w]} (rows, columns)")
+    lengths = run_lengths([counts])[0].tolist() if isinstance(counts, str) else counts
+    if not isinstance(lengths, list) or not all(type(n) is int and n >= 0 for n in lengths) or sum(lengths) != h * w:
+        raise ValueError(f"its run lengths do not add up to {h} x {w} pixels")
+    return pack(lengths, size)
 
 
 def check_polygons(polygons: list[Any], size: tuple[int, int]) -> None:

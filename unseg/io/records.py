@@ -11,6 +11,7 @@ import glob
 import io
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -197,6 +198,12 @@ def decode(rle: Rle) -> np.ndarray:
     return np.asarray(coco_mask.decode(rle), bool)
 
 
+def pack(lengths: list[int], size: tuple[int, int]) -> Rle:
+    """Run lengths, pixels of background first, column by column, to a mask of this size (H, W), which they add up to."""
+    rle = coco_mask.frPyObjects({"size": list(size), "counts": lengths}, *size)
+    return {"size": list(size), "counts": rle["counts"].decode()}
+
+
 def run_lengths(counts: Sequence[str]) -> list[np.ndarray]:
     """COCO's compressed run lengths of many masks as numbers, int64, pixels of background first.
 
@@ -209,15 +216,14 @@ def run_lengths(counts: Sequence[str]) -> list[np.ndarray]:
     """
     if not all(isinstance(text, str) and text for text in counts):
         raise ValueError("run lengths are compressed ones, text that is not empty")
-    texts = [text.encode(errors="surrogatepass") for text in counts]
-    if not texts:
+    if not counts:
         return []
-    bits = np.frombuffer(b"".join(texts), np.uint8).astype(np.int64) - 48  # [characters]
-    if bits.min() < 0 or bits.max() > 63:
-        wrong = int(bits[(bits < 0) | (bits > 63)][0]) + 48
-        raise ValueError(f"{chr(wrong)!r} does not occur in run lengths")
+    text = "".join(counts)
+    if wrong := re.search(r"[^0-o]", text):
+        raise ValueError(f"{wrong[0]!r} does not occur in run lengths")
+    bits = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48  # [characters]
     ends = np.flatnonzero(bits < 32)  # [numbers], their last characters
-    after = np.cumsum([len(text) for text in texts])
+    after = np.cumsum([len(text) for text in counts])
     if (bits[after - 1] >= 32).any():
         raise ValueError("its run lengths are cut short")
     begins = np.concatenate([[0], ends[:-1] + 1])

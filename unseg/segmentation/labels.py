@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from pydensecrf.densecrf import DenseCRF2D
 from pydensecrf.utils import unary_from_softmax
 
-from unseg.io.records import VOID, Rle, encode, run_lengths
+from unseg.io.records import VOID, Rle, encode, pack, run_lengths
 
 Detection = dict[str, Any]  # a COCO result: category_id from 0, segmentation (RLE), bbox (xywh, pixels), score
 OVERLAPS = ("keep_higher", "overwrite", "skip", "published")
@@ -80,29 +80,29 @@ def paint(
     if aggregation.uncertain == "ignore":
         painted = {id(d) for d in kept}
         layers += [(outline(d, size, aggregation.shape, image), VOID) for d in detections if id(d) not in painted]
-    outlines = [(outline(d, size, aggregation.shape, image), d["category_id"] + 1) for d in kept]
+    outlines = ((outline(d, size, aggregation.shape, image), d["category_id"] + 1) for d in kept)
     layers += in_turn(outlines, aggregation.overlap)
     labels = np.zeros(size[0] * size[1], np.uint8)  # column by column, as run lengths are
     pixels = labels.data  # to which a run is written twice as fast as to an array
     for lengths, (_, label) in zip(run_lengths([rle["counts"] for rle, _ in layers]), layers, strict=True):
         borders, ink = lengths.cumsum(), bytes([label])
-        if borders[-1] != len(labels):
+        if borders[-1] != len(labels) or lengths.max() > len(labels):
             raise ValueError(f"a mask's run lengths do not add up to {size[0]} x {size[1]} pixels")
         for start, length in zip(borders[0::2].tolist(), lengths[1::2].tolist(), strict=False):
             pixels[start : start + length] = ink * length
     return np.asarray(cv2.transpose(labels.reshape(size[1], size[0])), np.uint8)
 
 
-def in_turn(kept: list[tuple[Rle, int]], overlap: str) -> list[tuple[Rle, int]]:
+def in_turn(kept: Iterable[tuple[Rle, int]], overlap: str) -> list[tuple[Rle, int]]:
     """Of masks and labels, surest first, those that are painted, in the order in which each covers the ones before."""
     if overlap == "keep_higher":
-        return kept[::-1]
+        return list(kept)[::-1]
     taken: list[tuple[Rle, int]] = []
     for rle, label in kept:
-        if overlap == "published" and any(coco_mask.area(r) and coco_mask.toBbox(r)[1] < 2 for r, _ in taken):
-            break
         if overlap != "skip" or not any(coco_mask.area(coco_mask.merge([rle, r], intersect=True)) for r, _ in taken):
             taken.append((rle, label))
+        if overlap == "published" and coco_mask.area(rle) and coco_mask.toBbox(rle)[1] < 2:
+            break
     return taken
 
 
@@ -111,13 +111,17 @@ def outline(detection: Detection, size: tuple[int, int], shape: str, image: np.n
     if shape == "mask":
         rle: Rle = detection["segmentation"]
         return rle
-    mask, (rows, cols) = np.zeros(size, bool), box_window(detection["bbox"], size)
-    mask[rows, cols] = True
-    if shape == "grabcut" and mask.any():
+    rows, cols = box_window(detection["bbox"], size)
+    high, wide = rows.stop - rows.start, cols.stop - cols.start
+    if shape == "grabcut" and high and wide:
         if image is None or image.shape[:2] != size:
             raise ValueError(f"aggregate.shape is grabcut, which needs the photograph, {list(size)} (rows, columns)")
+        mask = np.zeros(size, bool)
         mask[rows, cols] = grab_cut(image, rows, cols)
-    return encode(mask)
+        return encode(mask)
+    lengths = [cols.start * size[0] + rows.start, *wide * [high, size[0] - high]]
+    lengths[-1] += size[0] * size[1] - sum(lengths)
+    return pack(lengths, size)
 
 
 def box_window(bbox: Sequence[float], size: tuple[int, int]) -> tuple[slice, slice]:
