@@ -84,7 +84,7 @@ def ceiling(root: Path) -> float:
 
 
 def arguments(about: str | None, kinds: Collection[str] = (), shown: Sequence[str] = ()) -> argparse.Namespace:
-    """Of a benchmark that runs the demo for several seeds: seeds, into, set; kinds, where it has some, `shown` if none are given."""
+    """Of a benchmark that runs the demo for several seeds: seeds, into, set; kinds, where it has some (`shown` by default)."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--into", type=Path, help="keep the runs here (a temporary folder otherwise)")
