@@ -71,7 +71,7 @@ def ceiling(root: Path) -> float:
     supervised = root / "supervised"
     supervised.mkdir(exist_ok=True)
     (supervised / "params.yaml").write_text(yaml.safe_dump(params))
-    for name in ("unseg", "stages", "data"):
+    for name in ("unseg", "stages", "data", "models"):
         (supervised / name).symlink_to(root / name)
     records.write_labels(supervised / "truth-train.zip", ((i.file_name, truth[i]) for i in learned))
     stage = (sys.executable, "-m")
