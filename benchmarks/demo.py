@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def ceiling(root: Path) -> float:
     supervised = root / "supervised"
     supervised.mkdir(exist_ok=True)
     (supervised / "params.yaml").write_text(yaml.safe_dump(params))
-    for name in ("unseg", "stages", "data"):
+    for name in ("unseg", "stages", "data", "models"):
         (supervised / name).symlink_to(root / name)
     records.write_labels(supervised / "truth-train.zip", ((i.file_name, truth[i]) for i in learned))
     stage = (sys.executable, "-m")
@@ -82,12 +83,14 @@ def ceiling(root: Path) -> float:
     return miou(supervised, "truth")
 
 
-def arguments(about: str | None) -> argparse.Namespace:
-    """Of a benchmark that runs the demo for several seeds: seeds, into, set."""
+def arguments(about: str | None, kinds: Collection[str] = (), shown: Sequence[str] = ()) -> argparse.Namespace:
+    """Of a benchmark that runs the demo for several seeds: seeds, into, set; kinds, where it has some (`shown` by default)."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--into", type=Path, help="keep the runs here (a temporary folder otherwise)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change params.yaml in every run")
+    if kinds:
+        parser.add_argument("--kinds", nargs="+", default=shown, choices=kinds)
     return parser.parse_args()
 
 

@@ -14,7 +14,7 @@ def main(index: str, instances: str, folder: str, weights: str, history: str) ->
     annotations = [a for a in records.read_json(instances)["annotations"] if a["image_id"] in ids]
     if not annotations:
         raise InputError(f"{instances} has no object in a training image; look at data/masks.json and at mine in params.yaml")
-    with training.Scratch("train_detector", [p, k, seed], [index, instances, folder]) as scratch:
+    with training.Scratch("train_detector", [p, k, seed], [index, instances, folder, p.init]) as scratch:
         model, values = detector.train(p, k, folder, learned, annotations, seed, scratch)
         detector.save(weights, model, p, k)
         training.write_history(history, values)

@@ -9,7 +9,7 @@ from unseg.segmentation import segmenter
 def main(index: str, labels: str, folder: str, weights: str, history: str) -> None:
     p, k, seed = params.group("segmenter", segmenter.Segmenter), params.value("cluster.k", int), params.value("seed", int)
     learned, maps = records.to_learn(index), records.Labels(labels)
-    with training.Scratch("train_segmenter", [p, k, seed], [index, labels, folder]) as scratch:
+    with training.Scratch("train_segmenter", [p, k, seed], [index, labels, folder, p.init]) as scratch:
         model, values = segmenter.train(p, k, folder, learned, maps, seed, scratch, "segmenter")
         segmenter.save(weights, model, p, k)
         training.write_history(history, values)

@@ -45,8 +45,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(data: dict[str, Any]) -> Made:
-    Path("params.yaml").write_text(yaml.safe_dump({"data": data}))
+def run(data: dict[str, Any], backend: str = "torchvision") -> Made:
+    Path("params.yaml").write_text(yaml.safe_dump({"data": data, "detector": {"backend": backend}}))
     prepare.main("images.json", "rejected.json", "truth.zip")
     rejected = json.loads(Path("rejected.json").read_text())["rejected"]
     with zipfile.ZipFile("truth.zip") as archive:
@@ -288,8 +288,18 @@ def test_a_folder_without_photographs_is_an_error(make: Any, says: str) -> None:
     assert not Path("images.json").exists()
 
 
+def test_a_detector_that_is_not_installed_ends_the_first_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "detectron2", None)  # as where it is not installed
+    Path("raw").mkdir()
+    photo("raw/a.png")
+    with pytest.raises(InputError, match=r"detectron2 is not installed; install .* or set detector.backend: torchvision"):
+        run(FOLDER, "detectron2")
+    assert not Path("images.json").exists()
+    assert len(run(FOLDER).images) == 1
+
+
 def test_the_command_line_ends_in_one_line_and_needs_no_torch() -> None:
-    Path("params.yaml").write_text(yaml.safe_dump({"data": FOLDER}))
+    Path("params.yaml").write_text(yaml.safe_dump({"data": FOLDER, "detector": {"backend": "torchvision"}}))
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     words = [sys.executable, "-m", "stages.prepare", "a.json", "b.json", "c.zip"]
     done = subprocess.run(words, env=env, capture_output=True, text=True)

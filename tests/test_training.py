@@ -5,19 +5,25 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from stages import train_detector, train_segmenter
 from unseg import distributed, training
 from unseg.console import InputError
+from unseg.detection import detector
 from unseg.io import images
+from unseg.io.records import write_json, write_labels
+from unseg.segmentation import segmenter
 from unseg.training import Order, Scratch, fit, mix, steps_per_epoch, write_history, write_weights
 
 COUNT, BATCH, STEPS = 10, 4, 7
@@ -168,6 +174,38 @@ def test_the_key_is_that_of_settings_and_inputs(tmp_path: Path) -> None:
     (folder / "deep" / "y.png").write_text("1")
     others.add(key({"lr": 0.1}, 3))
     assert len(others | {first}) == 6
+
+
+def test_an_input_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.json cannot be read: No such file"):
+        Scratch("toy", [], [tmp_path / "none.json"])
+
+
+@pytest.mark.parametrize(("stage", "module"), [(train_detector, detector), (train_segmenter, segmenter)])
+def test_other_initial_weights_of_the_same_name_are_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: ModuleType, module: ModuleType
+) -> None:
+    """What a checkpoint was begun from may have been fetched or trained again since."""
+    monkeypatch.chdir(tmp_path)
+    params, weights = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text()), Path("init.safetensors")
+    params["detector"]["init"] = params["segmenter"]["init"] = str(weights)
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    Path("photos").mkdir()
+    write_json("images.json", {"images": [{"id": 1, "file_name": "a.png", "height": 1, "width": 1, "split": "train"}]})
+    write_json("instances.json", {"annotations": [{"image_id": 1}]})
+    write_labels("labels.zip", [])
+    found: list[Path] = []
+
+    def begin(*given: Any) -> None:
+        found.extend(x.path for x in given if isinstance(x, Scratch))
+        raise Killed
+
+    monkeypatch.setattr(module, "train", begin)
+    for content in ("1", "2", "1"):
+        weights.write_text(content)
+        with pytest.raises(Killed):
+            stage.main("images.json", "instances.json" if stage is train_detector else "labels.zip", "photos", "w", "h.tsv")
+    assert found[0] == found[2] != found[1]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class Scratch:
         inputs: files (hashed whole) and folders (hashed by names, sizes and dates) it depends on.
 
     Raises:
-        InputError: another process works on the same run.
+        InputError: another process works on the same run, or an input that cannot be read.
     """
 
     def __init__(self, stage: str, settings: Iterable[Any], inputs: Iterable[str | Path]) -> None:
@@ -64,8 +64,11 @@ class Scratch:
                     stat = file.stat()
                     key.update(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}".encode())
             else:
-                with path.open("rb") as stream:
-                    key.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
+                try:
+                    with path.open("rb") as stream:
+                        key.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
+                except OSError as error:
+                    raise InputError(f"{path} cannot be read: {error.strerror}; mend that, or its name in params.yaml") from None
         self.path = Path(os.environ.get("UNSEG_SCRATCH", ".scratch")) / stage / key.hexdigest()
         self.file = self.path / "checkpoint.pt"
 

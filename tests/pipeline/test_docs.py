@@ -44,6 +44,7 @@ HELP = (  # whole pipelines, several times, or minutes at the papers' sizes: ask
     "python benchmarks/demo.py",
     "python benchmarks/backbones.py",
     "python benchmarks/detect.py",
+    "python benchmarks/detectors.py",
 )
 LOADED = {  # minutes, without a help to ask for: loaded, so that what they import is there
     "python -m benchmarks.scale": "benchmarks/scale.py",

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from unseg import distributed, training
 from unseg.backbones import resnet
 from unseg.console import InputError
+from unseg.detection import backends
 from unseg.detection.examples import Examples, Target, collate
 from unseg.detection.settings import Detect, Detector, Found
 from unseg.io import images
@@ -53,13 +54,10 @@ def backend(p: Detector) -> ModuleType:
             warnings.simplefilter("ignore", FutureWarning)  # that torch will drop torch.jit, ten times
             from unseg.detection import c4
     except ModuleNotFoundError as error:
-        missing = (error.name or "").split(".")[0]
-        if missing == "unseg":
+        package = (error.name or "").split(".")[0]
+        if package == "unseg":
             raise
-        raise InputError(
-            f"detector.backend is detectron2, and {missing} is not installed; install Detectron2 by its own instructions "
-            "(docs/papers.md), or set detector.backend: torchvision"
-        ) from None
+        raise backends.missing(package) from None
     return c4
 
 

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from unseg.backbones import resnet
+from unseg.detection.backends import BACKENDS
 from unseg.io import images
-
-BACKENDS = ("torchvision", "detectron2")
 
 
 @dataclass(frozen=True)
