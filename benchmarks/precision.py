@@ -2,10 +2,11 @@
 
     python benchmarks/precision.py [--photos 200]
 
-Runs in a finished run's folder, on its params.yaml, weights and data. Prints, of photographs spread over all: for mined masks (the first of each photograph) and
-for detections surer than 0.5 the mean IoU of one precision's with the other's, and each one's mean IoU with the true object that
-it fits best (where there is truth of objects); for tokens the mean angle between the two, and how far K-means on the one and on
-the other agree (adjusted Rand index); for the segmentation the share of pixels with the same label.
+Runs in a finished run's folder, on its params.yaml, weights and data. Prints, of photographs spread over all: for mined masks
+(the first of each photograph) and for detections surer than 0.5 the mean IoU of one precision's with the other's, and each one's
+mean IoU with the true object that it fits best (where there is truth of objects); for tokens the mean angle between the two, and
+how far K-means on the one and on the other agree (adjusted Rand index); for the segmentation the share of pixels with the same
+label.
 """
 
 import argparse
