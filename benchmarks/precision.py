@@ -31,6 +31,7 @@ from unseg.detection.settings import Detect
 from unseg.evaluation.quality import overlap
 from unseg.io import images, photos, records
 from unseg.mining import affinity, clustering, crops, miner
+from unseg.precision import autocast
 from unseg.segmentation import segmenter
 
 BOTH = ("fp32", "bf16")
@@ -62,7 +63,7 @@ def tokens(every: list[records.Image], root: str, precision: str) -> np.ndarray:
         if a["image_id"] in by_id:
             crop = crops.cut(photos.read(root, by_id[a["image_id"]]), a["segmentation"], p, GREY)
             x = images.pad_to(images.to_tensor(crop), shape.patch)[None].to(images.device())
-            with images.autocast(x.device, precision):
+            with autocast(x.device, precision):
                 out.append(vit.tokens(model, x)[0, 0].float().cpu().numpy())
     return np.array(out)
 

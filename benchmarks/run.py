@@ -35,6 +35,7 @@ from unseg.detection import detector, fpn
 from unseg.detection.settings import Detect, Detector
 from unseg.io import images, photos, records
 from unseg.mining import affinity
+from unseg.precision import autocast
 from unseg.segmentation import labels, segmenter
 
 ROUNDS = 5  # at the most, of each way
@@ -100,7 +101,7 @@ def mine(device: torch.device) -> Row:
     x, grid = torch.randn(batch, 3, *MINE, device=device), (MINE[0] // SHAPE.patch, MINE[1] // SHAPE.patch)
 
     def ours() -> None:
-        with images.autocast(device, "bf16"):
+        with autocast(device, "bf16"):
             query, keys = vit.last_block(net, x)
         mined = affinity.mine(query.float(), keys.float(), 0.4, center=False)
         for mask, source in zip(mined.masks.cpu().numpy(), mined.source.tolist(), strict=True):
@@ -120,7 +121,7 @@ def embed(device: torch.device) -> Row:
     x = torch.randn(batch, 3, *CROP, device=device)
 
     def ours() -> None:
-        with images.autocast(device, "bf16"):
+        with autocast(device, "bf16"):
             vit.tokens(net, x)[:, 0].float().cpu()
 
     def simple() -> None:
@@ -164,7 +165,7 @@ def train_segmenter(device: torch.device) -> Row:
 
     def step() -> None:
         with torch.enable_grad():
-            with images.autocast(device, "bf16"):
+            with autocast(device, "bf16"):
                 logits = net(x)
             segmenter.hard_pixel_loss(logits, y, 0.2).backward()
 

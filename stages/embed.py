@@ -11,6 +11,7 @@ from unseg.backbones import vit
 from unseg.console import Meter, run
 from unseg.io import images, photos, records
 from unseg.mining import crops
+from unseg.precision import autocast
 from unseg.scratch import Results, Scratch
 
 PIXELS = 3_000_000  # of a batch
@@ -39,7 +40,7 @@ def main(index: str, masks: str, folder: str, weights: str, out: str) -> None:
 
         with torch.inference_mode(), Meter(len(objects), "embed", results.before) as meter:
             for batch, pixels in images.batches_by_shape(objects, padded, load, PIXELS, left):
-                with images.autocast(device, p.precision):
+                with autocast(device, p.precision):
                     cls = vit.tokens(model, pixels.to(device))[:, 0].float().cpu().numpy()  # [B, D]
                 for a, token in zip(batch, cls, strict=True):
                     results.put(a["id"], token.tobytes())

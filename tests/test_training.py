@@ -21,8 +21,8 @@ from stages import train_detector, train_segmenter
 from unseg import distributed, training
 from unseg.console import InputError
 from unseg.detection import detector
-from unseg.io import images
 from unseg.io.records import write_json, write_labels
+from unseg.precision import autocast, check_precision
 from unseg.segmentation import segmenter
 from unseg.training import Order, Scratch, fit, mix, steps_per_epoch, write_history, write_weights
 
@@ -308,13 +308,13 @@ def test_cosine() -> None:
 @pytest.mark.parametrize("precision", ["fp16", ""])
 def test_precisions(precision: str) -> None:
     with pytest.raises(ValueError, match=r"croc\.precision is .*; it must be fp32, bf16 or auto"):
-        images.check_precision("croc.precision", precision)
+        check_precision("croc.precision", precision)
 
 
 def test_what_is_computed_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     def kind(precision: str) -> torch.dtype:
-        images.check_precision("croc.precision", precision)
-        with images.autocast(torch.device("cpu"), precision):
+        check_precision("croc.precision", precision)
+        with autocast(torch.device("cpu"), precision):
             return nn.functional.linear(torch.ones(1, 2), torch.ones(2, 2)).dtype
 
     assert [kind("fp32"), kind("bf16")] == [torch.float32, torch.bfloat16]

@@ -20,6 +20,7 @@ from unseg.backbones import croc, views, vit
 from unseg.console import InputError
 from unseg.io import images
 from unseg.io.records import Image
+from unseg.precision import autocast, check_precision
 
 SHORT = 128  # tokens, below which explicit attention beats the fused kernel on CPU (step 0.7 s against 1.0 s at 64)
 
@@ -56,7 +57,7 @@ class Croc:
     clustering: croc.Clustering
 
     def __post_init__(self) -> None:
-        images.check_precision("croc.precision", self.precision)
+        check_precision("croc.precision", self.precision)
         if self.epochs < 1 or self.batch < 1 or self.accumulate < 1:
             raise ValueError("croc.epochs, croc.batch and croc.accumulate must be at least 1")
 
@@ -115,7 +116,7 @@ class Step(nn.Module):
         p, device = self.p, self.center.device
         pixels = batch.pixels.to(device, non_blocking=True).float().div(255)  # [B, 2, 3, S, S]
         pixels = images.normalise(pixels).transpose(0, 1).flatten(0, 1)  # [2 B, 3, S, S]
-        with images.autocast(device, p.precision):
+        with autocast(device, p.precision):
             with torch.no_grad():
                 features: list[Tensor] = []
                 hook = vit.last(self.teacher.vit).attn.qkv.register_forward_hook(lambda m, i, o: features.append(o))

@@ -27,6 +27,7 @@ from unseg.detection.settings import Detect, Detector, Found
 from unseg.io import images
 from unseg.io.photos import read
 from unseg.io.records import Image, by_image, encode_all
+from unseg.precision import autocast
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def train(
         training.set_rates(optimizer, learning_rate(p, number))
         pixels = [x.to(device) for x in batch[0]]
         targets = [{key: x.to(device) for key, x in t.items()} for t in batch[1]]
-        with images.autocast(device, p.precision):
+        with autocast(device, p.precision):
             parts: dict[str, Tensor] = by.losses(shared, p, pixels, targets)
         loss = torch.stack([x.float() for x in parts.values()]).sum()
         optimizer.zero_grad(set_to_none=True)
@@ -160,7 +161,7 @@ def detect(
 @torch.inference_mode()
 def instances(trained: Trained, x: Tensor) -> list[list[dict[str, Any]]]:
     """COCO results without image_id of each of the photographs [B, 3, H, W] uint8 (on the model's device), surest first."""
-    with images.autocast(x.device, trained.p.precision):
+    with autocast(x.device, trained.p.precision):
         found: list[Found] = backend(trained.p).find(trained.model, trained.p, trained.q, x.float() / 255)
     return [results(f) for f in found]
 

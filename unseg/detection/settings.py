@@ -10,7 +10,7 @@ import numpy as np
 
 from unseg.backbones import resnet
 from unseg.detection.backends import BACKENDS
-from unseg.io import images
+from unseg.precision import check_precision
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Detector:
         resnet.check("detector", self.arch, self.width, self.frozen_stages)
         if self.backend == "detectron2" and (self.arch != "resnet50" or self.frozen_stages > 3):
             raise ValueError("detector.backend detectron2 is R50-C4: arch must be resnet50, frozen_stages at most 3")
-        images.check_precision("detector.precision", self.precision)
+        check_precision("detector.precision", self.precision)
         if min(self.iterations, self.batch, self.reference_batch) < 1:
             raise ValueError("detector.iterations, detector.batch and detector.reference_batch must be at least 1")
         if not self.short_sides:

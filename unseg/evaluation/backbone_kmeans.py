@@ -20,6 +20,7 @@ from unseg.console import InputError, track
 from unseg.evaluation import metrics, sets
 from unseg.evaluation.sets import Example
 from unseg.io import images
+from unseg.precision import check_precision
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class BackboneKmeans:
     precision: str  # fp32 | bf16 | auto, of the ViT
 
     def __post_init__(self) -> None:
-        images.check_precision("backbone_kmeans.precision", self.precision)
+        check_precision("backbone_kmeans.precision", self.precision)
         for name in ("components", "starts", "iterations", "seeds", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"backbone_kmeans.{name} is {getattr(self, name)}; it must be at least 1")

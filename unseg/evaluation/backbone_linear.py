@@ -25,6 +25,7 @@ from unseg.evaluation import metrics, sets
 from unseg.evaluation.probe import Schedule, fit_layer, fresh_layer
 from unseg.evaluation.sets import Example
 from unseg.io import images
+from unseg.precision import check_precision
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class BackboneLinear:
     head: Schedule
 
     def __post_init__(self) -> None:
-        images.check_precision("backbone_linear.precision", self.precision)
+        check_precision("backbone_linear.precision", self.precision)
         if not 0 < self.smallest <= 1:
             raise ValueError(f"backbone_linear.smallest is {self.smallest}; it must be above 0 and at most 1")
         if not 1 <= self.grid <= self.size:

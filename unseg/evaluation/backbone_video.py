@@ -20,6 +20,7 @@ from unseg.evaluation import sets
 from unseg.evaluation.davis import Sequence
 from unseg.io import images, photos
 from unseg.io.records import VOID
+from unseg.precision import check_precision
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class BackboneVideo:
     precision: str  # fp32 | bf16 | auto, of the ViT
 
     def __post_init__(self) -> None:
-        images.check_precision("backbone_video.precision", self.precision)
+        check_precision("backbone_video.precision", self.precision)
         for name in ("multiple", "top"):
             if getattr(self, name) < 1:
                 raise ValueError(f"backbone_video.{name} is {getattr(self, name)}; it must be at least 1")

@@ -22,6 +22,7 @@ from torch import nn
 from unseg.console import InputError
 from unseg.io import images, photos
 from unseg.io.records import VOID
+from unseg.precision import autocast
 from unseg.segmentation.clusters import Clusters, Entry
 from unseg.segmentation.segmenter import Trained
 from unseg.segmentation.tiles import looked_at
@@ -117,7 +118,7 @@ def cells(
     scale = min(1.0, LONGEST / max(height, width))
     small = photos.resize(photo, (max(1, round(height * scale)), max(1, round(width * scale))))
     x = images.to_tensor(small)[None].to(device, memory_format=torch.channels_last)
-    with images.autocast(device, net.precision):
+    with autocast(device, net.precision):
         features = net.model.features(x)[0].float().cpu().numpy()  # [D, h, w]
     sides = zip(features.shape[1:], labels.shape, strict=True)
     rows, cols = (((np.arange(n) + 0.5) * side / n).astype(int) for n, side in sides)

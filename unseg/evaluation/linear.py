@@ -17,6 +17,7 @@ from unseg.evaluation import metrics
 from unseg.evaluation.probe import Schedule, fit_layer, fresh_layer
 from unseg.io import images, photos
 from unseg.io.records import VOID, Image, Labels
+from unseg.precision import autocast
 from unseg.segmentation import segmenter
 from unseg.segmentation.labels import Crf, refine
 
@@ -45,7 +46,7 @@ def probe(
     net.model.to(device).eval().requires_grad_(False)
 
     def features(x: Tensor) -> Tensor:
-        with images.autocast(device, net.precision):
+        with autocast(device, net.precision):
             return net.model.features(x.to(device, memory_format=torch.channels_last))
 
     dataset = segmenter.Examples(root, learned, truth, net.size, (0.0, 0.0, VOID))

@@ -26,6 +26,7 @@ from unseg.console import InputError
 from unseg.io import coco, datasets, examine, images, photos
 from unseg.io.records import VOID, read_json
 from unseg.io.truth import VOC
+from unseg.precision import autocast
 
 KINDS = ("voc", "things", "stuff")
 PIXELS = 3_000_000  # of a batch
@@ -161,7 +162,7 @@ def thin(labels: np.ndarray, grid: int) -> np.ndarray:
 @torch.no_grad()
 def tokens(model: VisionTransformer, x: Tensor, precision: str) -> Tensor:
     """Patch tokens after the final LayerNorm: [B, 3, S, S], normalised, to [B, D, h, w] float32."""
-    with images.autocast(x.device, precision):
+    with autocast(x.device, precision):
         found = vit.tokens(model, x)[:, 1:].float()  # [B, N, D]
     patch = model.patch_embed.patch_size[0]
     grid: Tensor = found.transpose(1, 2).unflatten(2, (x.shape[2] // patch, x.shape[3] // patch))

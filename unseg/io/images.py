@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in RGB, of values in 0..1
-PRECISIONS = ("fp32", "bf16", "auto")
 T = TypeVar("T")
 
 
@@ -44,24 +43,6 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16: matrix products and convolutions in bfloat16; fp32: everything in float32; auto: bf16 where it is fast."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and fast_bf16(device)))
-
-
-def fast_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 itself, which is then some twice as fast as float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def check_precision(key: str, precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise ValueError(f"{key} is {precision!r}; it must be fp32, bf16 or auto")
 
 
 def workers() -> int:

@@ -18,7 +18,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from unseg.io import images
+from unseg.precision import check_precision
 
 RANKS = ("logits", "softmax", "degree")
 METHODS = ("maskdistill", "attention", "lost")
@@ -50,7 +50,7 @@ class Mining:
                 raise ValueError(f"mine.{name} is {getattr(self, name)}; it must be above 0 and at most 1")
         if self.resize < 1:
             raise ValueError(f"mine.resize is {self.resize}; it must be at least 1 pixel")
-        images.check_precision("mine.precision", self.precision)
+        check_precision("mine.precision", self.precision)
         if self.rank not in RANKS:
             raise ValueError(f"mine.rank is {self.rank!r}; it must be one of {', '.join(RANKS)}")
         if not 0 < self.keep <= 1:

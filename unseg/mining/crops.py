@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image as Pillow
 
-from unseg.io import images, photos
+from unseg.io import photos
 from unseg.io.records import Rle, boxes_xyxy, decode
+from unseg.precision import check_precision
 
 REGIONS = ("masked", "box", "image")
 
@@ -27,7 +28,7 @@ class Embedding:
             raise ValueError(f"embed.region is {self.region!r}; it must be one of {', '.join(REGIONS)}")
         if self.resize < 0 or self.longest < 1:
             raise ValueError("embed.resize must be at least 0 and embed.longest at least 1 pixel")
-        images.check_precision("embed.precision", self.precision)
+        check_precision("embed.precision", self.precision)
 
 
 def box_of(rle: Rle, p: Embedding) -> tuple[int, int, int, int]:

@@ -17,6 +17,7 @@ from unseg.backbones import vit
 from unseg.console import Meter
 from unseg.io import images, photos
 from unseg.mining import affinity
+from unseg.precision import autocast
 
 PIXELS = 3_000_000  # of a batch
 T = TypeVar("T")
@@ -66,7 +67,7 @@ def objects(
 
     with Meter(len(items), "mine") as meter:
         for batch, pixels in images.batches_by_shape(items, padded, load, PIXELS, left):
-            with images.autocast(device, p.precision):
+            with autocast(device, p.precision):
                 query, keys = vit.last_block(model, pixels.to(device))
             query, keys = query.float(), keys.float()
             mined = affinity.Mined(*(x.cpu() for x in affinity.first(query, keys, p)))

@@ -22,6 +22,7 @@ from unseg.console import InputError
 from unseg.io import images
 from unseg.io.photos import read, resize
 from unseg.io.records import VOID, Image, Labels, in_a_line
+from unseg.precision import autocast, check_precision
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Segmenter:
 
     def __post_init__(self) -> None:
         resnet.check("segmenter", self.arch, self.width, self.frozen_stages)
-        images.check_precision("segmenter.precision", self.precision)
+        check_precision("segmenter.precision", self.precision)
         if self.stride not in (8, 16, 32):
             raise ValueError(f"segmenter.stride is {self.stride}; it must be 8, 16 or 32")
         if not 0 < self.hard_share <= 1:
@@ -185,7 +186,7 @@ def train(
     def step(number: int, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         training.set_rates(optimizer, learning_rate(p, number // per_epoch))
         x = batch[0].to(device, memory_format=torch.channels_last)
-        with images.autocast(device, p.precision):
+        with autocast(device, p.precision):
             logits = shared(x)
         loss = hard_pixel_loss(logits, batch[1].to(device), p.hard_share)
         optimizer.zero_grad(set_to_none=True)
@@ -253,7 +254,7 @@ def load(path: str | Path) -> Trained:
 @torch.inference_mode()
 def probabilities(net: Trained, x: Tensor) -> Tensor:
     """[B, 3, H, W], normalised, to probabilities [B, C, H, W] on the input's device."""
-    with images.autocast(x.device, net.precision):
+    with autocast(x.device, net.precision):
         logits: Tensor = net.model(x.to(memory_format=torch.channels_last))
     return logits.softmax(1)
 
