@@ -83,13 +83,14 @@ def paint(
     outlines = ((outline(d, size, aggregation.shape, image), d["category_id"] + 1) for d in kept)
     layers += in_turn(outlines, aggregation.overlap)
     labels = np.zeros(size[0] * size[1], np.uint8)  # column by column, as run lengths are
-    pixels = labels.data  # to which a run is written twice as fast as to an array
     for lengths, (_, label) in zip(run_lengths([rle["counts"] for rle, _ in layers]), layers, strict=True):
-        borders, ink = lengths.cumsum(), bytes([label])
-        if borders[-1] != len(labels) or lengths.max() > len(labels):
+        if lengths.sum() != len(labels) or lengths.max() > len(labels):
             raise ValueError(f"a mask's run lengths do not add up to {size[0]} x {size[1]} pixels")
-        for start, length in zip(borders[0::2].tolist(), lengths[1::2].tolist(), strict=False):
-            pixels[start : start + length] = ink * length
+        own = lengths[1 : len(lengths) // 2 * 2]  # from the first pixel of the object to its last
+        inks = np.zeros(len(own), np.uint8)
+        inks[0::2] = label
+        if len(ink := np.repeat(inks, own)):
+            cv2.copyTo(ink, ink, labels[lengths[0] : lengths[0] + len(ink)])  # where it is not 0
     return np.asarray(cv2.transpose(labels.reshape(size[1], size[0])), np.uint8)
 
 
