@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests import fuzz
+from tests import fuzz, mutations
 from unseg import console, training
 from unseg.console import InputError
 from unseg.io import records
@@ -215,3 +215,7 @@ def test_bombs_among_label_maps(tmp_path: Path) -> None:
 def test_some_hundred_mutated_inputs() -> None:
     """The whole of it: `python -m tests.fuzz`, 20,000 inputs."""
     assert fuzz.run(350, 1) == {}
+
+
+def test_what_mutations_replaces_is_there() -> None:
+    assert [f.name for f in mutations.FAULTS if f.old not in (ROOT / f.file).read_text()] == []
