@@ -100,8 +100,8 @@ FAULTS = [
     Fault(
         "resume: nothing kept",
         "unseg/scratch.py",
-        "                self.own.commit()\n",
-        "",
+        "                self.own.commit()\n                self.spoken",
+        "                self.spoken",
         "tests/test_faults.py -k results",
     ),
     Fault(
