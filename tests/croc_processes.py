@@ -66,14 +66,19 @@ def start(work: Callable[[], None]) -> int:
         os._exit(1)
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on, for processes to meet at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def main(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for i in range(IMAGES):
         small = Pillow.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
         small.resize((48, 40), Pillow.Resampling.BICUBIC).save(folder / f"{i}.png")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def ranked(rank: int) -> None:
         os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}

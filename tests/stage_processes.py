@@ -8,14 +8,13 @@ in two that gloo joins (FOLDER/two), and mine in one that ends itself by SIGKILL
 import json
 import os
 import signal
-import socket
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import torch
-from croc_processes import start
+from croc_processes import free_port, start
 from PIL import Image as Pillow
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
@@ -135,10 +134,7 @@ def main(folder: Path) -> None:
     miner.PIXELS = import_module("stages.embed").PIXELS = 64 * 64 * 2  # two images a batch
     ends = {}
     for name in STAGES:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-
+        port = free_port()
         ends[f"{name} one"] = end(start(lambda n=name: stage(n, "one")))  # type: ignore[misc]
         both = [start(lambda r=rank, n=name, p=port: ranked(n, r, p)) for rank in range(2)]  # type: ignore[misc]
         ends |= {f"{name} two, rank {rank}": end(pid) for rank, pid in enumerate(both)}

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+
+from tests.croc_processes import free_port
 
 SCRIPT = Path(__file__).with_name("stage_processes.py")
 IMAGES, KILLED_AT, BATCH = 10, 5, 2
@@ -59,10 +60,8 @@ def test_a_killed_extraction_goes_on_batch_by_batch(folder: Path) -> None:
 
 
 def test_two_nodes_find_what_one_process_finds(folder: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    node = f"{sys.executable} -m torch.distributed.run --nnodes 2 --nproc-per-node 1 --master-addr 127.0.0.1 --master-port {port}"
+    meet = f"--nnodes 2 --nproc-per-node 1 --master-addr 127.0.0.1 --master-port {free_port()}"
+    node = f"{sys.executable} -m torch.distributed.run {meet}"
     launcher = folder / "two nodes.sh"  # as srun would, on one machine
     launcher.write_text(f'{node} --node-rank 1 "$@" & other=$!\n{node} --node-rank 0 "$@" && wait $other\n')
     words = ["-m", "unseg.distributed", "stages.mine", "images.json", "photos", "models/fresh", "nodes/masks.json"]
