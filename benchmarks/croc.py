@@ -20,9 +20,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg import params
+from unseg import environment, params
 from unseg.backbones import croc, pretraining, views, vit
-from unseg.io import images
 
 PROFILE = "profiles/croc_coco.yaml"
 BATCH = 16
@@ -58,7 +57,7 @@ def operations(shape: vit.Backbone, p: pretraining.Croc) -> float:
 
 
 def main(rounds: int = 3) -> None:
-    device = images.device()
+    device = environment.device()
     torch.manual_seed(0)
     published = params.group("croc", pretraining.Croc, PROFILE)
     numbers = {key: params.value(f"backbone.{key}", int, PROFILE) for key in ("patch", "width", "depth", "heads")}

@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +24,13 @@ from PIL import Image as Pillow
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg import params
+from unseg import environment, params
 from unseg.backbones import resnet
 from unseg.detection import detector
 from unseg.detection.settings import Detect, Detector
-from unseg.io import images, records
+from unseg.io import records
 
-SPENT: Counter[str] = Counter()
+SPENT: defaultdict[str, float] = defaultdict(float)  # seconds
 
 
 def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,7 +108,7 @@ def main() -> None:
     }
     parts["tensors, batches"] = total - sum(parts.values())
     photos = len(every) - 1
-    print(f"{photos} photographs, {len(found) / photos:.1f} detections each, {options.short_side} px, {images.device()}")
+    print(f"{photos} photographs, {len(found) / photos:.1f} detections each, {options.short_side} px, {environment.device()}")
     for name, seconds in parts.items():
         print(f"{name:24}{1000 * seconds / photos:9.1f} ms a photograph {100 * seconds / total:6.1f} %")
     print(json.dumps({"outside": round(1 - inside / total, 4)}))

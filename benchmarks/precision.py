@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.quality import objects, true_objects
 from stages.embed import GREY
-from unseg import params
+from unseg import environment, params
 from unseg.backbones import vit
 from unseg.detection import detector
 from unseg.detection.settings import Detect
@@ -57,12 +57,12 @@ def detected(every: list[records.Image], root: str, precision: str) -> Masks:
 def tokens(every: list[records.Image], root: str, precision: str) -> np.ndarray:
     """CLS tokens [M, D] of the run's own masks of these photographs."""
     p, shape = params.group("embed", crops.Embedding), params.group("embedder", vit.Backbone)
-    model, by_id = vit.load(shape).to(images.device()), {i.id: i for i in every}
+    model, by_id = vit.load(shape).to(environment.device()), {i.id: i for i in every}
     out = []
     for a in records.read_json("data/masks.json")["annotations"]:
         if a["image_id"] in by_id:
             crop = crops.cut(photos.read(root, by_id[a["image_id"]]), a["segmentation"], p, GREY)
-            x = images.pad_to(images.to_tensor(crop), shape.patch)[None].to(images.device())
+            x = images.pad_to(images.to_tensor(crop), shape.patch)[None].to(environment.device())
             with autocast(x.device, precision):
                 out.append(vit.tokens(model, x)[0, 0].float().cpu().numpy())
     return np.array(out)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unseg import params
+from unseg import environment, params
 from unseg.backbones import vit
 from unseg.console import Meter, run
 from unseg.io import images, photos, records
@@ -21,7 +21,7 @@ Record = dict[str, Any]
 
 def main(index: str, masks: str, folder: str, weights: str, out: str) -> None:
     p, backbone = params.group("embed", crops.Embedding), params.group("embedder", vit.Backbone)
-    model, device = vit.load(backbone).to(images.device()), images.device()
+    model, device = vit.load(backbone).to(environment.device()), environment.device()
     by_id = {i.id: i for i in records.read_images(index)}
     objects: list[Record] = records.read_json(masks)["annotations"]
 

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from unseg import params
+from unseg import environment, params
 from unseg.backbones import vit
 from unseg.console import InputError, run, track
 from unseg.evaluation import backbone_video, davis, metrics, sets
 from unseg.evaluation.backbone_video import BackboneVideo
-from unseg.io import images, records
+from unseg.io import records
 
 PROTOCOL = (
     "labels of the first frame carried on by likeness of frozen patch tokens; DAVIS's J and F, means over objects, "
@@ -22,7 +22,7 @@ def main(weights: str, root: str, sequences: str, name: str, out: str) -> None:
     sets.check_size("backbone_video", p.size, shape.patch, weights)
     if p.multiple % shape.patch:
         raise InputError(f"params.yaml: backbone_video.multiple is {p.multiple}; it must be one of the patch, {shape.patch}")
-    model = vit.load(shape).to(images.device())
+    model = vit.load(shape).to(environment.device())
     scores = {}
     for sequence in track(davis.find(root, sequences.removeprefix(f"{root}/")), "videos"):
         truth = davis.read_masks(sequence)

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import asdict
 
-from unseg import params
+from unseg import environment, params
 from unseg.console import InputError, run
 from unseg.detection import backends
 from unseg.io import datasets, truth
@@ -15,6 +15,7 @@ from unseg.io.records import Labels, write_json, write_zip
 def main(images: str, rejected: str, truth_zip: str) -> None:
     data = params.group("data", Data)
     backends.check(params.value("detector.backend", str))  # or the run would end after hours of mining
+    environment.check()
     found = datasets.find(data)
     index, bad = examine(data, found)
     write_json(rejected, {"rejected": [asdict(r) for r in bad]})

@@ -208,13 +208,6 @@ def test_batches_hold_every_item_once_among_its_like(sizes: list[tuple[int, int]
     assert sorted(seen) == items
 
 
-def test_the_environment_chooses_device_and_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNSEG_DEVICE", "meta")
-    monkeypatch.setenv("UNSEG_WORKERS", "3")
-    assert images.device() == torch.device("meta")
-    assert images.workers() == 3
-
-
 # ---------------------------------------------------------------- masks
 
 

@@ -14,11 +14,12 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
+from unseg import environment
 from unseg.console import InputError
 from unseg.detection import detector
 from unseg.detection.settings import Detect
 from unseg.folder import Run
-from unseg.io import examine, images, photos, records
+from unseg.io import examine, photos, records
 from unseg.report import overlay, pictures, sheets
 from unseg.segmentation import clusters as naming
 from unseg.segmentation import segmenter, tiles
@@ -190,11 +191,8 @@ def load(
         seen = net.seen or (Run(folder.parent).seen if folder.name == "models" else "original")
     if not (seen in ("original", "square") or (isinstance(seen, int) and seen > 0)):
         raise InputError(f"a photograph cannot be seen as {seen!r}; it must be original, square or pixels of the shorter side")
-    try:
-        chosen = torch.device(device) if device else images.device()
-        net.model.to(chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device or images.device()} cannot be used ({str(error).split(chr(10))[0]}); try cpu") from None
+    chosen = environment.device(device)
+    net.model.to(chosen)
     found_by = None
     if detector_path:
         found_by = detector.load(detector_path, detect or Detect(800, 0.05, 0.5, 100, DETECT_PIXELS))

@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unseg import environment
+from unseg.console import InputError
+
 
 def start() -> None:
     """Join the process group that torchrun describes; nothing to do in a plain process."""
@@ -147,7 +150,10 @@ def launch(count: int, module: str, arguments: list[str]) -> None:
 
 def main() -> None:
     module, *arguments = sys.argv[1:]
-    count = int(os.environ.get("UNSEG_PROCESSES", torch.cuda.device_count()))
+    try:
+        count = environment.processes()
+    except InputError as error:
+        sys.exit(f"error: {error}")
     within = "WORLD_SIZE" in os.environ  # of what started this
     if (launcher := os.environ.get("UNSEG_LAUNCHER", "").strip()) and not within:
         try:

@@ -21,16 +21,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from unseg import distributed
+from unseg import distributed, environment
 from unseg.console import InputError
 from unseg.io import records
 
 T = TypeVar("T")
-
-
-def interval() -> float:
-    """Seconds between two checkpoints."""
-    return float(os.environ.get("UNSEG_CHECKPOINT_SECONDS", 60))
 
 
 @cache
@@ -168,7 +163,7 @@ class Results:
                 self.own = sqlite3.connect(self.folder / f"results-{distributed.rank()}.sqlite")
                 self.own.execute("create table if not exists results (number integer primary key, content blob)")
             self.own.execute("insert or replace into results values (?, ?)", (number, content))
-            if time.monotonic() - self.spoken > interval():
+            if time.monotonic() - self.spoken > environment.checkpoint_seconds():
                 self.own.commit()
                 self.spoken = time.monotonic()
 

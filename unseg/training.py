@@ -21,11 +21,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from unseg import distributed
+from unseg import distributed, environment
 from unseg.console import InputError, Meter
-from unseg.io import images, records
+from unseg.io import records
 from unseg.scratch import Scratch as Scratch
-from unseg.scratch import interval
 
 Metrics = dict[str, Tensor]
 HISTORY_ROWS = 400  # of a TSV of metrics, at the most
@@ -101,8 +100,8 @@ def fit(
         values = saved["values"]
     start = len(values)
     order = Order(len(dataset), batch, seed, start, steps)  # type: ignore[arg-type]
-    pinned = images.device().type == "cuda"
-    loader = DataLoader(dataset, batch_sampler=order, num_workers=images.workers(), collate_fn=collate, pin_memory=pinned)
+    pinned = environment.device().type == "cuda"
+    loader = DataLoader(dataset, batch_sampler=order, num_workers=environment.workers(), collate_fn=collate, pin_memory=pinned)
     pending: list[Metrics] = []
     spoken = time.monotonic()
     with Meter(steps, what, start) as meter:
@@ -112,7 +111,7 @@ def fit(
             if len(pending) == 20 or number == steps - 1:
                 values += flush(pending, what, number)
             meter.step(" ".join(f"{k} {v:.3f}" for k, v in values[-1].items()) if values else "")
-            if distributed.rank() == 0 and time.monotonic() - spoken > interval() and number < steps - 1:
+            if distributed.rank() == 0 and time.monotonic() - spoken > environment.checkpoint_seconds() and number < steps - 1:
                 values += flush(pending, what, number)
                 scratch.save({name: part.state_dict() for name, part in state.items()} | {"values": values})
                 spoken = time.monotonic()

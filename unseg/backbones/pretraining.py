@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from unseg import distributed, training
+from unseg import distributed, environment, training
 from unseg.backbones import croc, views, vit
 from unseg.console import InputError
 from unseg.io import images
@@ -229,7 +229,7 @@ def train(
     """
     check(p, backbone, len(records))
     torch.manual_seed(seed)
-    device = images.device()
+    device = environment.device()
     net = Step(p, backbone).to(device).train()
     if device.type == "cpu" and net.side**2 < SHORT:
         for block in (*net.student.vit.blocks, *net.teacher.vit.blocks):

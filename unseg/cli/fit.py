@@ -68,9 +68,9 @@ def count(folder: Path) -> int:
 
 
 def accelerated() -> bool:
-    from unseg.io import images
+    from unseg import environment
 
-    return images.device().type != "cpu"
+    return environment.device().type != "cpu"
 
 
 def sizes(profile: dict[str, Any], photos: int, accelerator: bool) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unseg import distributed, training
+from unseg import distributed, environment, training
 from unseg.backbones import resnet
 from unseg.console import InputError
 from unseg.detection import backends
@@ -84,7 +84,7 @@ def train(
     """
     by = backend(p)
     torch.manual_seed(seed)
-    device = images.device()
+    device = environment.device()
     model: nn.Module = by.build(p, k)
     by.initialise(model, p)
     by.join(model)
@@ -147,7 +147,7 @@ def detect(
 
     left: of all batches, those that are to be done here.
     """
-    device = images.device()
+    device = environment.device()
     trained.model.to(device)
 
     def load(record: Image) -> Tensor:

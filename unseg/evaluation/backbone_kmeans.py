@@ -16,10 +16,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.preprocessing import StandardScaler
 from timm.models.vision_transformer import VisionTransformer
 
+from unseg import environment
 from unseg.console import InputError, track
 from unseg.evaluation import metrics, sets
 from unseg.evaluation.sets import Example
-from unseg.io import images
 from unseg.precision import check_precision
 
 
@@ -55,7 +55,7 @@ def judged(examples: list[Example], batch: int) -> list[Example]:
 
 def gather(p: BackboneKmeans, model: VisionTransformer, examples: list[Example]) -> tuple[np.ndarray, np.ndarray]:
     """Masks [n, grid, grid] uint8 and tokens [n, h, w, D] float32."""
-    model.to(images.device()).eval().requires_grad_(False)
+    model.to(environment.device()).eval().requires_grad_(False)
     side = p.size // model.patch_embed.patch_size[0]
     masks = np.empty((len(examples), p.grid, p.grid), np.uint8)
     tokens = np.empty(

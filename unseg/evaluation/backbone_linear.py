@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from unseg import training
+from unseg import environment, training
 from unseg.backbones import views
 from unseg.console import track
 from unseg.evaluation import metrics, sets
@@ -75,7 +75,7 @@ def learn(
 ) -> nn.Conv2d:
     """Train the layer; the ViT stays as it is."""
     torch.manual_seed(seed)
-    device = images.device()
+    device = environment.device()
     model.to(device).eval().requires_grad_(False)
     layer = fresh_layer(model.embed_dim, classes).to(device)
     dataset = Crops(examples, p)

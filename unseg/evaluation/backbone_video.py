@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
+from unseg import environment
 from unseg.evaluation import sets
 from unseg.evaluation.davis import Sequence
 from unseg.io import images, photos
@@ -103,7 +104,7 @@ def enlarge(soft: Tensor, patch: int, size: tuple[int, int]) -> np.ndarray:
 @torch.no_grad()
 def follow(p: BackboneVideo, model: VisionTransformer, sequence: Sequence, first: np.ndarray) -> np.ndarray:
     """Label maps [T, H, W] uint8 of a sequence, from that of its first frame, first [H, W] uint8 (void: background)."""
-    device, size = images.device(), input_size((first.shape[0], first.shape[1]), p)
+    device, size = environment.device(), input_size((first.shape[0], first.shape[1]), p)
     patch: int = model.patch_embed.patch_size[0]
     known = np.where(first == VOID, 0, first).astype(np.uint8)
     grid = (size[1] // patch, size[0] // patch)

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unseg import training
+from unseg import environment, training
 from unseg.console import track
 from unseg.evaluation import metrics
 from unseg.evaluation.probe import Schedule, fit_layer, fresh_layer
-from unseg.io import images, photos
+from unseg.io import photos
 from unseg.io.records import VOID, Image, Labels
 from unseg.precision import autocast
 from unseg.segmentation import segmenter
@@ -41,7 +41,7 @@ def probe(
 ) -> segmenter.Trained:
     """Train a new last layer for the classes; all else stays as it is, batch norm and dropout in evaluation mode."""
     torch.manual_seed(seed)
-    device = images.device()
+    device = environment.device()
     layer = fresh_layer(net.model.head[-1].in_channels, classes).to(device)  # type: ignore[arg-type]
     net.model.to(device).eval().requires_grad_(False)
 

@@ -21,6 +21,7 @@ from PIL import Image as Pillow
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from unseg import environment
 from unseg.backbones import vit
 from unseg.console import InputError
 from unseg.io import coco, datasets, examine, images, photos
@@ -171,7 +172,7 @@ def tokens(model: VisionTransformer, x: Tensor, precision: str) -> Tensor:
 
 def every(model: VisionTransformer, examples: list[Example], size: int, precision: str) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Of each example, squeezed to S x S: the mask [S, S] uint8 and the tokens [D, h, w]."""
-    device = images.device()
+    device = environment.device()
 
     def load(example: Example) -> Tensor:
         return images.to_tensor(photos.resize(both(example)[0], (size, size)))

@@ -4,7 +4,6 @@ Shapes: B images, H rows, W columns; p the side of a patch.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -13,6 +12,8 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from unseg import environment
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in RGB, of values in 0..1
 T = TypeVar("T")
@@ -34,21 +35,6 @@ def pad_to(tensor: Tensor, multiple: int) -> Tensor:
     """[3, H, W] with zeros (the mean colour) added at the bottom and right up to a multiple."""
     h, w = tensor.shape[-2:]
     return torch.nn.functional.pad(tensor, (0, -w % multiple, 0, -h % multiple))
-
-
-def device() -> torch.device:
-    """The accelerator of this process, or the CPU; UNSEG_DEVICE overrides it."""
-    if name := os.environ.get("UNSEG_DEVICE"):
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def workers() -> int:
-    """Loader processes: UNSEG_WORKERS, or one for each core beyond the first two, 8 at the most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(os.environ.get("UNSEG_WORKERS", min(8, max(0, cores - 2))))
 
 
 class _Loaded(Dataset[Any]):
@@ -88,5 +74,5 @@ def batches_by_shape(
         count = max(1, pixels // math.prod(size))
         plan += [members[k : k + count] for k in range(0, len(members), count)]
     plan = left(plan)
-    loader = DataLoader(_Loaded(load), batch_sampler=plan, num_workers=workers())
+    loader = DataLoader(_Loaded(load), batch_sampler=plan, num_workers=environment.workers())
     yield from zip(plan, loader, strict=True)

@@ -13,6 +13,7 @@ from PIL import Image as Pillow
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from unseg import environment
 from unseg.backbones import vit
 from unseg.console import Meter
 from unseg.io import images, photos
@@ -54,7 +55,7 @@ def objects(
         patch: side of a patch, pixels.
         left: of all batches, those that are to be done here.
     """
-    device = images.device()
+    device = environment.device()
     model = model.to(device)
 
     def padded(item: T) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-from unseg import distributed, training
+from unseg import distributed, environment, training
 from unseg.backbones import resnet
 from unseg.console import InputError
 from unseg.io import images
@@ -173,7 +173,7 @@ def train(
     if len(records) < 2:
         raise InputError(f"the segmenter has {len(records)} training image(s); batch norm needs two at least: add photographs")
     torch.manual_seed(seed)
-    device = images.device()
+    device = environment.device()
     model = DeepLab(p.arch, p.width, p.stride, p.rates, k + 1, p.frozen_stages)
     resnet.initialise(model.body, p.init, "segmenter")
     distributed.join(model)
@@ -282,7 +282,7 @@ def every_probability(
 
     left: of all batches, those that are to be done here.
     """
-    device = images.device()
+    device = environment.device()
     net.model.to(device)
     square = (net.size, net.size)
 
