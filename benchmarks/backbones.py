@@ -13,23 +13,26 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
-from demo import ROOT, arguments, call, copy
 
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks.demo import arguments, call, copy
 from unseg.backbones import vit
+from unseg.backbones.weights import FRESH
 from unseg.evaluation import backbone_kmeans, metrics, sets
 from unseg.io import records
 
-KINDS = {"croc": {}, "dino": {"croc.alpha": 0.0}, "random": {"backbone.weights": "models/fresh"}}
+KINDS: dict[str, dict[str, Any]] = {"croc": {}, "dino": {"croc.alpha": 0.0}, "random": {"backbone.weights": "models/fresh"}}
 
 
-def change(root: Path, settings: dict[str, object]) -> dict[str, dict[str, object]]:
+def change(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Write the settings into params.yaml; returns what it holds."""
     file = root / "params.yaml"
-    content: dict[str, dict[str, object]] = yaml.safe_load(file.read_text())
+    content: dict[str, Any] = yaml.safe_load(file.read_text())
     for key, value in settings.items():
         group, name = key.split(".")
         content[group][name] = value
@@ -83,11 +86,11 @@ def main() -> None:
         for kind, settings in KINDS.items():
             content = change(root, before | settings)
             call(root, "dvc", "repro", "mine")
-            found = examples(root, str(content["data"]["images"]))
+            found = examples(root, content["data"]["images"])
             given = {k: content["backbone"][k] for k in ("patch", "width", "depth", "heads")}
-            weights = str(content["backbone"]["weights"])
-            shape = vit.Backbone(weights if weights == vit.FRESH else str(root / weights), **given)  # type: ignore[arg-type]
-            side = int(content["demo"]["size"]) // shape.patch * shape.patch  # type: ignore[call-overload]
+            weights = content["backbone"]["weights"]
+            shape = vit.Backbone(weights if weights == FRESH else str(root / weights), **given)
+            side = content["demo"]["size"] // shape.patch * shape.patch
             every = {i.id for i in records.to_learn(root / "data/images.json")}
             rows[kind].append((kmeans(shape, found, side), fit(root, every)))
             print(

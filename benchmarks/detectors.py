@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from demo import ROOT, arguments, call, copy
 
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks.demo import arguments, call, copy
 from unseg.evaluation import artefacts, metrics
 from unseg.io import records
 

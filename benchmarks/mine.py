@@ -51,7 +51,7 @@ def ours(query: Tensor, keys: Tensor) -> list[np.ndarray]:
 def forward(model: VisionTransformer, image: Tensor) -> tuple[Tensor, Tensor]:
     """The usual way to the last block's queries and keys: a hook, and the whole network."""
     found: list[Tensor] = []
-    hook = model.blocks[-1].attn.qkv.register_forward_hook(lambda m, i, o: found.append(o))
+    hook = vit.last(model).attn.qkv.register_forward_hook(lambda m, i, o: found.append(o))
     model.forward_features(image)
     hook.remove()
     query, keys, _ = found[0][0].unflatten(1, (3, HEADS, -1)).permute(1, 2, 0, 3)  # [H, 1 + N, d]
@@ -97,7 +97,7 @@ def main(rounds: int = 3) -> None:
     shape = vit.Backbone("none", PATCH, WIDTH, DEPTH, HEADS)
     explicit, net = vit.build(shape, 224).eval(), vit.build(shape, 224).eval()
     for block in explicit.blocks:
-        block.attn.fused_attn = False
+        block.attn.fused_attn = False  # type: ignore[union-attr]
     images = torch.randn(IMAGES, 3, ROWS * PATCH, COLS * PATCH)
 
     def batched() -> list[np.ndarray]:

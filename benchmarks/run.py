@@ -90,7 +90,7 @@ def networks_of_two_ways(device: torch.device) -> tuple[VisionTransformer, Visio
     """Two ViT-S/16, the second with its softmax written out."""
     net, explicit = (vit.build(SHAPE, 224).eval().to(device) for _ in range(2))
     for block in explicit.blocks:
-        block.attn.fused_attn = False
+        block.attn.fused_attn = False  # type: ignore[union-attr]
     return net, explicit
 
 
@@ -109,7 +109,8 @@ def mine(device: torch.device) -> Row:
 
     def simple() -> None:
         for one in x:
-            plain(*(t.cpu() for t in forward(explicit, one[None])), grid)
+            query, keys = forward(explicit, one[None])
+            plain(query.cpu(), keys.cpu(), grid)
 
     return Row("mine 640x848, ViT-S/16", batch, ours, simple, counted(lambda: vit.last_block(explicit, x)), "bf16")
 
@@ -147,7 +148,7 @@ def detect(device: torch.device) -> Row:
 
 def predict(device: torch.device) -> Row:
     batch = 2 if device.type == "cpu" else 16
-    net = segmenter.DeepLab("resnet18", 64, 8, [12, 24, 36], 21).to(device, memory_format=torch.channels_last).eval()
+    net = segmenter.DeepLab("resnet18", 64, 8, [12, 24, 36], 21).to(device).to(memory_format=torch.channels_last).eval()
     x = torch.randn(batch, 3, *PHOTO, device=device)
     trained = segmenter.Trained(net, 21, 512, "bf16")
     return Row(
@@ -162,7 +163,7 @@ def predict(device: torch.device) -> Row:
 
 def train_segmenter(device: torch.device) -> Row:
     batch = 4 if device.type == "cpu" else 32
-    net = segmenter.DeepLab("resnet18", 64, 8, [12, 24, 36], 21).to(device, memory_format=torch.channels_last).train()
+    net = segmenter.DeepLab("resnet18", 64, 8, [12, 24, 36], 21).to(device).to(memory_format=torch.channels_last).train()
     x = torch.randn(batch, 3, 256, 256, device=device).to(memory_format=torch.channels_last)
     y = torch.randint(0, 21, (batch, 256, 256), device=device)
 

@@ -182,7 +182,7 @@ def per_class(runs: Sequence[Run]) -> None:
     """Table S2, of the working tree's own run."""
     params = runs[0].params
     rounds, final = params["rounds"], params["final"]
-    found = {
+    found: dict[str, dict[str, float | None]] = {
         "segmentation model": of_classes(Path(f"results/clustering-{rounds[0]}/class_iou.json")),
         "+ CRF": of_classes(Path(f"results/clustering-{final}/class_iou.json")) if len(rounds) > 1 else {},
         "linear probe": {k.split("class_iou.")[1]: x for k, x in runs[0].metrics.items() if k.startswith("linear class_iou.")},

@@ -1,14 +1,21 @@
 """Evaluation of what the pipeline's stages make of real photographs, with an untrained ViT: VOC's classes, COCO's instances."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image as Pillow
+from pycocotools.coco import COCO
 from safetensors.torch import save_file
 
 from stages import aggregate, choose_k, cluster, embed, evaluate_clustering, evaluate_instances, evaluate_quality, mine, prepare
+from stages import evaluate_backbone_kmeans as kmeans
+from stages import evaluate_backbone_linear as linear
 from unseg.backbones import vit
 from unseg.io.records import read_json, write_json
 
@@ -111,3 +118,51 @@ def test_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert 0 <= scores["detector"][mode][setting]["AP"] <= scores["detector"][mode][setting]["AP50"] <= 1
     evaluate_clustering.main("images.json", "truth.zip", "instances.json", "masks.zip", "clustering")
     assert read_json("clustering/metrics.json")["miou_training_objects"] is not None
+
+
+def write_panoptic(root: Path, split: str, image_ids: list[int], source: COCO) -> str:
+    """Real photographs in COCO's panoptic layout, things drawn from their instances, later ones in front. The JSON's path."""
+    listed = f"annotations/panoptic_{split}_train2017"
+    (root / listed).mkdir(parents=True)
+    annotations = []
+    for image in source.loadImgs(image_ids):
+        numbers = np.zeros((image["height"], image["width"]), np.int64)
+        objects = source.loadAnns(source.getAnnIds(image["id"]))
+        for a in objects:
+            numbers[source.annToMask(a).astype(bool)] = a["id"]
+        stem = Path(image["file_name"]).stem
+        colours = np.stack([numbers >> bits & 255 for bits in (0, 8, 16)], -1).astype(np.uint8)  # [H, W, 3]
+        Pillow.fromarray(colours).save(root / listed / f"{stem}.png")
+        shutil.copy(REAL / "coco/train2017" / image["file_name"], root / "train2017")
+        segments = [{"id": a["id"], "category_id": a["category_id"]} for a in objects]
+        annotations.append({"image_id": image["id"], "file_name": f"{stem}.png", "segments_info": segments})
+    things = [{**c, "isthing": 1} for c in source.dataset["categories"]]
+    (root / f"{listed}.json").write_text(json.dumps({"annotations": annotations, "categories": things}))
+    return f"coco/{listed}.json"
+
+
+@pytest.mark.skipif(not (REAL / "coco").is_dir(), reason="../shared/data/coco is not here")
+def test_coco_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """COCO-Things' protocol on real photographs: 12 super-classes, all else void."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "coco/train2017").mkdir(parents=True)
+    source = COCO(REAL / "coco/annotations/instances_train2017.json")
+    ids = sorted(source.imgs)
+    train, val = (write_panoptic(tmp_path / "coco", *part, source) for part in (("a", ids[:6]), ("b", ids[6:10])))
+    given = {"size": 64, "grid": 16, "precision": "fp32"}
+    head = {"epochs": 2, "drop_epoch": 1, "batch": 3, "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0001}
+    evaluations = {
+        "backbone_linear": given | {"smallest": 0.8, "head": head},
+        "backbone_kmeans": given | {"components": 8, "clusters": None, "starts": 1, "iterations": 10, "seeds": 2, "batch": 1},
+    }
+    Path("params.yaml").write_text(yaml.safe_dump({"seed": 0, "backbone": SHAPE} | evaluations))
+    save_file(vit.build(vit.Backbone(**SHAPE), 64).state_dict(), "vit.safetensors")  # type: ignore[arg-type]
+    linear.main("vit.safetensors", "things", "coco", train, val, "1.0", "random", "linear.json")
+    kmeans.main("vit.safetensors", "things", "coco", val, "random", "kmeans.json")
+    large = source.loadAnns(source.getAnnIds(ids[6:10], areaRng=[10_000, 1e9]))  # smaller ones may vanish on the grid
+    there = {source.cats[a["category_id"]]["supercategory"] for a in large}
+    for scores in (read_json("linear.json"), read_json("kmeans.json")):
+        assert (scores["images"], len(scores["class_iou"])) == (4, 12)
+        assert {name for name, iou in scores["class_iou"].items() if iou is not None} >= there
+        assert 0 < scores["miou"] < 0.9
+    assert read_json("kmeans.json")["clusters"] == 12
