@@ -469,13 +469,27 @@ def test_the_clustered_features_are_the_ones_named(monkeypatch: pytest.MonkeyPat
         net = step_of(settings_of({"features": features}))
         batch = batch_of(3)
         qkv = torch.randn(6, 17, 36)
-        net.clusters(qkv, batch)
+        net.clusters(qkv, torch.randn(2, 3, 17, 12), batch)
         got, where = asked[-1]
         assert got.shape == (2, 3, 2, 17, 6)
         for v, image, head in np.ndindex(2, 3, 2):  # view-major; heads are slices of the channels
             at = 12 * place + 6 * head
             assert torch.equal(got[v, image, head], qkv[3 * v + image, :, at : at + 6])
         assert torch.equal(where, views.positions(batch.boxes_xywh, batch.flipped, 4))
+
+
+def test_whole_tokens_are_clustered_as_one_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, batch, asked = step_of(settings_of({"features": "tokens"})), batch_of(3), []
+    found = croc.join_locate_split
+    monkeypatch.setattr(croc, "join_locate_split", lambda f, *rest, noise: asked.append(f) or found(f, *rest, noise=noise))
+    told = torch.randn(2, 3, 17, 12)
+    clusters = net.clusters(torch.randn(6, 17, 36), told, batch)
+    assert torch.equal(asked[-1], told[:, :, None])
+    assert clusters.weights.shape[:4] == (2, 3, 1, 16)
+    out = net(batch, 0.04)  # its loss pools and learns from them as from those of heads
+    assert out["centroid"] > 0
+    out["centroid"].backward()
+    assert net.student.vit.blocks[0].attn.qkv.weight.grad.any()
 
 
 def test_the_centre_follows_the_mean_logits_of_valid_clusters() -> None:

@@ -22,7 +22,7 @@ from unseg import distributed
 class Clustering:
     """The `croc.clustering` group of params.yaml."""
 
-    features: str  # keys | queries | values of the teacher's last block
+    features: str  # queries | keys | values of the teacher's last block, head by head | tokens: the final ones, as one head
     tokens: int  # K at the start: tokens drawn as seeds
     centroids_max: int  # clusters at the most; fewer may be chosen, down to 2
     position_weight: float  # of the distance in the image, against the similarity of features
@@ -41,7 +41,7 @@ class Clustering:
             raise ValueError(f"croc.clustering.centroids_max is {self.centroids_max}; it must be from 2 to tokens, {self.tokens}")
 
 
-FEATURES = ("queries", "keys", "values")  # in the order of timm's qkv
+FEATURES = ("queries", "keys", "values", "tokens")  # the first three in the order of timm's qkv
 
 
 class Clusters(NamedTuple):
@@ -56,7 +56,7 @@ def join_locate_split(
     """Cluster the tokens of both views together, each head of each image for itself (spec section 3).
 
     Args:
-        features: [2, B, H, 1 + N, d], the teacher's, CLS first.
+        features: [2, B, H, 1 + N, d], the teacher's, CLS first (H = 1 and d = D of whole tokens).
         positions: [B, 2, N, 2] xy in pixels of the image.
         seeds: [G, p.tokens] int64, tokens to start from; drawn by the CLS token's scores where None.
         noise: [G, T] exponentially distributed, to draw them with; drawn here where None.

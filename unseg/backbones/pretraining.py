@@ -127,20 +127,22 @@ class Step(nn.Module):
             loss = cls = croc.cross_entropy(self.student.head(seen[:, :, 0], 0), target, p.student_temperature).mean()
             centroid = chosen = torch.zeros((), device=device)
             if p.alpha:
-                found = self.clusters(features[0], batch)
+                found = self.clusters(features[0], told, batch)
                 centroid, chosen = self.centroid_loss(seen, told, found, temperature), found.chosen.float().mean()
                 loss = cls + p.alpha * centroid
         return {"loss": loss, "cls": cls, "centroid": centroid, "clusters": chosen}
 
     @torch.no_grad()
-    def clusters(self, qkv: Tensor, batch: views.Views) -> croc.Clusters:
-        """Cluster the teacher's last-block features: qkv [2 B, 1 + N, 3 D]."""
-        heads = vit.last(self.teacher.vit).attn.num_heads
-        parts = qkv.unflatten(2, (3, heads, -1))[:, :, croc.FEATURES.index(self.p.clustering.features)]
-        features = parts.transpose(1, 2).unflatten(0, (2, -1))  # [2, B, H, 1 + N, d]
+    def clusters(self, qkv: Tensor, told: Tensor, batch: views.Views) -> croc.Clusters:
+        """Cluster the teacher's features: of qkv [2 B, 1 + N, 3 D], its last block's, or told [2, B, 1 + N, D], its tokens."""
+        if (kind := self.p.clustering.features) == "tokens":
+            features = told[:, :, None]  # [2, B, 1, 1 + N, D]
+        else:
+            parts = qkv.unflatten(2, (3, vit.last(self.teacher.vit).attn.num_heads, -1))[:, :, croc.FEATURES.index(kind)]
+            features = parts.transpose(1, 2).unflatten(0, (2, -1))  # [2, B, H, 1 + N, d]
         boxes, flipped = (x.to(qkv.device, non_blocking=True) for x in (batch.boxes_xywh, batch.flipped))
         where = views.positions(boxes, flipped, self.side)
-        images, tokens = features.shape[1], 2 * (features.shape[3] - 1)
+        images, heads, tokens = features.shape[1], features.shape[2], 2 * (features.shape[3] - 1)
         every = torch.empty(images * distributed.world(), heads, tokens, device=qkv.device).exponential_()
         with torch.autocast(qkv.device.type, enabled=False):
             return croc.join_locate_split(features, where, self.p.clustering, noise=distributed.own(every).flatten(0, 1))
