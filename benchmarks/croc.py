@@ -76,7 +76,7 @@ def main(rounds: int = 3) -> None:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        pretraining.accumulate(net, batch, 0.04, p.accumulate)
+        pretraining.accumulate(net, batch, (0.04, 0.04), p.accumulate)
         pretraining.clip_each(learned, p.clip)
         optimizer.step()
         net.follow(0.996)

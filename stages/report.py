@@ -43,7 +43,7 @@ def main(
     trainings = {"Detector": read_tsv(found / "detector.tsv")}
     trainings[f"Segmenter {final}"] = read_tsv(found / f"segmenter-{final}.tsv")
     precision, numbers, chosen = (read_json(found / f"{name}.json") for name in ("precision_recall", "quality", "choose_k"))
-    compared = backbones.read(found / "backbones")
+    compared = backbones.read(found / "backbones", *(params.value(name, list) for name in ("backbones", "sets", "videos")))
 
     classes, matched = class_names(truth), {row["cluster"]: c for c, row in enumerate(ious) if row["cluster"] is not None}
     count = 1 + max((c["id"] for c in clustered["categories"]), default=-1)

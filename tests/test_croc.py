@@ -403,6 +403,12 @@ def settings_of(clusters: dict[str, Any] | None = None, **changed: Any) -> pretr
     values |= {"weight_decay_end": 0.4, "ema": 0.9, "clip": 3.0, "freeze_epochs": 1.0, "drop_path": 0.1, "alpha": 1.0}
     values |= {"outputs": 16, "outputs_centroid": 8, "hidden": 16, "bottleneck": 8, "head_batch_norm": False}
     values |= {"norm_last": True, "student_temperature": 0.1, "teacher_temperature": 0.04, "teacher_temperature_end": 0.07}
+    values |= {
+        "student_temperature_centroid": 0.1,
+        "teacher_temperature_centroid": 0.04,
+        "teacher_temperature_centroid_end": 0.07,
+    }
+    values |= {"center_momentum": 0.9}
     values |= {"teacher_warmup_epochs": 1.0, "precision": "fp32", "views": views.Augmentation(**look)}  # type: ignore[arg-type]
     return pretraining.Croc(**(values | {"clustering": clustering(**(clusters or {}))} | changed))
 
@@ -427,7 +433,7 @@ def nothing_found(*_: Any, **__: Any) -> Clusters:
 def test_a_batch_without_a_valid_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     net = step_of(settings_of())
     monkeypatch.setattr(net, "clusters", nothing_found)
-    out = net(batch_of(3), 0.04)
+    out = net(batch_of(3), 0.04, 0.04)
     assert out["centroid"].item() == 0
     assert out["loss"].item() == out["cls"].item() > 0
     out["loss"].backward()
@@ -441,10 +447,13 @@ def test_a_batch_without_a_valid_cluster(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(("images", "precision"), [(1, "fp32"), (3, "fp32"), (3, "bf16")])
 def test_gradients_reach_the_student_alone(images: int, precision: str) -> None:
     net = step_of(settings_of(precision=precision))
-    out = net(batch_of(images), 0.04)
+    out = net(batch_of(images), 0.04, 0.04)
     assert all(torch.isfinite(v) for v in out.values())
     assert 2 <= out["clusters"] <= 4
     assert torch.isclose(out["loss"], out["cls"] + out["centroid"])
+    assert 0 <= out["entropy"] <= math.log(16)
+    assert torch.isclose(out["kl"], out["cls"] - out["entropy"])
+    assert out["kl"] >= 0
     out["centroid"].backward(retain_graph=True)  # L_c
     assert all(x.grad is None and not x.requires_grad for x in net.teacher.parameters())
     assert net.student.head.last[1].direction.grad.any()
@@ -455,10 +464,10 @@ def test_gradients_reach_the_student_alone(images: int, precision: str) -> None:
 
 
 def test_alpha_0_is_dinos_loss_alone() -> None:
-    out = step_of(settings_of(alpha=0.0))(batch_of(3), 0.04)
+    out = step_of(settings_of(alpha=0.0))(batch_of(3), 0.04, 0.04)
     assert out["centroid"] == 0
     assert out["loss"] == out["cls"]
-    half = step_of(settings_of(alpha=0.5))(batch_of(3), 0.04)
+    half = step_of(settings_of(alpha=0.5))(batch_of(3), 0.04, 0.04)
     assert torch.isclose(half["loss"], half["cls"] + 0.5 * half["centroid"])
 
 
@@ -486,10 +495,20 @@ def test_whole_tokens_are_clustered_as_one_head(monkeypatch: pytest.MonkeyPatch)
     clusters = net.clusters(torch.randn(6, 17, 36), told, batch)
     assert torch.equal(asked[-1], told[:, :, None])
     assert clusters.weights.shape[:4] == (2, 3, 1, 16)
-    out = net(batch, 0.04)  # its loss pools and learns from them as from those of heads
+    out = net(batch, 0.04, 0.04)  # its loss pools and learns from them as from those of heads
     assert out["centroid"] > 0
     out["centroid"].backward()
     assert net.student.vit.blocks[0].attn.qkv.weight.grad.any()
+
+
+def test_a_head_has_temperatures_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, told, heard = step_of(settings_of(student_temperature=0.1, student_temperature_centroid=0.2)), [], []
+    target, cross_entropy = net.target, croc.cross_entropy
+    monkeypatch.setattr(net, "target", lambda x, center, t, *valid: told.append((center, t)) or target(x, center, t, *valid))
+    monkeypatch.setattr(croc, "cross_entropy", lambda s, t, x: heard.append((s.shape[2], x)) or cross_entropy(s, t, x))
+    net(batch_of(3), 0.04, 0.05)
+    assert told == [("center", 0.04), ("center_centroid", 0.05)]
+    assert heard == [(16, 0.1), (8, 0.2)]
 
 
 def test_the_centre_follows_the_mean_logits_of_valid_clusters() -> None:
@@ -591,11 +610,15 @@ def test_schedules_and_frozen_last_layers(tmp_path: Any, monkeypatch: pytest.Mon
     assert all(not x.requires_grad for x in model.parameters())
 
 
-def test_the_host_never_waits_for_the_device() -> None:
-    """A fake tensor has no value: whoever asks for one, as .item(), .tolist() and `if x:` do, gets an exception."""
-    net = step_of(settings_of(head_batch_norm=True, norm_last=False))
+def test_the_host_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake tensor has no value: whoever asks for one, as .item(), .tolist() and `if x:` do, gets an exception.
+
+    torch.tensor copies a number of the host to the device, and waits.
+    """
+    net, batch = step_of(settings_of(head_batch_norm=True, norm_last=False)), batch_of(3)
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("a constant is made in a step"))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        out = net(views.Views(*(mode.from_tensor(x) for x in batch_of(3))), 0.04)
+        out = net(views.Views(*(mode.from_tensor(x) for x in batch)), 0.04, 0.04)
         out["loss"].backward()
         pretraining.clip_each(list(net.student.parameters()), 3.0)
         net.follow(0.9)
@@ -635,9 +658,9 @@ def test_gradients_of_parts_add_up() -> None:
     parts, whole = step_of(p), step_of(p)
     batch = batch_of(4)
     torch.manual_seed(1)
-    metrics = pretraining.accumulate(parts, batch, 0.04, 2)
+    metrics = pretraining.accumulate(parts, batch, (0.04, 0.04), 2)
     torch.manual_seed(1)
-    found = [whole(views.Views(*(x[half] for x in batch)), 0.04) for half in (slice(0, 2), slice(2, 4))]
+    found = [whole(views.Views(*(x[half] for x in batch)), 0.04, 0.04) for half in (slice(0, 2), slice(2, 4))]
     sum(f["loss"] / 2 for f in found).backward()  # type: ignore[union-attr]
     for name, value in metrics.items():
         assert torch.isclose(value, (found[0][name] + found[1][name]).detach() / 2)

@@ -38,6 +38,7 @@ def project(
     (root / "clusters.yaml").write_text("clusters: {}\n")
     (root / "params.yaml").write_text(
         "seed: 0\ncluster: {k: 7}\nrounds: [r0, r1]\nfinal: r1\nreport: {pictures: 12, exemplars: 8}\n"
+        "backbones: []\nsets: []\nvideos: []\n"
     )
     index, masks, detections, objects = [], [], [], []
     semantic, pseudo, predicted = {}, {}, {}
@@ -511,36 +512,46 @@ def test_curves_and_grids_are_whole_svg() -> None:
 # Backbones
 
 
+LISTED = ([{"name": "my-dino"}, {"name": "croc"}], [{"name": "voc"}, {"name": "my-voc"}], [{"name": "davis"}])
+
+
 def test_backbones_side_by_side(tmp_path: Path) -> None:
-    assert backbones.read(tmp_path / "absent") == []
+    assert backbones.read(tmp_path / "absent", *LISTED) == []
     files = {
         "video-davis-croc": {"backbone": "croc", "J&F": 0.474, "sequences": 3, "protocol": "carried on."},
         "linear-my-voc-my-dino": {"backbone": "my-dino", "miou": 0.5, "images": 381, "protocol": "1x1"},
         "linear-my-voc-croc": {"backbone": "croc", "miou": 0.25, "images": 381, "protocol": "1x1"},
-        "kmeans-voc-croc": {"backbone": "croc", "miou": 0.1, "miou_std": 0.012, "images": 381, "protocol": HOSTILE},
-        "else-voc-croc": {"backbone": "croc"},
+        "linear-voc-croc": {"backbone": "croc", "miou": 0.125, "images": 1449, "protocol": "1x1"},
+        "kmeans-voc-croc": {"backbone": "croc", "miou": 0.1, "miou_std": 0.012, "images": 1449, "protocol": HOSTILE},
+        "linear-voc-left": {"backbone": "left", "miou": 0.9, "images": 1449, "protocol": "1x1"},  # no longer in params.yaml
+        "linear-old-croc": {"backbone": "croc", "miou": 0.9, "images": 7, "protocol": "1x1"},
     }
     for name, content in files.items():
         write_json(tmp_path / f"{name}.json", content)
     (tmp_path / "README").write_text("no score")
-    found = backbones.read(tmp_path)
-    assert [column for column, _ in found] == ["linear-my-voc", "linear-my-voc", "kmeans-voc", "video-davis"]
+    found = backbones.read(tmp_path, *LISTED)
+    assert [column for column, _ in found] == ["linear-voc", "linear-my-voc", "linear-my-voc", "kmeans-voc", "video-davis"]
     drawn = backbones.section(found)
     cells = re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", drawn)
-    assert cells[:4] == ["backbone", "linear mIoU, my-voc", "K-means mIoU, voc", "J&amp;F, davis"]
-    assert cells[4:8] == ["croc", "25.0", "10.0 ± 1.2", "47.4"]
-    assert cells[8:] == ["my-dino", "50.0", page.DASH, page.DASH]
+    assert cells[:5] == ["backbone", "linear mIoU, voc", "linear mIoU, my-voc", "K-means mIoU, voc", "J&amp;F, davis"]
+    assert cells[5:10] == ["croc", "12.5", "25.0", "10.0 ± 1.2", "47.4"]
+    assert cells[10:] == ["my-dino", page.DASH, "50.0", page.DASH, page.DASH]
     assert "<img" not in drawn
-    assert "linear mIoU: 381 judged. 1x1." in drawn
+    assert "linear mIoU: 1x1. Judged: voc 1449, my-voc 381." in drawn
+    assert "J&amp;F: Carried on. Judged: davis 3." in drawn
 
 
 def test_the_page_shows_backbones_where_there_are_scores(full: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     root, before = full
     assert 'id="backbones"' not in before
     monkeypatch.chdir(root)
-    score = Path("results/backbones/linear-voc-random.json")
+    score, settings = Path("results/backbones/linear-voc-random.json"), Path("params.yaml")
     write_json(score, {"backbone": "random", "miou": 0.031, "images": 3, "protocol": "1x1"})
+    text, plain = write_report("results/with.html", "results/with"), settings.read_text()
+    assert 'id="backbones"' not in text  # it is not listed
+    settings.write_text(plain.replace("backbones: []", "backbones: [{name: random}]").replace("sets: []", "sets: [{name: voc}]"))
     text = write_report("results/with.html", "results/with")
+    settings.write_text(plain)
     score.unlink()
     assert 'id="backbones"' in text
     assert "linear mIoU, voc" in text

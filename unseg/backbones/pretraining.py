@@ -48,10 +48,14 @@ class Croc:
     bottleneck: int
     head_batch_norm: bool
     norm_last: bool  # rows of the last layers keep length 1
-    student_temperature: float
+    center_momentum: float  # of the running mean of the teacher's logits, a step
+    student_temperature: float  # of the CLS outputs
     teacher_temperature: float
     teacher_temperature_end: float
-    teacher_warmup_epochs: float
+    student_temperature_centroid: float
+    teacher_temperature_centroid: float
+    teacher_temperature_centroid_end: float
+    teacher_warmup_epochs: float  # of both teacher temperatures, linear
     precision: str  # fp32 | bf16 | auto
     views: views.Augmentation
     clustering: croc.Clustering
@@ -91,6 +95,8 @@ class Step(nn.Module):
 
     center: Tensor  # [O], running mean of the teacher's CLS logits
     center_centroid: Tensor  # [O]
+    mean: Tensor  # [3, 1, 1]; here, since a constant that is made in a step makes the host wait for a GPU
+    std: Tensor
 
     def __init__(self, p: Croc, backbone: vit.Backbone) -> None:
         super().__init__()
@@ -108,14 +114,20 @@ class Step(nn.Module):
             for name in ("drop_path1", "drop_path2"):
                 if isinstance(part := getattr(block, name), DropPath):
                     setattr(block, name, SharedDropPath(part.drop_prob))
+        self.register_buffer("mean", torch.tensor(images.MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(images.STD).view(3, 1, 1), persistent=False)
         self.register_buffer("center", torch.zeros(p.outputs))
         self.register_buffer("center_centroid", torch.zeros(p.outputs_centroid))
 
-    def forward(self, batch: views.Views, temperature: float) -> dict[str, Tensor]:
-        """The losses of a batch on this process's device: loss, cls, centroid (scalars), and clusters (mean K)."""
+    def forward(self, batch: views.Views, temperature: float, temperature_centroid: float) -> dict[str, Tensor]:
+        """The losses of a batch on this process's device: loss, cls, centroid (scalars), and what tells of a collapse.
+
+        That is the entropy of the teacher's CLS outputs (nats; ln(outputs): they say nothing, 0: they all say the same), kl,
+        their divergence from the student's (cls less entropy), and clusters, the mean K.
+        """
         p, device = self.p, self.center.device
         pixels = batch.pixels.to(device, non_blocking=True).float().div(255)  # [B, 2, 3, S, S]
-        pixels = images.normalise(pixels).transpose(0, 1).flatten(0, 1)  # [2 B, 3, S, S]
+        pixels = ((pixels - self.mean) / self.std).transpose(0, 1).flatten(0, 1)  # [2 B, 3, S, S]
         with autocast(device, p.precision):
             with torch.no_grad():
                 features: list[Tensor] = []
@@ -125,12 +137,13 @@ class Step(nn.Module):
             seen = self.student(pixels)
             target = self.target(self.teacher.head(told[:, :, 0], 0), "center", temperature)
             loss = cls = croc.cross_entropy(self.student.head(seen[:, :, 0], 0), target, p.student_temperature).mean()
+            entropy = torch.special.entr(target).sum(-1).mean()
             centroid = chosen = torch.zeros((), device=device)
             if p.alpha:
                 found = self.clusters(features[0], told, batch)
-                centroid, chosen = self.centroid_loss(seen, told, found, temperature), found.chosen.float().mean()
+                centroid, chosen = self.centroid_loss(seen, told, found, temperature_centroid), found.chosen.float().mean()
                 loss = cls + p.alpha * centroid
-        return {"loss": loss, "cls": cls, "centroid": centroid, "clusters": chosen}
+        return {"loss": loss, "cls": cls, "centroid": centroid, "entropy": entropy, "kl": cls - entropy, "clusters": chosen}
 
     @torch.no_grad()
     def clusters(self, qkv: Tensor, told: Tensor, batch: views.Views) -> croc.Clusters:
@@ -161,18 +174,18 @@ class Step(nn.Module):
         valid = found.valid.flatten().float()  # [M]
         with torch.no_grad():
             target = self.target(logits(self.teacher, told), "center_centroid", temperature, valid)
-        each = croc.cross_entropy(logits(self.student, seen), target, self.p.student_temperature)  # [M]
+        each = croc.cross_entropy(logits(self.student, seen), target, self.p.student_temperature_centroid)  # [M]
         return (each * valid).sum() / distributed.average(valid.sum()).clamp_min(1 / distributed.world())
 
     @torch.no_grad()
     def target(self, logits: Tensor, center: str, temperature: float, valid: Tensor | None = None) -> Tensor:
-        """Centred, sharpened probabilities of the teacher's logits [2, M, O]; then the centre moves (EMA 0.9 a step)."""
+        """Centred, sharpened probabilities of the teacher's logits [2, M, O]; then the centre moves."""
         logits = logits.float()
         running: Tensor = getattr(self, center)
         probabilities = ((logits - running) / temperature).softmax(-1)
         weight = torch.ones(logits.shape[1], device=logits.device) if valid is None else valid  # [M]
         total = distributed.average(torch.cat([torch.einsum("vmo,m->o", logits, weight), 2 * weight.sum()[None]]))
-        moved = torch.lerp(total[:-1] / total[-1].clamp_min(1e-6), running, 0.9 ** (1 / self.p.accumulate))
+        moved = torch.lerp(total[:-1] / total[-1].clamp_min(1e-6), running, self.p.center_momentum ** (1 / self.p.accumulate))
         running.copy_(torch.where(total[-1] > 0, moved, running))
         return probabilities
 
@@ -204,14 +217,14 @@ def check(p: Croc, backbone: vit.Backbone, count: int) -> None:
         )
 
 
-def accumulate(shared: nn.Module, batch: views.Views, temperature: float, parts: int) -> dict[str, Tensor]:
+def accumulate(shared: nn.Module, batch: views.Views, temperatures: tuple[float, float], parts: int) -> dict[str, Tensor]:
     """Add up the gradients of the parts of a batch; returns their mean metrics, over all processes."""
     rows = []
     for part in range(parts):
         last = part == parts - 1
         wait = contextlib.nullcontext() if last or not isinstance(shared, DistributedDataParallel) else shared.no_sync()
         with wait:
-            metrics: dict[str, Tensor] = shared(views.Views(*(x.chunk(parts)[part] for x in batch)), temperature)
+            metrics: dict[str, Tensor] = shared(views.Views(*(x.chunk(parts)[part] for x in batch)), *temperatures)
             (metrics["loss"] / parts).backward()
         rows.append(torch.stack([x.detach().float() for x in metrics.values()]))
     means = distributed.average(torch.stack(rows).mean(0))
@@ -256,10 +269,13 @@ def train(
         training.set_rates(optimizer, peak * epoch / p.warmup_epochs if warming else training.cosine(peak, p.min_lr, after))
         optimizer.param_groups[0]["weight_decay"] = training.cosine(p.weight_decay, p.weight_decay_end, share)
         ramp = min(1.0, epoch / p.teacher_warmup_epochs) if p.teacher_warmup_epochs else 1.0
-        temperature = p.teacher_temperature + ramp * (p.teacher_temperature_end - p.teacher_temperature)
+        temperatures = (
+            p.teacher_temperature + ramp * (p.teacher_temperature_end - p.teacher_temperature),
+            p.teacher_temperature_centroid + ramp * (p.teacher_temperature_centroid_end - p.teacher_temperature_centroid),
+        )
         torch.manual_seed(training.mix(seed, number, 0))  # the same in every process: each draws for the whole batch
         optimizer.zero_grad(set_to_none=True)
-        metrics = accumulate(shared, batch, temperature, p.accumulate)
+        metrics = accumulate(shared, batch, temperatures, p.accumulate)
         if p.clip:
             clip_each(decayed + others, p.clip)
         if epoch < p.freeze_epochs:

@@ -13,30 +13,30 @@ from unseg.report.sheets import Record
 MEASURES = {"linear": "linear mIoU", "kmeans": "K-means mIoU", "video": "J&F"}  # by evaluation
 
 
-def read(folder: Path) -> list[tuple[str, Record]]:
-    """Each score's `<evaluation>-<set>` and content, in the order of the evaluations, sets and backbones; none: empty."""
-    found = []
-    for file in sorted(folder.glob("*.json")):
-        content = read_json(file)
-        column = file.stem.removesuffix(f"-{content['backbone']}")
-        if column.partition("-")[0] in MEASURES:
-            found.append((column, content))
-    return sorted(found, key=lambda f: (list(MEASURES).index(f[0].partition("-")[0]), f[0], f[1]["backbone"]))
+def read(folder: Path, backbones: Sequence[Record], sets: Sequence[Record], videos: Sequence[Record]) -> list[tuple[str, Record]]:
+    """Each score's `<evaluation>-<set>` and content: of the evaluations, sets and backbones listed in params.yaml, in that order.
+
+    Files of others, which an earlier run has left, are passed over.
+    """
+    data = {"linear": sets, "kmeans": sets, "video": videos}
+    columns = [f"{kind}-{each['name']}" for kind in MEASURES for each in data[kind]]
+    files = {(c, b["name"]): folder / f"{c}-{b['name']}.json" for c in columns for b in backbones}
+    return [(column, read_json(file)) for (column, _), file in files.items() if file.exists()]
 
 
 def section(scores: Sequence[tuple[str, Record]]) -> Html:
-    """A row a backbone, a column an evaluation; the protocols below."""
-    columns = list(dict.fromkeys(column for column, _ in scores))
+    """A row a backbone, a column an evaluation; the protocols, and how many images of which set were judged, below."""
     cells = {(content["backbone"], column): content for column, content in scores}
-    rows = [
-        (name, *(cell(cells.get((name, column))) for column in columns)) for name in dict.fromkeys(sorted(b for b, _ in cells))
-    ]
-    heads = [f"{MEASURES[kind]}, {where}" for kind, _, where in (column.partition("-") for column in columns)]
-    protocols = {
-        MEASURES[column.partition("-")[0]]: f"{content.get('images', content.get('sequences'))} judged. {content['protocol']}"
-        for column, content in scores
-    }
-    words = [note(f"{measure}: {sentence(protocol)}") for measure, protocol in protocols.items()]
+    columns = {column: content for column, content in scores}  # and one of its contents
+    rows = [(name, *(cell(cells.get((name, column))) for column in columns)) for name in dict.fromkeys(b for b, _ in cells)]
+    parts = {column: column.partition("-")[::2] for column in columns}
+    words = []
+    for kind, measure in MEASURES.items():
+        own = {where: columns[column] for column, (its, where) in parts.items() if its == kind}
+        if own:
+            judged = ", ".join(f"{where} {content.get('images', content.get('sequences'))}" for where, content in own.items())
+            words.append(note(f"{measure}: {sentence(next(iter(own.values()))['protocol'])} Judged: {judged}."))
+    heads = [f"{MEASURES[kind]}, {where}" for kind, where in parts.values()]
     return join([table("backbones", ("backbone", *heads), rows), *words])
 
 
