@@ -289,6 +289,11 @@ def test_three_kinds_of_sets(voc: str, tmp_path: Path) -> None:
     classes, found = sets.read(sets.Set("voc", voc, "lists/train.txt", "lists/val.txt", 1.0), "lists/val.txt")
     assert (len(classes), len(found)) == (21, 3)
     assert np.unique(sets.mask_of(found[0])).tolist() == [0, 3, VOID]
+    (Path(voc) / "SegmentationClassAug").mkdir()  # of the augmented set, where the other folder has none
+    (Path(voc) / "SegmentationClass/p3.png").rename(Path(voc) / "SegmentationClassAug/p3.png")
+    classes, found = sets.read(sets.Set("voc", voc, "lists/train.txt", "lists/val.txt", 1.0), "lists/val.txt")
+    assert [Path(e.mask).parent.name for e in found] == ["SegmentationClassAug", "SegmentationClass", "SegmentationClass"]
+    assert np.unique(sets.mask_of(found[0])).tolist() == [0, 3, VOID]
     coco(tmp_path)
     panoptic = "annotations/panoptic_val2017.json"
     classes, found = sets.read(sets.Set("things", str(tmp_path), panoptic, panoptic, 1.0), panoptic)

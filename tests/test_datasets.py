@@ -346,6 +346,18 @@ def test_voc_splits_ids_maps_and_instances() -> None:
         np.testing.assert_array_equal(decode(a["segmentation"]), objects == value)
 
 
+def test_masks_of_the_augmented_set_are_taken_where_voc_has_none() -> None:
+    semantic, objects = voc_toy()
+    mask("raw/SegmentationClass/a.png", semantic)
+    mask("raw/SegmentationClassAug/a.png", np.zeros_like(semantic))
+    mask("raw/SegmentationClassAug/c.png", objects)
+    made = run(VOC)
+    assert made.members[:2] == ["semantic/a.jpg.png", "semantic/c.jpg.png"]
+    by_name = {i.file_name: i for i in made.images}
+    np.testing.assert_array_equal(made.truth[by_name["a.jpg"]], semantic)
+    np.testing.assert_array_equal(made.truth[by_name["c.jpg"]], objects)
+
+
 def test_voc_without_object_masks_has_no_instances_and_without_masks_no_truth() -> None:
     semantic, _ = voc_toy()
     mask("raw/SegmentationClass/b.png", semantic, "L")

@@ -1,11 +1,16 @@
-"""What the environment says of this machine: devices, loaders, processes. None of it changes a result (README has the table)."""
+"""What the environment says of this machine: devices, loaders, processes. None of it changes a result (README has the table).
+
+torch is imported where it is asked: stages without a network start without it.
+"""
 
 import math
 import os
-
-import torch
+from typing import TYPE_CHECKING
 
 from unseg.console import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def number(name: str, otherwise: float, least: float = 0) -> float:
@@ -25,12 +30,14 @@ def number(name: str, otherwise: float, least: float = 0) -> float:
     return value
 
 
-def device(name: str | None = None) -> torch.device:
+def device(name: str | None = None) -> "torch.device":
     """The device of that name; else UNSEG_DEVICE's; else the accelerator of this process, or the CPU.
 
     Raises:
         InputError: there is no such device here.
     """
+    import torch
+
     if chosen := name or os.environ.get("UNSEG_DEVICE"):
         try:
             return torch.empty(0, device=chosen).device
@@ -50,6 +57,8 @@ def workers() -> int:
 
 def processes() -> int:
     """Processes of a stage that trains or runs a network: UNSEG_PROCESSES, or one for each GPU."""
+    import torch
+
     return int(number("UNSEG_PROCESSES", max(1, torch.cuda.device_count()), 1))
 
 
@@ -59,5 +68,7 @@ def checkpoint_seconds() -> float:
 
 
 def check() -> None:
-    """Raises: InputError, where a variable cannot be used."""
-    device(), workers(), processes(), checkpoint_seconds()
+    """Raises: InputError, where a variable that is set cannot be used."""
+    if os.environ.get("UNSEG_DEVICE"):
+        device()
+    workers(), checkpoint_seconds(), number("UNSEG_PROCESSES", 1, 1)

@@ -1,7 +1,7 @@
 """Photographs whose pixels have a class, and a ViT's tokens of them: what CrOC's evaluations of backbones work on.
 
 Stegmueller, Lebailly et al., arXiv:2303.13245; specification croc.md, section 9. Three kinds of sets:
-    voc     lists of stems, JPEGImages/, SegmentationClass/: 21 classes, background one of them.
+    voc     lists of stems, JPEGImages/, SegmentationClass/ (or -Aug): 21 classes, background one of them.
     things  COCO's panoptic JSONs and the folders of their names beside them: 12 super-classes of things; stuff is void.
     stuff   COCO's stuff JSONs and the folders <name>_pixelmaps/ beside them: 15 super-classes of stuff; things are void.
 COCO's photographs lie in the folder that ends the JSON's name: train2017/ for panoptic_train2017.json.
@@ -73,7 +73,7 @@ def read(data: Set, listed: str) -> tuple[list[str], list[Example]]:
 def read_voc(root: Path, listed: str) -> tuple[list[str], list[Example]]:
     names = {c: c for c in range(len(VOC))}
     stems = datasets.read_list(root / listed)
-    return list(VOC), [Example(f"JPEGImages/{s}.jpg", f"SegmentationClass/{s}.png", names) for s in stems]
+    return list(VOC), [Example(f"JPEGImages/{s}.jpg", f"{datasets.mask_folder(root, s)}/{s}.png", names) for s in stems]
 
 
 def read_things(root: Path, listed: str) -> tuple[list[str], list[Example]]:

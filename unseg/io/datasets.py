@@ -2,7 +2,7 @@
 
 Three kinds:
     folder  any directory of photographs, and of zip archives of them, searched recursively; nothing held out, no annotation.
-    voc     PASCAL VOC's layout: lists of stems, JPEGImages/, SegmentationClass/, SegmentationObject/.
+    voc     PASCAL VOC's layout: lists of stems, JPEGImages/, SegmentationClass/ (or -Aug), SegmentationObject/.
     coco    photographs and an instances JSON a split, or one JSON and text lists (COCO20k; the demo set).
 `unseg.io.examine` opens the photographs, `unseg.io.truth` reads the annotations.
 """
@@ -151,6 +151,15 @@ def look_into(root: Path, name: Path, suffixes: set[str], found: Found) -> None:
             found.ignored[suffix or "without suffix"] += 1
 
 
+def mask_folder(root: Path, stem: str) -> str:
+    """Where VOC's class mask of that stem lies: SegmentationClass, or SegmentationClassAug where only that has it.
+
+    The augmented set's 10,582 training masks come as a folder of that name, or put into SegmentationClass.
+    """
+    usual, more = "SegmentationClass", "SegmentationClassAug"
+    return more if (root / more / f"{stem}.png").is_file() and not (root / usual / f"{stem}.png").is_file() else usual
+
+
 def find_voc(data: Data) -> Found:
     """The stems of the lists, as JPEGImages/<stem>.jpg (or .jpeg, .png)."""
     root, images, found = Path(data.root), Path(data.images), Found()
@@ -158,7 +167,7 @@ def find_voc(data: Data) -> Found:
     for stem, split in splits(read_list(root / str(data.train)), val).items():
         names = [stem + suffix for suffix in (".jpg", ".jpeg", ".png")]
         name = next((n for n in names if (images / n).is_file()), names[0])
-        annotated = (root / "SegmentationClass" / f"{stem}.png").is_file()
+        annotated = (root / mask_folder(root, stem) / f"{stem}.png").is_file()
         found.candidates.append(Candidate(PurePosixPath(name).as_posix(), split, annotated=annotated))
     return found
 

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 
 from unseg.console import InputError, track
 from unseg.io import coco
-from unseg.io.datasets import Data
+from unseg.io.datasets import Data, mask_folder
 from unseg.io.records import VOID, Image, Lines, Rle, annotation, by_image, decode, encode, line, to_json, to_png
 
 VOC = (
@@ -72,14 +72,13 @@ def voc(data: Data, index: list[Image]) -> Iterator[Truth]:
     """Truth of those images that have a class mask; instances of those that have an object mask too."""
     for image in index:
         name = PurePosixPath(image.file_name).with_suffix(".png")
-        semantic = index_map(Path(data.root) / "SegmentationClass", name, image)
+        folder = Path(data.root) / mask_folder(Path(data.root), str(name.with_suffix("")))
+        semantic = index_map(folder, name, image)
         if semantic is None:
             continue
         strange = np.setdiff1d(semantic, [*range(len(VOC)), VOID])
         if strange.size:
-            raise InputError(
-                f"{data.root}/SegmentationClass/{name} has the value {strange[0]}; VOC has 0 to 20, and 255 for void"
-            )
+            raise InputError(f"{folder}/{name} has the value {strange[0]}; VOC has 0 to 20, and 255 for void")
         objects = index_map(Path(data.root) / "SegmentationObject", name, image)
         yield Truth(image, semantic, None if objects is None else instances_of(semantic, objects))
 
