@@ -5,10 +5,11 @@
 ViT-S/16 at 224 px, B = 16 images: 6 heads, 392 tokens, 12 seeds, the paper's outputs (65,536 and 8,192), random weights and
 pixels. A step is all that `unseg.backbones.pretraining` does of one: both forwards, clustering, losses, backward, clipping,
 AdamW, the teacher. Steps and clusterings take turns, so that whatever else the machine does slows both; a figure is the
-median of the rounds, after one to warm up. On a GPU, images a second and the share of the measured bf16 matmul peak too.
-About a minute and a half on 2 CPU cores with 3 rounds.
+median of the rounds, after one to warm up. UNSEG_COMPILE=1 adds a step with compiled blocks. On a GPU, images a second and
+the share of the measured bf16 matmul peak too. About a minute and a half on 2 CPU cores with 3 rounds.
 """
 
+import os
 import statistics
 import sys
 import time
@@ -63,9 +64,6 @@ def main(rounds: int = 3) -> None:
     numbers = {key: params.value(f"backbone.{key}", int, PROFILE) for key in ("patch", "width", "depth", "heads")}
     shape = vit.Backbone("none", **numbers)
     p = replace(published, batch=BATCH)
-    net = pretraining.Step(p, shape).to(device).train()
-    learned = [x for x in net.student.parameters() if x.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=1e-4, fused=True)
     side = p.views.size
     boxes = torch.tensor([20.0, 10.0, 300.0, 280.0]).expand(BATCH, 2, 4)
     pixels = torch.randint(0, 256, (BATCH, 2, 3, side, side), dtype=torch.uint8)
@@ -74,23 +72,37 @@ def main(rounds: int = 3) -> None:
     features = torch.randn(2, BATCH, shape.heads, tokens, shape.width // shape.heads, device=device)
     where = views.positions(boxes.to(device), batch.flipped.to(device), side // shape.patch)
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        pretraining.accumulate(net, batch, (0.04, 0.04), p.accumulate)
-        pretraining.clip_each(learned, p.clip)
-        optimizer.step()
-        net.follow(0.996)
+    def stepping(compiled: bool) -> Callable[[], None]:
+        net = pretraining.Step(p, shape).to(device).train()
+        if compiled:
+            pretraining.compile_blocks(net)
+        learned = [x for x in net.student.parameters() if x.requires_grad]
+        optimizer = torch.optim.AdamW(learned, lr=1e-4, fused=True)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            pretraining.accumulate(net, batch, (0.04, 0.04), p.accumulate)
+            pretraining.clip_each(learned, p.clip)
+            optimizer.step()
+            net.follow(0.996)
+
+        return step
 
     def clustering() -> None:
         with torch.no_grad():
             croc.join_locate_split(features, where, p.clustering)
 
-    t = compare({"step": step, "clustering": clustering}, rounds, device)
+    ways: dict[str, Callable[[], object]] = {"step": stepping(False), "clustering": clustering}
+    if os.environ.get("UNSEG_COMPILE") == "1":
+        ways["compiled"] = stepping(True)
+    t = compare(ways, rounds, device)
     work = f"{BATCH} images, {shape.heads} heads, {2 * (tokens - 1)} tokens, {p.clustering.tokens} seeds, {p.precision}"
     print(f"{device.type}, {torch.get_num_threads()} threads, {work}; medians of {rounds} rounds")
     print(
         f"step {t['step']:.3f} s, clustering {t['clustering']:.3f} s: {t['clustering'] / t['step']:.1%} of a step (at most 5 %)"
     )
+    if "compiled" in t:
+        print(f"step with compiled blocks {t['compiled']:.3f} s: {t['step'] / t['compiled']:.2f} times as fast")
     print(f"{BATCH / t['step']:.1f} images a second, without reading and augmenting them")
     if device.type == "cuda":
         a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)

@@ -610,6 +610,19 @@ def test_schedules_and_frozen_last_layers(tmp_path: Any, monkeypatch: pytest.Mon
     assert all(not x.requires_grad for x in model.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it
+def test_compiled_blocks_compute_the_same() -> None:
+    plain, compiled = step_of(settings_of()), step_of(settings_of())
+    pretraining.compile_blocks(compiled, backend="eager")
+    done = [block._compiled_call_impl is not None for vit in (compiled.student.vit, compiled.teacher.vit) for block in vit.blocks]
+    assert done == [True] * (2 * BACKBONE.depth - 1) + [False]  # a hook listens to the teacher's last one
+    found = []
+    for net in (plain, compiled):
+        torch.manual_seed(0)
+        found.append(net(batch_of(3), 0.04, 0.04)["loss"])
+    assert torch.isclose(*found)
+
+
 def test_the_host_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake tensor has no value: whoever asks for one, as .item(), .tolist() and `if x:` do, gets an exception.
 

@@ -46,7 +46,7 @@ class Croc:
     outputs_centroid: int
     hidden: int
     bottleneck: int
-    head_batch_norm: bool
+    head_batch_norm: bool  # DINO's option; clusters that are not valid count in its statistics, as rows of the batch
     norm_last: bool  # rows of the last layers keep length 1
     center_momentum: float  # of the running mean of the teacher's logits, a step
     student_temperature: float  # of the CLS outputs
@@ -203,6 +203,12 @@ def clip_each(parameters: list[nn.Parameter], largest: float) -> None:
             x.grad.mul_((largest / (x.grad.norm() + 1e-6)).clamp(max=1))
 
 
+def compile_blocks(net: Step, backend: str = "inductor") -> None:
+    """torch.compile the ViTs' blocks; not the teacher's last one, which is listened to."""
+    for block in (*net.student.vit.blocks, *net.teacher.vit.blocks[:-1]):
+        block.compile(backend=backend)
+
+
 def check(p: Croc, backbone: vit.Backbone, count: int) -> None:
     """Raises: InputError, where the batch or the view cannot be divided as asked, or there is no image."""
     if not count:
@@ -250,8 +256,7 @@ def train(
         for block in (*net.student.vit.blocks, *net.teacher.vit.blocks):
             block.attn.fused_attn = False
     if os.environ.get("UNSEG_COMPILE") == "1":
-        for block in (*net.student.vit.blocks, *net.teacher.vit.blocks[:-1]):  # the teacher's last one is listened to
-            block.compile()
+        compile_blocks(net)
     decayed = [x for x in net.student.parameters() if x.requires_grad and x.ndim > 1]
     others = [x for x in net.student.parameters() if x.requires_grad and x.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
