@@ -298,6 +298,14 @@ def test_a_detector_that_is_not_installed_ends_the_first_stage(monkeypatch: pyte
     assert len(run(FOLDER).images) == 1
 
 
+def test_an_environment_that_cannot_be_used_ends_prepare(monkeypatch: pytest.MonkeyPatch) -> None:
+    photo("raw/a.jpg")
+    monkeypatch.setenv("UNSEG_WORKERS", "many")
+    with pytest.raises(InputError, match="UNSEG_WORKERS is 'many'"):
+        run(FOLDER)
+    assert not Path("images.json").exists()
+
+
 def test_the_command_line_ends_in_one_line_and_needs_no_torch() -> None:
     Path("params.yaml").write_text(yaml.safe_dump({"data": FOLDER, "detector": {"backend": "torchvision"}}))
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
