@@ -43,7 +43,8 @@ def main(
     trainings = {"Detector": read_tsv(found / "detector.tsv")}
     trainings[f"Segmenter {final}"] = read_tsv(found / f"segmenter-{final}.tsv")
     precision, numbers, chosen = (read_json(found / f"{name}.json") for name in ("precision_recall", "quality", "choose_k"))
-    compared = backbones.read(found / "backbones", *(params.value(name, list) for name in ("backbones", "sets", "videos")))
+    listed = [params.value(name, list) for name in ("backbones", "sets", "videos")]
+    compared = backbones.read(found / "backbones", *listed)
 
     classes, matched = class_names(truth), {row["cluster"]: c for c, row in enumerate(ious) if row["cluster"] is not None}
     count = 1 + max((c["id"] for c in clustered["categories"]), default=-1)
@@ -83,7 +84,7 @@ def main(
         Section("classes", "Classes", sections.classes(ious, confusion, scores, scheme, by_step)),
         Section("instances", "Instances", sections.instances(metrics["instances.json"])),
         Section("linear", "Linear probe", sections.linear(metrics["linear.json"])),
-        *([Section("backbones", "Backbones", backbones.section(compared))] if compared else []),
+        *([Section("backbones", "Backbones", backbones.section(compared, [b["name"] for b in listed[0]]))] if compared else []),
         Section("curves", "Curves", sections.curves(trainings, precision)),
         Section("numbers", "All numbers", sections.everything(metrics | {"quality.json": numbers})),
     ]

@@ -251,8 +251,8 @@ FAULTS = [
     Fault(
         "environment: an infinite number",
         "unseg/environment.py",
-        "least <= value < math.inf",
-        "not value < least",
+        'not 0 <= seconds < float("inf")',
+        "seconds < 0",
         "tests/test_environment.py",
     ),
     Fault(

@@ -29,9 +29,27 @@ def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (environment.processes(), environment.checkpoint_seconds()) == (1, 60)
 
 
+def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch, "empty", lambda *_, device: asked.append(device) or torch.zeros(0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.delenv("UNSEG_DEVICE", raising=False)
+    assert environment.device() == torch.device("cuda", 2)
+    assert environment.processes() == 4
+    for name, got, count in (("cuda", "cuda:2", 4), ("cuda:1", "cuda:1", 1), ("cpu", "cpu", 1)):
+        monkeypatch.setenv("UNSEG_DEVICE", name)
+        environment.device()
+        assert (asked[-1], environment.processes()) == (got, count)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("DEVICE", "nonsense"), ("WORKERS", "many"), ("WORKERS", "-1"), ("PROCESSES", "0"), ("CHECKPOINT_SECONDS", "nan")],
+    [
+        *[("DEVICE", "nonsense"), ("DEVICE", "hpu"), ("WORKERS", "many"), ("WORKERS", "-1"), ("PROCESSES", "0")],
+        *[("PROCESSES", "1.9"), ("CHECKPOINT_SECONDS", "nan"), ("CHECKPOINT_SECONDS", "-1"), ("CHECKPOINT_SECONDS", "soon")],
+    ],
 )
 def test_what_cannot_be_used_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"UNSEG_{name}", value)
@@ -43,4 +61,4 @@ def test_a_stage_says_it_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNSEG_PROCESSES", "two")
     done = subprocess.run([sys.executable, "-m", "unseg.distributed", "stages.mine"], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == "error: UNSEG_PROCESSES is 'two'; it must be a number of at least 1, or unset\n"
+    assert done.stderr == "error: UNSEG_PROCESSES is 'two'; it must be a whole number of at least 1, or unset\n"

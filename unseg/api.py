@@ -179,7 +179,7 @@ def load(
 
     Raises:
         InputError: a file that is not there, of another kind or of another version; clusters that the model has not; a
-            detector of other labels than the segmenter's.
+            detector of other labels than the segmenter's; a device that is not there, or too small.
     """
     net = segmenter.load(path)
     named = naming.read(clusters, net.labels - 1) if clusters else naming.Clusters(net.labels - 1)
@@ -192,7 +192,10 @@ def load(
     if not (seen in ("original", "square") or (isinstance(seen, int) and seen > 0)):
         raise InputError(f"a photograph cannot be seen as {seen!r}; it must be original, square or pixels of the shorter side")
     chosen = environment.device(device)
-    net.model.to(chosen)
+    try:
+        net.model.to(chosen)
+    except RuntimeError as error:  # such as: no memory left there
+        raise InputError(f"{path} cannot be moved to {chosen} ({str(error).split(chr(10))[0]}); try cpu") from None
     found_by = None
     if detector_path:
         found_by = detector.load(detector_path, detect or Detect(800, 0.05, 0.5, 100, DETECT_PIXELS))

@@ -22,9 +22,9 @@ from unseg.console import InputError
 def start() -> None:
     """Join the process group that torchrun describes; nothing to do in a plain process."""
     if "WORLD_SIZE" in os.environ and not torch.distributed.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if (device := environment.device()).type == "cuda":
+            torch.cuda.set_device(device)
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
 def rank() -> int:

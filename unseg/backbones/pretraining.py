@@ -122,8 +122,8 @@ class Step(nn.Module):
     def forward(self, batch: views.Views, temperature: float, temperature_centroid: float) -> dict[str, Tensor]:
         """The losses of a batch on this process's device: loss, cls, centroid (scalars), and what tells of a collapse.
 
-        That is the entropy of the teacher's CLS outputs (nats; ln(outputs): they say nothing, 0: they all say the same), kl,
-        their divergence from the student's (cls less entropy), and clusters, the mean K.
+        That is the mean entropy of the teacher's CLS outputs (nats; ln(outputs): each says nothing, 0: each is sure of one
+        output), kl, their divergence from the student's (cls less entropy), and clusters, the mean K.
         """
         p, device = self.p, self.center.device
         pixels = batch.pixels.to(device, non_blocking=True).float().div(255)  # [B, 2, 3, S, S]

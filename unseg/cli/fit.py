@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from ruamel.yaml import YAML
 
+from unseg import environment
 from unseg.console import InputError
 from unseg.io import datasets
 from unseg.io.records import whole
@@ -68,9 +69,9 @@ def count(folder: Path) -> int:
 
 
 def accelerated() -> bool:
-    from unseg import environment
-
-    return environment.device().type != "cpu"
+    """Whether the stages will run on more than the CPU; a named device is not touched here, where it would stay taken."""
+    name = os.environ.get("UNSEG_DEVICE")
+    return not name.startswith("cpu") if name else environment.device().type != "cpu"
 
 
 def sizes(profile: dict[str, Any], photos: int, accelerator: bool) -> dict[str, Any]:

@@ -24,11 +24,11 @@ def read(folder: Path, backbones: Sequence[Record], sets: Sequence[Record], vide
     return [(column, read_json(file)) for (column, _), file in files.items() if file.exists()]
 
 
-def section(scores: Sequence[tuple[str, Record]]) -> Html:
-    """A row a backbone, a column an evaluation; the protocols, and how many images of which set were judged, below."""
+def section(scores: Sequence[tuple[str, Record]], names: Sequence[str]) -> Html:
+    """A row a backbone (names, in order), a column an evaluation; below, its protocol and how many were judged."""
     cells = {(content["backbone"], column): content for column, content in scores}
     columns = {column: content for column, content in scores}  # and one of its contents
-    rows = [(name, *(cell(cells.get((name, column))) for column in columns)) for name in dict.fromkeys(b for b, _ in cells)]
+    rows = [(name, *(cell(cells.get((name, column))) for column in columns)) for name in names]
     parts = {column: column.partition("-")[::2] for column in columns}
     words = []
     for kind, measure in MEASURES.items():
