@@ -205,7 +205,9 @@ def clip_each(parameters: list[nn.Parameter], largest: float) -> None:
 
 def compile_blocks(net: Step, backend: str = "inductor") -> None:
     """torch.compile the ViTs' blocks; not the teacher's last one, which is listened to."""
-    for block in (*net.student.vit.blocks, *net.teacher.vit.blocks[:-1]):
+    blocks = [*net.student.vit.blocks, *net.teacher.vit.blocks[:-1]]
+    torch._dynamo.config.recompile_limit = 2 * len(blocks)  # each has its own drop-path; beyond the limit they run uncompiled
+    for block in blocks:
         block.compile(backend=backend)
 
 
