@@ -237,8 +237,8 @@ FAULTS = [
     Fault(
         "croc: the last block of the teacher is compiled",
         "unseg/backbones/pretraining.py",
-        "*net.teacher.vit.blocks[:-1])",
-        "*net.teacher.vit.blocks)",
+        "*net.teacher.vit.blocks[:-1]]",
+        "*net.teacher.vit.blocks]",
         "tests/test_croc.py -k compiled",
     ),
     Fault(
