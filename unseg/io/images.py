@@ -22,12 +22,7 @@ T = TypeVar("T")
 def to_tensor(image: Pillow.Image | np.ndarray) -> Tensor:
     """[3, H, W] float32, normalised by ImageNet's mean and standard deviation."""
     pixels = torch.from_numpy(np.array(image, np.uint8)).permute(2, 0, 1).float() / 255
-    return normalise(pixels)
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    """[..., 3, H, W] in 0..1 to zero mean and unit deviation of ImageNet."""
-    mean, std = (torch.tensor(x, device=pixels.device).view(3, 1, 1) for x in (MEAN, STD))
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD))
     return (pixels - mean) / std
 
 

@@ -3,6 +3,7 @@
 The evaluations are CrOC's (arXiv:2303.13245; specification croc.md, section 9): evaluations/dvc.yaml runs them.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,16 +28,15 @@ def read(folder: Path, backbones: Sequence[Record], sets: Sequence[Record], vide
 def section(scores: Sequence[tuple[str, Record]], names: Sequence[str]) -> Html:
     """A row a backbone (names, in order), a column an evaluation; below, its protocol and how many were judged."""
     cells = {(content["backbone"], column): content for column, content in scores}
-    columns = {column: content for column, content in scores}  # and one of its contents
+    columns = dict(scores)  # each with one of its contents
     rows = [(name, *(cell(cells.get((name, column))) for column in columns)) for name in names]
-    parts = {column: column.partition("-")[::2] for column in columns}
-    words = []
-    for kind, measure in MEASURES.items():
-        own = {where: columns[column] for column, (its, where) in parts.items() if its == kind}
-        if own:
-            judged = ", ".join(f"{where} {content.get('images', content.get('sequences'))}" for where, content in own.items())
-            words.append(note(f"{measure}: {sentence(next(iter(own.values()))['protocol'])} Judged: {judged}."))
-    heads = [f"{MEASURES[kind]}, {where}" for kind, where in parts.values()]
+    heads, protocols, judged = [], {}, defaultdict(list)
+    for column, content in columns.items():
+        kind, _, where = column.partition("-")
+        heads.append(f"{MEASURES[kind]}, {where}")
+        protocols[kind] = sentence(content["protocol"])
+        judged[kind].append(f"{where} {content.get('images', content.get('sequences'))}")
+    words = [note(f"{MEASURES[kind]}: {protocol} Judged: {', '.join(judged[kind])}.") for kind, protocol in protocols.items()]
     return join([table("backbones", ("backbone", *heads), rows), *words])
 
 
