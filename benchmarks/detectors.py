@@ -27,7 +27,7 @@ from unseg.io import records
 
 DROP, OBJECTS = ["detector.drop_iou=0.01"], ["mine.objects=3"]
 R50 = ["detector.arch=resnet50", "detector.width=8", "detector.short_sides=[192]", "detector.long_side=256"]
-R50 += ["detector.anchor=24", "detector.rois=32", "detector.precision=bf16", "detect.short_side=192"]
+R50 += ["detector.anchor=24", "detector.rois=32", "detector.precision=auto", "detect.short_side=192"]
 KINDS = {
     "plain": [],
     "drop": DROP,

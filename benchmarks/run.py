@@ -35,7 +35,7 @@ from unseg.detection import detector, fpn
 from unseg.detection.settings import Detect, Detector
 from unseg.io import images, photos, records
 from unseg.mining import affinity
-from unseg.precision import autocast
+from unseg.precision import autocast, fastest_precision
 from unseg.segmentation import labels, segmenter
 
 ROUNDS = 5  # at the most, of each way
@@ -75,6 +75,8 @@ def fastest(ways: dict[str, Way], seconds: float) -> dict[str, float]:
 
 def peaks(device: torch.device) -> dict[str, Way]:
     left, right = torch.randn(2, *2 * [SIDE_GPU if device.type == "cuda" else SIDE], device=device)
+    if fastest_precision(device) == "fp32":
+        return {"fp32": lambda: left @ right}
     left16, right16 = left.bfloat16(), right.bfloat16()
     return {"fp32": lambda: left @ right, "bf16": lambda: left16 @ right16}
 
@@ -101,7 +103,7 @@ def mine(device: torch.device) -> Row:
     x, grid = torch.randn(batch, 3, *MINE, device=device), (MINE[0] // SHAPE.patch, MINE[1] // SHAPE.patch)
 
     def ours() -> None:
-        with autocast(device, "bf16"):
+        with autocast(device, "auto"):
             query, keys = vit.last_block(net, x)
         mined = affinity.mine(query.float(), keys.float(), 0.4, center=False)
         for mask, source in zip(mined.masks.cpu().numpy(), mined.source.tolist(), strict=True):
@@ -112,30 +114,32 @@ def mine(device: torch.device) -> Row:
             query, keys = forward(explicit, one[None])
             plain(query.cpu(), keys.cpu(), grid)
 
-    return Row("mine 640x848, ViT-S/16", batch, ours, simple, counted(lambda: vit.last_block(explicit, x)), "bf16")
+    flops = counted(lambda: vit.last_block(explicit, x))
+    return Row("mine 640x848, ViT-S/16", batch, ours, simple, flops, fastest_precision(device))
 
 
 def embed(device: torch.device) -> Row:
-    """CLS tokens of crops in batches, `embed.precision: bf16`; plain: one by one, float32, softmax written out."""
+    """CLS tokens of crops in batches, `embed.precision: auto`; plain: one by one, float32, softmax written out."""
     batch = 16 if device.type == "cpu" else 256
     net, explicit = networks_of_two_ways(device)
     x = torch.randn(batch, 3, *CROP, device=device)
 
     def ours() -> None:
-        with autocast(device, "bf16"):
+        with autocast(device, "auto"):
             vit.tokens(net, x)[:, 0].float().cpu()
 
     def simple() -> None:
         for one in x:
             vit.tokens(explicit, one[None])[:, 0].cpu()
 
-    return Row("embed 224x224, ViT-S/16", batch, ours, simple, counted(lambda: vit.tokens(explicit, x)), "bf16")
+    flops = counted(lambda: vit.tokens(explicit, x))
+    return Row("embed 224x224, ViT-S/16", batch, ours, simple, flops, fastest_precision(device))
 
 
 def detect(device: torch.device) -> Row:
     batch = 2 if device.type == "cpu" else 16
     profile = ROOT / "profiles/folder.yaml"
-    p, q = replace(params.group("detector", Detector, profile), precision="bf16"), params.group("detect", Detect, profile)
+    p, q = replace(params.group("detector", Detector, profile), precision="auto"), params.group("detect", Detect, profile)
     net = fpn.build(p, 20).to(device)
     trained = detector.prepared(net, p, q, 20)
     x = torch.randint(0, 256, (batch, 3, *PHOTO), dtype=torch.uint8, device=device)
@@ -143,21 +147,21 @@ def detect(device: torch.device) -> Row:
     def ours() -> object:
         return detector.instances(trained, x)
 
-    return Row("detect, of profiles/folder.yaml", batch, ours, None, counted(ours), "bf16")
+    return Row("detect, of profiles/folder.yaml", batch, ours, None, counted(ours), fastest_precision(device))
 
 
 def predict(device: torch.device) -> Row:
     batch = 2 if device.type == "cpu" else 16
     net = segmenter.DeepLab("resnet18", 64, 8, [12, 24, 36], 21).to(device).to(memory_format=torch.channels_last).eval()
     x = torch.randn(batch, 3, *PHOTO, device=device)
-    trained = segmenter.Trained(net, 21, 512, "bf16")
+    trained = segmenter.Trained(net, 21, 512, "auto")
     return Row(
         "predict, DeepLab R18",
         batch,
         lambda: segmenter.probabilities(trained, x).argmax(1).to(torch.uint8).cpu(),
         lambda: [net(one[None]).softmax(1).argmax(1).to(torch.uint8).cpu() for one in x],
         counted(lambda: net(x)),
-        "bf16",
+        fastest_precision(device),
     )
 
 
@@ -169,11 +173,11 @@ def train_segmenter(device: torch.device) -> Row:
 
     def step() -> None:
         with torch.enable_grad():
-            with autocast(device, "bf16"):
+            with autocast(device, "auto"):
                 logits = net(x)
             segmenter.hard_pixel_loss(logits, y, 0.2).backward()
 
-    return Row("train_segmenter, a step", batch, step, None, counted(step), "bf16")
+    return Row("train_segmenter, a step", batch, step, None, counted(step), fastest_precision(device))
 
 
 def aggregate() -> Row:
@@ -237,7 +241,7 @@ def load(folder: Path) -> Row:
 
 
 def table(rows: list[Row], device: torch.device, seconds: float) -> None:
-    peak = {name: 0.0 for name in ("fp32", "bf16")}
+    peak = dict.fromkeys(peaks(device), 0.0)
     lines = []
     for row in rows:
         ways = {"ours": row.ours} | ({"plain": row.plain} if row.plain else {}) | ({"floor": row.floor} if row.floor else {})
@@ -245,7 +249,7 @@ def table(rows: list[Row], device: torch.device, seconds: float) -> None:
         side = SIDE_GPU if device.type == "cuda" else SIDE
         peak = {name: max(peak[name], 2 * side**3 / t[name]) for name in peak}
         lines.append((row, t))
-    print(f"\n{device}: peak of products fp32 {peak['fp32'] / 1e9:.0f}, bf16 {peak['bf16'] / 1e9:.0f} GFLOP/s")
+    print(f"\n{device}: peak of products", ", ".join(f"{name} {x / 1e9:.0f}" for name, x in peak.items()), "GFLOP/s")
     print(f"{'stage':<31} {'ours, ms':>9} {'plain, ms':>10} {'times':>6} {'floor, ms':>10} {'ours/floor':>10} {'of peak':>8}")
     for row, t in lines:
         floor = row.flops / peak[row.precision] if row.flops else t["floor"]

@@ -11,11 +11,19 @@ from unseg.io.datasets import Data
 from unseg.io.examine import examine
 from unseg.io.records import Labels, write_json, write_zip
 
+MODELS = ("croc", "mine", "embed", "detector", "segmenter", "backbone_linear", "backbone_kmeans", "backbone_video")
+PRECISION_KEYS = [f"{group}.precision" for group in MODELS]
+
 
 def main(images: str, rejected: str, truth_zip: str) -> None:
     data = params.group("data", Data)
     backends.check(params.value("detector.backend", str))  # or the run would end after hours of mining
     environment.check()
+    precisions = {key: params.value(key, str) for key in PRECISION_KEYS}
+    if "bf16" in precisions.values():  # the only reason to import torch here
+        from unseg.precision import check_not_emulated
+
+        check_not_emulated(precisions, environment.device())
     found = datasets.find(data)
     index, bad = examine(data, found)
     write_json(rejected, {"rejected": [asdict(r) for r in bad]})

@@ -181,7 +181,7 @@ FAULTS = [
     Fault(
         "precision: auto is fp32",
         "unseg/precision.py",
-        'precision == "auto" and',
+        'fastest_precision(device) if precision == "auto" else',
         "False and",
         "tests/test_training.py -k bfloat16",
     ),

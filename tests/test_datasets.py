@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,8 +46,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(data: dict[str, Any], backend: str = "torchvision") -> Made:
-    Path("params.yaml").write_text(yaml.safe_dump({"data": data, "detector": {"backend": backend}}))
+def params_of(data: dict[str, Any], backend: str = "torchvision", precision: str = "auto") -> dict[str, Any]:
+    """What prepare reads of params.yaml."""
+    groups: dict[str, Any] = {key.split(".")[0]: {"precision": precision} for key in prepare.PRECISION_KEYS}
+    groups["detector"]["backend"] = backend
+    return {"data": data, **groups}
+
+
+def run(data: dict[str, Any], backend: str = "torchvision", precision: str = "auto") -> Made:
+    Path("params.yaml").write_text(yaml.safe_dump(params_of(data, backend, precision)))
     prepare.main("images.json", "rejected.json", "truth.zip")
     rejected = json.loads(Path("rejected.json").read_text())["rejected"]
     with zipfile.ZipFile("truth.zip") as archive:
@@ -306,8 +314,17 @@ def test_an_environment_that_cannot_be_used_ends_prepare(monkeypatch: pytest.Mon
     assert not Path("images.json").exists()
 
 
+def test_bf16_on_a_cpu_that_emulates_it_ends_prepare(monkeypatch: pytest.MonkeyPatch) -> None:
+    photo("raw/a.jpg")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    monkeypatch.setenv("UNSEG_DEVICE", "cpu")
+    with pytest.raises(InputError, match=r"croc\.precision, .*: bf16 is emulated on this CPU, .*; set auto or fp32"):
+        run(FOLDER, precision="bf16")
+    assert not Path("images.json").exists()
+
+
 def test_the_command_line_ends_in_one_line_and_needs_no_torch() -> None:
-    Path("params.yaml").write_text(yaml.safe_dump({"data": FOLDER, "detector": {"backend": "torchvision"}}))
+    Path("params.yaml").write_text(yaml.safe_dump(params_of(FOLDER)))
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     words = [sys.executable, "-m", "stages.prepare", "a.json", "b.json", "c.zip"]
     done = subprocess.run(words, env=env, capture_output=True, text=True)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from stages import prepare
 from unseg import alarms, params
 from unseg.backbones import croc, pretraining, views, vit
 from unseg.console import InputError
@@ -102,6 +103,15 @@ def test_every_group_of_every_file_is_read(file: Path) -> None:
         params.group(key, kind, file)  # refuses what is missing, unknown, of another type, or out of range
     for key, value in VALUES.items():
         params.value(key, value, file)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_no_shipped_file_asks_for_bf16(file: Path) -> None:
+    """Most CPUs emulate bfloat16, some 60 times slower than float32; `auto` takes it where it is fast."""
+    content = yaml.safe_load(file.read_text())
+    precisions = {name: group["precision"] for name, group in content.items() if isinstance(group, dict) and "precision" in group}
+    assert {f"{name}.precision" for name in precisions} == set(prepare.PRECISION_KEYS)
+    assert set(precisions.values()) <= {"auto", "fp32"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)

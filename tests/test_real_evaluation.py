@@ -50,12 +50,15 @@ PARAMS: dict[str, Any] = {
         "segmentation": {"least": 50, "clusters": 2},
     },
 }
+for key in prepare.PRECISION_KEYS:
+    PARAMS.setdefault(key.split(".")[0], {}).setdefault("precision", "auto")
+PARAMS["detector"]["backend"] = "torchvision"
 MAPS = ("labels.zip", "masks.zip", "detector.zip")
 
 
 def pipeline(data: dict[str, Any]) -> str:
     """The stages up to label maps, in the working directory; mined masks stand for the detector's. The photographs' folder."""
-    Path("params.yaml").write_text(yaml.safe_dump(PARAMS | {"data": data, "detector": {"backend": "torchvision"}}))
+    Path("params.yaml").write_text(yaml.safe_dump(PARAMS | {"data": data}))
     torch.manual_seed(0)
     save_file(vit.build(vit.Backbone(**SHAPE), 64).state_dict(), "vit.safetensors")  # type: ignore[arg-type]
     prepare.main("images.json", "rejected.json", "truth.zip")

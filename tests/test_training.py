@@ -22,7 +22,7 @@ from unseg import distributed, training
 from unseg.console import InputError
 from unseg.detection import detector
 from unseg.io.records import write_json, write_labels
-from unseg.precision import autocast, check_precision
+from unseg.precision import autocast, check_not_emulated, check_precision
 from unseg.segmentation import segmenter
 from unseg.training import Order, Scratch, fit, mix, steps_per_epoch, write_history, write_weights
 
@@ -307,7 +307,7 @@ def test_cosine() -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", ""])
 def test_precisions(precision: str) -> None:
-    with pytest.raises(ValueError, match=r"croc\.precision is .*; it must be fp32, bf16 or auto"):
+    with pytest.raises(ValueError, match=r"croc\.precision is .*; it must be auto, fp32 or bf16"):
         check_precision("croc.precision", precision)
 
 
@@ -321,6 +321,17 @@ def test_what_is_computed_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     for able in (False, True):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able, "avx2": True})
         assert kind("auto") == (torch.bfloat16 if able else torch.float32)
+
+
+def test_bf16_is_refused_where_it_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    precisions, cpu = {"croc.precision": "auto", "mine.precision": "bf16", "segmenter.precision": "fp32"}, torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "avx2": True})
+    with pytest.raises(InputError, match=r"^mine\.precision: bf16 is emulated on this CPU"):
+        check_not_emulated(precisions, cpu)
+    check_not_emulated(precisions | {"mine.precision": "auto"}, cpu)
+    check_not_emulated(precisions, torch.device("cuda"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    check_not_emulated(precisions, cpu)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc gives freed memory back at once")

@@ -1,13 +1,25 @@
-"""What is computed in bfloat16: the `precision` of several groups of params.yaml."""
+"""bfloat16 or float32: the `precision` of several groups of params.yaml.
+
+auto is the default everywhere: most CPUs have no bfloat16 units and emulate it, some 60 times slower than float32.
+"""
+
+from collections.abc import Mapping
 
 import torch
 
-PRECISIONS = ("fp32", "bf16", "auto")
+from unseg.console import InputError
+
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """bf16: matrix products and convolutions in bfloat16; fp32: everything in float32; auto: bf16 where it is fast."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and fast_bf16(device)))
+    chosen = fastest_precision(device) if precision == "auto" else precision
+    return torch.autocast(device.type, torch.bfloat16, enabled=chosen == "bf16")
+
+
+def fastest_precision(device: torch.device) -> str:
+    return "bf16" if fast_bf16(device) else "fp32"
 
 
 def fast_bf16(device: torch.device) -> bool:
@@ -20,4 +32,18 @@ def fast_bf16(device: torch.device) -> bool:
 
 def check_precision(key: str, precision: str) -> None:
     if precision not in PRECISIONS:
-        raise ValueError(f"{key} is {precision!r}; it must be fp32, bf16 or auto")
+        raise ValueError(f"{key} is {precision!r}; it must be auto, fp32 or bf16")
+
+
+def check_not_emulated(precisions: Mapping[str, str], device: torch.device) -> None:
+    """Refuse bf16 on a CPU that only emulates it: a stage that takes minutes in float32 would take hours.
+
+    Args:
+        precisions: the value of each key of params.yaml, e.g. {"croc.precision": "bf16"}.
+
+    Raises:
+        InputError: bf16 was asked for, and the CPU has no bfloat16 units.
+    """
+    asked = [key for key, precision in precisions.items() if precision == "bf16"]
+    if asked and device.type == "cpu" and not fast_bf16(device):
+        raise InputError(f"{', '.join(asked)}: bf16 is emulated on this CPU, some 60 times slower than fp32; set auto or fp32")
