@@ -31,7 +31,7 @@ from unseg import params
 from unseg.api import Predictor, load
 from unseg.cli.predict import predict
 from unseg.io import images, photos
-from unseg.segmentation import segmenter, tiles
+from unseg.segmentation import deeplab, segmenter, tiles
 
 SMALL, LARGE = (375, 500), (2448, 3264)  # rows, columns
 PEAK = """
@@ -64,7 +64,7 @@ def fresh(path: Path, arch: str | None) -> None:
     }
     if arch:
         shape |= {"arch": arch, "width": 64, "rates": [12, 24, 36]}
-    segmenter.store(path, segmenter.DeepLab(**shape), shape, p.size, p.precision)
+    segmenter.store(path, deeplab.DeepLab(**shape), shape, p.size, p.precision)
 
 
 def inside(predictor: Predictor, folder: Path, out: Path) -> tuple[float, float]:

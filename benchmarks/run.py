@@ -36,7 +36,7 @@ from unseg.detection.settings import Detect, Detector
 from unseg.io import images, photos, records
 from unseg.mining import affinity
 from unseg.precision import autocast, fastest_precision
-from unseg.segmentation import labels, segmenter
+from unseg.segmentation import deeplab, labels, segmenter
 
 ROUNDS = 5  # at the most, of each way
 MINE = (640, 848)  # pixels, the papers' sizes: mining
@@ -152,7 +152,7 @@ def detect(device: torch.device) -> Row:
 
 def predict(device: torch.device) -> Row:
     batch = 2 if device.type == "cpu" else 16
-    net = segmenter.DeepLab("resnet18", 64, 8, [12, 24, 36], 21).to(device).to(memory_format=torch.channels_last).eval()
+    net = deeplab.DeepLab("resnet18", 64, 8, [12, 24, 36], 21).to(device).to(memory_format=torch.channels_last).eval()
     x = torch.randn(batch, 3, *PHOTO, device=device)
     trained = segmenter.Trained(net, 21, 512, "auto")
     return Row(
@@ -167,7 +167,7 @@ def predict(device: torch.device) -> Row:
 
 def train_segmenter(device: torch.device) -> Row:
     batch = 4 if device.type == "cpu" else 32
-    net = segmenter.DeepLab("resnet18", 64, 8, [12, 24, 36], 21).to(device).to(memory_format=torch.channels_last).train()
+    net = deeplab.DeepLab("resnet18", 64, 8, [12, 24, 36], 21).to(device).to(memory_format=torch.channels_last).train()
     x = torch.randn(batch, 3, 256, 256, device=device).to(memory_format=torch.channels_last)
     y = torch.randint(0, 21, (batch, 256, 256), device=device)
 

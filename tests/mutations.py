@@ -46,6 +46,27 @@ FAULTS = [
     ),
     Fault("affinity: heads summed after the sign", "unseg/mining/affinity.py", LIKENESS, SIGNS, "tests/test_affinity.py"),
     Fault(
+        "imports: torchvision where a segmenter is",
+        "unseg/segmentation/deeplab.py",
+        "from unseg.backbones import resnet",
+        "import torchvision  # noqa\nfrom unseg.backbones import resnet",
+        "tests/test_imports.py",
+    ),
+    Fault(
+        "imports: scipy where label maps are scored",
+        "unseg/evaluation/metrics.py",
+        "import numpy as np",
+        "import numpy as np\nimport scipy  # noqa",
+        "tests/test_imports.py",
+    ),
+    Fault(
+        "ResNet: the block that dilates is dilated whole",
+        "unseg/backbones/resnet.py",
+        "(before, dilation), downsample",
+        "(dilation, dilation), downsample",
+        "tests/test_segmenter.py",
+    ),
+    Fault(
         "background: no + 1 in label maps",
         "unseg/segmentation/labels.py",
         'd["category_id"] + 1)',

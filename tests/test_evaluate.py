@@ -1,8 +1,6 @@
 """The evaluation stages on small artefacts made by hand, and on artefacts that do not fit together."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -283,9 +281,3 @@ def test_written_twice_the_bytes_are_the_same() -> None:
     first = everything()
     assert len(first) == 6
     assert everything() == first
-
-
-def test_stages_start_without_torch() -> None:
-    code = "import sys; from stages import evaluate_clustering, evaluate_instances; sys.exit('torch' in sys.modules)"
-    root = Path(evaluate_clustering.__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0

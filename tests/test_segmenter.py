@@ -1,4 +1,4 @@
-"""DeepLab on label maps (segmentation/segmenter.py, backbones/resnet.py): loss, augmentation, schedule, file, training."""
+"""DeepLab on label maps (segmentation/segmenter.py, deeplab.py, backbones/resnet.py): loss, augmentation, file, training."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,8 @@ from unseg.console import InputError
 from unseg.io import images, records
 from unseg.io.records import VOID, Image, Labels
 from unseg.segmentation import segmenter
-from unseg.segmentation.segmenter import DeepLab, Predict, Segmenter, augment, every_probability, hard_pixel_loss, learning_rate
+from unseg.segmentation.deeplab import DeepLab
+from unseg.segmentation.segmenter import Predict, Segmenter, augment, every_probability, hard_pixel_loss, learning_rate
 
 RATES = [1, 2, 4]
 
@@ -229,6 +230,50 @@ def test_dilations_are_the_published_ones() -> None:
     body = resnet.Body("resnet50", 4, 8)
     dilations = [[b.conv2.dilation[0] for b in getattr(body.net, s)] for s in resnet.STAGES]
     assert dilations == [[1] * 3, [1] * 4, [1, *[2] * 5], [2, 4, 4]]
+
+
+@pytest.mark.parametrize("stride", [8, 32])
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_the_resnet_is_timms_to_the_bit(arch: str, stride: int) -> None:
+    """The oracle: names, initial values from the same seed, maps and gradients."""
+    from timm.models import resnet as timm  # takes a second
+
+    block, depths = {"resnet18": (timm.BasicBlock, (2, 2, 2, 2)), "resnet50": (timm.Bottleneck, (3, 4, 6, 3))}[arch]
+    given = {"channels": (8, 16, 32, 64), "output_stride": stride, "num_classes": 0, "global_pool": ""}
+    torch.manual_seed(0)
+    theirs = timm.ResNet(block, depths, **given)
+    torch.manual_seed(0)
+    ours = resnet.Body(arch, 8, stride).net
+    assert {k: v.tolist() for k, v in ours.state_dict().items()} == {k: v.tolist() for k, v in theirs.state_dict().items()}
+    x = torch.randn(2, 3, 65, 70)
+    for model in (theirs, ours):
+        for part in model.modules():
+            if isinstance(part, torch.nn.BatchNorm2d):
+                torch.nn.init.constant_(part.weight, 0.7)  # the last one of a block begins at 0
+    want, got = theirs.forward_features(x), ours(x)[-1]
+    assert torch.equal(got, want)
+    want.square().mean().backward()
+    got.square().mean().backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert torch.equal(ours.eval()(x)[-1], theirs.eval().forward_features(x))
+
+
+def test_the_head_is_torchvisions_to_the_bit() -> None:
+    from torchvision.models.segmentation.deeplabv3 import DeepLabHead  # takes seconds
+
+    torch.manual_seed(0)
+    resnet.Body("resnet18", 4, 8)
+    theirs = torch.nn.Sequential(*DeepLabHead(32, 5, RATES))
+    torch.manual_seed(0)
+    ours = DeepLab("resnet18", 4, 8, RATES, 5).head
+    assert {k: v.tolist() for k, v in ours.state_dict().items()} == {k: v.tolist() for k, v in theirs.state_dict().items()}
+    x = torch.randn(2, 32, 9, 7)
+    for mode in (True, False):
+        found = []
+        for head in (theirs.train(mode), ours.train(mode)):
+            torch.manual_seed(1)  # of dropout
+            found.append(head(x))
+        assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (17, 33), (40, 64), (65, 7)])

@@ -15,9 +15,6 @@ from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
-from scipy.optimize import linear_sum_assignment
 
 from unseg.io.records import VOID, by_image
 
@@ -110,6 +107,8 @@ def match(confusion: np.ndarray, by: str, fixed_background: bool = False) -> np.
     """
     if by not in ("iou", "accuracy"):
         raise ValueError(f"by is {by!r}; it must be iou or accuracy")
+    from scipy.optimize import linear_sum_assignment  # half a second, which stages that only count pixels are spared
+
     union = confusion.sum(1, keepdims=True) + confusion.sum(0, keepdims=True) - confusion
     score = confusion / np.maximum(union, 1)  # [C, K]
     if by == "accuracy":
@@ -165,6 +164,8 @@ def accumulate(objects: Sequence[Record], detections: Sequence[Record], aware: b
     categories = sorted({o["category_id"] if aware else 1 for o in objects if not o.get("iscrowd")})
     if not categories:
         return np.full((10, 101, 1), np.nan), np.full((10, 1, 3), np.nan)
+    from pycocotools.cocoeval import COCOeval
+
     sizes = {r["image_id"]: r["segmentation"]["size"] for r in (*objects, *detections)}
     with redirect_stdout(io.StringIO()):
         judge = COCOeval(*(as_coco(records, sizes, aware) for records in (objects, detections)), "segm")
@@ -179,6 +180,8 @@ def as_coco(records: Sequence[Record], sizes: dict[int, list[int]], aware: bool)
     """Records in pycocotools' own form. COCOeval reads id 0 as "no match", and without categories still drops
     detections whose category no object has: so ids count from 1, and one category stands for all.
     """
+    from pycocotools.coco import COCO
+
     coco = COCO()
     coco.dataset = {
         "images": [{"id": i, "height": h, "width": w} for i, (h, w) in sizes.items()],

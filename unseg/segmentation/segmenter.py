@@ -11,10 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from unseg import distributed, environment, training
 from unseg.backbones import resnet
@@ -23,6 +22,7 @@ from unseg.io import images
 from unseg.io.photos import read, resize
 from unseg.io.records import VOID, Image, Labels, in_a_line
 from unseg.precision import autocast, check_precision
+from unseg.segmentation.deeplab import DeepLab
 
 
 @dataclass(frozen=True)
@@ -59,25 +59,6 @@ class Segmenter:
             raise ValueError(f"segmenter.border is {self.border!r}; it must be background or ignore")
         if self.batch < 2:
             raise ValueError("segmenter.batch must be at least 2: batch norm needs more than one image")
-
-
-class DeepLab(nn.Module):
-    """Logits at the resolution of the input."""
-
-    def __init__(self, arch: str, width: int, stride: int, rates: list[int], labels: int, frozen: int = 0) -> None:
-        super().__init__()
-        self.body = resnet.Body(arch, width, stride, frozen)
-        self.head = nn.Sequential(*DeepLabHead(self.body.channels[-1], labels, rates))
-
-    def features(self, x: Tensor) -> Tensor:
-        """What the last layer, a 1x1 convolution, sees: [B, 256, H / stride, W / stride]."""
-        out: Tensor = self.head[:-1](self.body(x)[-1])
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W], normalised, to logits [B, C, H, W]."""
-        logits = self.head[-1](self.features(x))
-        return F.interpolate(logits.float(), x.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def hard_pixel_loss(logits: Tensor, labels: Tensor, share: float) -> Tensor:
