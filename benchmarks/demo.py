@@ -23,6 +23,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from unseg.evaluation import artefacts, metrics
 from unseg.io import records
 
 
@@ -58,7 +59,7 @@ def copy(into: Path, seed: int, settings: list[str]) -> dict[str, Any]:
 
 
 def miou(root: Path, name: str) -> float:
-    return float(json.loads((root / f"results/clustering-{name}/metrics.json").read_text())["miou"])
+    return float(json.loads((root / f"results/clustering/{name}.json").read_text())["miou"])
 
 
 def ceiling(root: Path) -> float:
@@ -77,10 +78,9 @@ def ceiling(root: Path) -> float:
     stage = (sys.executable, "-m")
     call(supervised, *stage, "stages.train_segmenter", "data/images.json", "truth-train.zip", folder, "s.safetensors", "s.tsv")
     call(supervised, *stage, "stages.predict", "data/images.json", folder, "s.safetensors", "p.zip")
-    records.write_json(supervised / "no-instances.json", {"annotations": []})  # the truth's labels are no clusters
-    out = ("no-instances.json", "p.zip", "results/clustering-truth")
-    call(supervised, *stage, "stages.evaluate_clustering", "data/images.json", "data/truth.zip", *out)
-    return miou(supervised, "truth")
+    judged = [i for i in records.to_judge(root / "data/images.json") if i in truth]
+    (found,) = artefacts.confusions(judged, truth, [records.Labels(supervised / "p.zip")], classes + 1, classes + 1)
+    return metrics.mean(metrics.iou(metrics.rename(found.sum, metrics.match(found.sum, by="iou"))))
 
 
 def arguments(about: str | None, kinds: Collection[str] = (), shown: Sequence[str] = ()) -> argparse.Namespace:
@@ -105,12 +105,12 @@ def main() -> None:
         call(root, "dvc", "repro")
         row = {"minutes": (time.monotonic() - start) / 60}
         row |= {name: miou(root, name) for name in ("masks", "detector", *params["rounds"])}
-        quality = json.loads((root / "results/instances.json").read_text())
+        quality = json.loads((root / "results/instances/masks.json").read_text())
         row["linear"] = float(json.loads((root / "results/linear.json").read_text())["miou"])
         row["truth"] = ceiling(root)
         row["ratio"] = row[params["final"]] / row["truth"]
         print(f"seed {seed}", *(f"{k} {v:.3f}" for k, v in row.items()), sep="  ", flush=True)
-        print("  masks:", *(f"{k} {quality['masks'][k]:.3f}" for k in ("mean_iou", "corloc")), flush=True)
+        print("  masks:", *(f"{k} {quality[k]:.3f}" for k in ("mean_iou", "corloc")), flush=True)
         rows.append(row)
     print("mean  ", *(f"{k} {sum(r[k] for r in rows) / len(rows):.3f}" for k in rows[0]), sep="  ")
     if options.into is None:

@@ -33,10 +33,11 @@ STAGES = {
     "prepare": "data/images.json data/rejected.json data/truth.zip",
     "cluster": "data/cls_tokens.npz data/masks.json data/instances.json",
     "aggregate": "data/images.json raw data/instances.json data/detections.json "
-    "data/labels-r0.zip data/predictions-masks.zip data/predictions-detector.zip",
-    "evaluate_clustering": "data/images.json data/truth.zip data/instances.json data/predictions-detector.zip results/clustering",
+    "data/labels-r0.zip data/predictions/masks.zip data/predictions/detector.zip",
+    "evaluate_clustering": "data/images.json data/truth.zip data/instances.json data/predictions results/clustering "
+    "results/details/clustering",
     "evaluate_instances": "data/held.json data/truth.zip data/masks.json data/instances.json data/detections.json "
-    "results/instances.json results/curve.json",
+    "results/instances results/details/instances.json results/curve.json",
 }
 
 
@@ -117,6 +118,7 @@ def main(words: list[str]) -> None:
         "annotations": None,
     }
     params["cluster"] |= {"k": K, "starts": 1}
+    params["rounds"] = []  # only what aggregate makes of masks and detections
     print(f"{'images':>8} {'stage':<20} {'peak, GiB':>10} {'cpu, s':>8} {'ms an image':>12}", flush=True)
     worst = 0.0
     for images in sizes:

@@ -11,6 +11,7 @@ Published: MaskDistill (arXiv:2206.06363), on PASCAL VOC 2012 val unless said ot
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -54,7 +55,7 @@ BASELINES: dict[str, dict[str, Any]] = {"DINO": {"mine.method": "attention"}, "L
 class Run(NamedTuple):
     name: str
     params: dict[str, Any]  # by dotted key
-    metrics: dict[str, float]  # by "file key", the file without results/
+    metrics: dict[str, float]  # by "file key", the file below results/details
 
 
 class Row(NamedTuple):
@@ -66,23 +67,23 @@ class Row(NamedTuple):
 
 
 TABLE_1 = [
-    Row("ViT masks", {}, "clustering-masks miou", "39.0", MASKS_ONLY),
-    Row("+ Mask R-CNN", {"aggregate.shape": "mask"}, "clustering-detector miou", "42.0", SEGMENTER_ONLY),
-    Row("+ segmentation model", {"aggregate.shape": "mask"}, "clustering-{first} miou", "45.8", LINEAR_ONLY),
-    Row("  without hard-pixel mining", {"segmenter.hard_share": 1.0}, "clustering-{first} miou", "45.5", LINEAR_ONLY),
-    Row("+ CRF rounds (S1, Table 2)", {"aggregate.shape": "mask"}, "clustering-{final} miou", "48.9", LINEAR_ONLY),
+    Row("ViT masks", {}, "clustering/masks miou", "39.0", MASKS_ONLY),
+    Row("+ Mask R-CNN", {"aggregate.shape": "mask"}, "clustering/detector miou", "42.0", SEGMENTER_ONLY),
+    Row("+ segmentation model", {"aggregate.shape": "mask"}, "clustering/{first} miou", "45.8", LINEAR_ONLY),
+    Row("  without hard-pixel mining", {"segmenter.hard_share": 1.0}, "clustering/{first} miou", "45.5", LINEAR_ONLY),
+    Row("+ CRF rounds (S1, Table 2)", {"aggregate.shape": "mask"}, "clustering/{final} miou", "48.9", LINEAR_ONLY),
 ]
 TABLE_S1 = [
     TABLE_1[0],
-    Row("+ Mask R-CNN (bbox)", {"aggregate.shape": "box"}, "clustering-detector miou", "31.8", SEGMENTER_ONLY),
-    Row("+ GrabCut", {"aggregate.shape": "grabcut"}, "clustering-detector miou", "38.2", SEGMENTER_ONLY),
-    Row("+ Mask R-CNN (mask)", {"aggregate.shape": "mask"}, "clustering-detector miou", "42.0", SEGMENTER_ONLY),
+    Row("+ Mask R-CNN (bbox)", {"aggregate.shape": "box"}, "clustering/detector miou", "31.8", SEGMENTER_ONLY),
+    Row("+ GrabCut", {"aggregate.shape": "grabcut"}, "clustering/detector miou", "38.2", SEGMENTER_ONLY),
+    Row("+ Mask R-CNN (mask)", {"aggregate.shape": "mask"}, "clustering/detector miou", "42.0", SEGMENTER_ONLY),
     TABLE_1[2],
     TABLE_1[4],
 ]
 TABLE_2 = [
-    Row("clustering", {}, "clustering-{first} miou", "45.8", LINEAR_ONLY),
-    Row("clustering + CRF rounds", {}, "clustering-{final} miou", "48.9", LINEAR_ONLY),
+    Row("clustering", {}, "clustering/{first} miou", "45.8", LINEAR_ONLY),
+    Row("clustering + CRF rounds", {}, "clustering/{final} miou", "48.9", LINEAR_ONLY),
     Row("linear probe (of the final round)", {}, "linear miou", "58.7"),
     Row("linear probe + CRF", {}, "linear miou_crf", "62.8"),
 ]
@@ -91,19 +92,19 @@ SWEEPS: dict[str, tuple[str, list[Any], list[str], str]] = {  # key, values (of 
     "figure3": (
         "cluster.k",
         [0.5, 0.75, 1, 1.5, 2, 3],
-        ["instances detector.multi.aware.AP50", "clustering-{final} miou", "clustering-{final} miou_majority"],
+        ["instances detector.multi.aware.AP50", "clustering/{final} miou", "clustering/{final} miou_majority"],
         "Figure 3, a plot: mask AP rises with the number of clusters",
     ),
     "figure4": (
         "mine.keep",
         [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8],
-        ["instances masks.mean_iou", "instances masks.multi.agnostic.AP50", "clustering-masks miou"],
+        ["instances masks.mean_iou", "instances masks.multi.agnostic.AP50", "clustering/masks miou"],
         "Figure 4, a plot: 40 % strikes the balance",
     ),
     "figure5": (
         "aggregate.threshold",
         [0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95],
-        ["clustering-{first} miou", "clustering-detector miou"],
+        ["clustering/{first} miou", "clustering/detector miou"],
         "Figure 5, a plot: mIoU plateaus around tau 0.75",
     ),
 }
@@ -117,6 +118,19 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def details(revision: str) -> dict[str, Any]:
+    """What the files of results/details hold, by path, in a Git revision or in the "workspace"; none that DVC's cache lacks."""
+    from dvc.api import DVCFileSystem
+
+    fs = DVCFileSystem(rev=None if revision == "workspace" else revision)
+    found = {}
+    for file in fs.find("results/details") if fs.exists("results/details") else []:
+        if Path(file).name in ("scores.json", "instances.json", "linear.json"):
+            with contextlib.suppress(FileNotFoundError):
+                found[file] = json.loads(fs.read_text(file))
+    return found
+
+
 def read(shown: list[dict[str, Any]]) -> list[Run]:
     """The runs of `dvc exp show --json`: the working tree first, then commits and experiments; failed ones are left out."""
     entries = list(shown)
@@ -127,9 +141,9 @@ def read(shown: list[dict[str, Any]]) -> list[Run]:
         data = entry.get("data") or {}
         params = flat((data.get("params") or {}).get("params.yaml", {}).get("data"))
         metrics: dict[str, float] = {}
-        for file, content in (data.get("metrics") or {}).items():
-            name = file.removeprefix("results/").removesuffix(".json").removesuffix("/metrics")
-            numbers = flat(content.get("data")).items()
+        for file, content in details(entry["rev"]).items() if params else []:
+            name = file.removeprefix("results/details/").removesuffix(".json").removesuffix("/scores")
+            numbers = flat(content).items()
             metrics |= {f"{name} {key}": x for key, x in numbers if isinstance(x, int | float)}
         if params and metrics:
             runs.append(Run(entry.get("name") or entry["rev"], params, metrics))
@@ -183,8 +197,8 @@ def per_class(runs: Sequence[Run]) -> None:
     params = runs[0].params
     rounds, final = params["rounds"], params["final"]
     found: dict[str, dict[str, float | None]] = {
-        "segmentation model": of_classes(Path(f"results/clustering-{rounds[0]}/class_iou.json")),
-        "+ CRF": of_classes(Path(f"results/clustering-{final}/class_iou.json")) if len(rounds) > 1 else {},
+        "segmentation model": of_classes(Path(f"results/details/clustering/{rounds[0]}/class_iou.json")),
+        "+ CRF": of_classes(Path(f"results/details/clustering/{final}/class_iou.json")) if len(rounds) > 1 else {},
         "linear probe": {k.split("class_iou.")[1]: x for k, x in runs[0].metrics.items() if k.startswith("linear class_iou.")},
     }
     names = list(dict.fromkeys(n for own in found.values() for n in own)) or S2_NAMES
@@ -230,7 +244,7 @@ def called(metric: str) -> tuple[str, str]:
     """A metric's name for a table, and a short one for the end of a line; each of its own in a sweep."""
     long = metric.format(first="segmenter", final="final")
     file, key = long.split(" ")
-    of, kind = file.removeprefix("clustering-"), key.removeprefix("miou").strip("_")
+    of, kind = file.removeprefix("clustering/"), key.removeprefix("miou").strip("_")
     return long, key.split(".")[-1] if file == "instances" else f"{of} {kind}".strip()
 
 

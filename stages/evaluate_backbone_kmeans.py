@@ -5,7 +5,7 @@ import numpy as np
 from unseg import params
 from unseg.backbones import vit
 from unseg.console import InputError, run, track
-from unseg.evaluation import backbone_kmeans, metrics, sets
+from unseg.evaluation import backbone_kmeans, metrics, protocols, sets
 from unseg.evaluation.backbone_kmeans import BackboneKmeans
 from unseg.io import records
 
@@ -36,11 +36,11 @@ def main(weights: str, kind: str, root: str, val: str, name: str, out: str) -> N
         "backbone": name,
         "miou": metrics.rounded(mious.mean()),
         "miou_std": metrics.rounded(mious.std()),
-        "class_iou": {c: metrics.rounded(v) for c, v in zip(classes, np.mean(ious, 0), strict=True)},
+        "class_iou": [{"class": c, "iou": metrics.rounded(v)} for c, v in zip(classes, np.mean(ious, 0), strict=True)],
         "clusters": k,
         "images": len(judged),
         "seeds": p.seeds,
-        "protocol": PROTOCOL,
+        "protocols": protocols.described({"miou": PROTOCOL}),
     }
     records.write_json(out, scores)
 

@@ -3,7 +3,7 @@
 from unseg import params, training
 from unseg.backbones import vit
 from unseg.console import run
-from unseg.evaluation import backbone_linear, metrics, sets
+from unseg.evaluation import backbone_linear, metrics, protocols, sets
 from unseg.evaluation.backbone_linear import BackboneLinear
 from unseg.io import records
 
@@ -30,10 +30,10 @@ def main(weights: str, kind: str, root: str, train: str, val: str, share: str, n
             "backbone": name,
             "miou": metrics.rounded(metrics.mean(ious)),
             "pixel_accuracy": metrics.rounded(metrics.pixel_accuracy(counts)),
-            "class_iou": {c: metrics.rounded(v) for c, v in zip(classes, ious, strict=True)},
+            "class_iou": [{"class": c, "iou": metrics.rounded(v)} for c, v in zip(classes, ious, strict=True)],
             "images": len(judged),
             "learned": len(learned),
-            "protocol": PROTOCOL,
+            "protocols": protocols.described({"miou": PROTOCOL}),
         }
         records.write_json(out, scores)
 

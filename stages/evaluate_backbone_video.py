@@ -5,7 +5,7 @@ from typing import Any
 from unseg import environment, params
 from unseg.backbones import vit
 from unseg.console import InputError, run, track
-from unseg.evaluation import backbone_video, davis, metrics, sets
+from unseg.evaluation import backbone_video, davis, metrics, protocols, sets
 from unseg.evaluation.backbone_video import BackboneVideo
 from unseg.io import records
 
@@ -27,9 +27,12 @@ def main(weights: str, root: str, sequences: str, name: str, out: str) -> None:
     for sequence in track(davis.find(root, sequences.removeprefix(f"{root}/")), "videos"):
         truth = davis.read_masks(sequence)
         scores[sequence.name] = davis.objects(truth, backbone_video.follow(p, model, sequence, truth[0]))
-    about = {"backbone": name, "sequences": len(scores), "objects": sum(map(len, scores.values())), "protocol": PROTOCOL}
-    each = {key: davis.summary([value]) for key, value in scores.items()}
-    records.write_json(out, about | rounded(davis.summary(list(scores.values()))) | {"each": rounded(each)})
+    about = {"backbone": name, "sequences": len(scores), "objects": sum(map(len, scores.values()))}
+    lists = {
+        "each": [{"sequence": key} | rounded(davis.summary([value])) for key, value in scores.items()],
+        "protocols": protocols.described({"J&F": PROTOCOL}),
+    }
+    records.write_json(out, about | rounded(davis.summary(list(scores.values()))) | lists)
 
 
 def rounded(tree: Any) -> Any:

@@ -1,6 +1,5 @@
-"""mIoU of label maps of anonymous clusters, by each way of matching clusters to classes."""
+"""mIoU of the label maps of masks, detector and every round of the segmenter, by each way of matching clusters to classes."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +12,46 @@ from unseg.io import streams
 from unseg.io.records import Image, Labels, class_names, read_images, to_judge, to_learn, write_json
 
 NO_TRUTH = "ground truth: {} has no pixel of a known class in a judged image"
+NO_CLASS = "(no class)"  # what pixels of a cluster that stands for none are predicted to be
 
 
-def main(images: str, truth: str, instances: str, predictions: str, results: str) -> None:
+def main(images: str, truth: str, instances: str, predictions: str, results: str, details: str) -> None:
     k, seed, classes = params.value("cluster.k", int), params.value("seed", int), class_names(truth)
-    known, guess = Labels(truth, "semantic/"), Labels(predictions)
+    steps = ["masks", "detector", *params.value("rounds", list[str])]
+    known, guesses = Labels(truth, "semantic/"), [Labels(Path(predictions) / f"{step}.zip") for step in steps]
     judged = [image for image in to_judge(images) if image in known]
+    found = artefacts.confusions(judged, known, guesses, len(classes), k + 1)
+    if not found[0].sum.any():
+        for step in steps:
+            write(results, details, step, {"images": 0, "needs": NO_TRUTH.format(truth)}, [], [], [])
+        return
+    voted = votes(images, truth, instances, len(classes), k + 1)
+    about = {"images": len(judged), "clusters": k, "classes": len(classes), "seeds": [seed]}
+    texts = {"protocols": protocols.described(protocols.CLUSTERING)}
+    for step, counted in zip(steps, found, strict=True):
+        scores = protocols.clustering(counted.sum, voted)
+        numbers = {name: metrics.rounded(score) for name, score in scores.items()}
+        write(results, details, step, numbers | about | texts, *by_class_and_image(counted, classes, judged))
 
-    def each() -> Iterable[np.ndarray]:
-        return artefacts.confusions(judged, known, guess, len(classes), k + 1)
 
-    counts = sum(each(), np.zeros((len(classes), k + 1), np.int64))
-    if not counts.any():
-        return write(Path(results), {"images": 0, "needs": NO_TRUTH.format(truth)}, {"classes": [], "matrix": []}, [], [])
-
-    scores = protocols.clustering(counts, votes(images, truth, instances, len(classes), k + 1))
-    assignment = metrics.match(counts, by="iou")
-    named = metrics.rename(counts, assignment)
+def by_class_and_image(
+    counted: artefacts.Confusions, classes: list[str], judged: list[Image]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Records of the confusion's cells, of each class's IoU and of each image's mIoU, clusters matched as for miou."""
+    assignment = metrics.match(counted.sum, by="iou")
+    named = metrics.rename(counted.sum, assignment)  # [C, C + 1]
+    shares = named / np.maximum(named.sum(1, keepdims=True), 1)
+    matrix = [
+        {"truth": name, "prediction": other, "pixels": int(named[c, o]), "share": metrics.rounded(shares[c, o])}
+        for c, name in enumerate(classes)
+        for o, other in enumerate([*classes, NO_CLASS])
+    ]
     ious = metrics.iou(named)
     cluster = {int(c): label - 1 for label, c in enumerate(assignment)}  # of each matched class; -1 is the background label
     rows = [{"class": name, "iou": metrics.rounded(ious[c]), "cluster": cluster.get(c)} for c, name in enumerate(classes)]
-    # A second pass, so that memory does not grow with the number of images.
-    own = (metrics.mean(metrics.iou(metrics.rename(part, assignment))) for part in each())
+    own = (metrics.mean(metrics.iou(metrics.rename(part, assignment))) for part in counted)
     single = [{"file_name": i.file_name, "iou": metrics.rounded(x)} for i, x in zip(judged, own, strict=True)]
-    numbers = {name: metrics.rounded(score) for name, score in scores.items()}
-    about = {"images": len(judged), "clusters": k, "classes": len(classes), "seeds": [seed]}
-    texts = {"protocols": protocols.described(protocols.CLUSTERING)}
-    write(Path(results), numbers | about | texts, {"classes": classes, "matrix": named.tolist()}, rows, single)
+    return matrix, rows, single
 
 
 def votes(images: str, truth: str, instances: str, classes: int, labels: int) -> np.ndarray:
@@ -51,11 +63,12 @@ def votes(images: str, truth: str, instances: str, classes: int, labels: int) ->
     return protocols.box_votes(there, [m for m in mined if m["image_id"] in learned], classes, labels)
 
 
-def write(results: Path, numbers: Any, confusion: Any, ious: Any, single: Any) -> None:
-    write_json(results / "metrics.json", numbers)
-    write_json(results / "confusion.json", confusion)
-    write_json(results / "class_iou.json", ious)
-    write_json(results / "image_iou.json", single)
+def write(results: str, details: str, step: str, scores: Any, confusion: Any, ious: Any, single: Any) -> None:
+    write_json(Path(results) / f"{step}.json", metrics.leading(scores, "miou", "pixel_accuracy"))
+    write_json(Path(details) / step / "scores.json", scores)
+    write_json(Path(details) / step / "confusion.json", confusion)
+    write_json(Path(details) / step / "class_iou.json", ious)
+    write_json(Path(details) / step / "image_iou.json", single)
 
 
 if __name__ == "__main__":

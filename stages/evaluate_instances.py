@@ -1,6 +1,7 @@
 """COCO mask AP of the mined masks and of the detector's, by each protocol, and the fit of the mined masks."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from unseg.io.records import read_images, to_judge, write_json
 NO_TRUTH = "ground truth: {} has no object in a judged image"
 
 
-def main(images: str, truth: str, masks: str, instances: str, detections: str, results: str, curve: str) -> None:
+def main(images: str, truth: str, masks: str, instances: str, detections: str, results: str, details: str, curve: str) -> None:
     known, seed = {image.id: image for image in read_images(images)}, params.value("seed", int)
     asked = {image.id for image in to_judge(images)}
     truths = artefacts.objects(truth, asked)
@@ -28,15 +29,21 @@ def main(images: str, truth: str, masks: str, instances: str, detections: str, r
     initial = load(instances, streams.stream(instances, "annotations"))
     found = load(detections, streams.stream(detections))
     if not metrics.countable(objects):
-        write_json(results, {"images": 0, "needs": NO_TRUTH.format(truth)})
-        return write_json(curve, [])
+        write_json(details, {"images": 0, "needs": NO_TRUTH.format(truth)})
+        write_json(curve, [])
+        write_json(Path(results) / "masks.json", {})
+        write_json(Path(results) / "detector.json", {})
+        return
 
     classes = max((category["id"] for category in truths["categories"]), default=0)
     quality = {name: metrics.rounded(x) for name, x in metrics.mask_quality(objects, mined).items()}
     initial_scores, _ = judge(objects, initial, classes)
     scores, precision = judge(objects, found, classes)
     about = {"images": len(judged), "seeds": [seed], "protocols": protocols.described(protocols.INSTANCES)}
-    write_json(results, {"masks": quality | initial_scores, "detector": scores} | about)
+    write_json(details, {"masks": quality | initial_scores, "detector": scores} | about)
+    mined_scores = metrics.leading(quality | initial_scores["multi"]["agnostic"], "mean_iou", "corloc", "AP50")
+    write_json(Path(results) / "masks.json", mined_scores)
+    write_json(Path(results) / "detector.json", metrics.leading(scores["multi"]["agnostic"], "AP50", "AP", "AR@100"))
     steps = zip(np.linspace(0, 1, len(precision)), precision, strict=True)
     write_json(curve, [{"recall": round(float(r), 2), "precision": metrics.rounded(p)} for r, p in steps])
 

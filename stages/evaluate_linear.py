@@ -1,5 +1,7 @@
 """mIoU of a linear probe on the segmenter's frozen features."""
 
+from typing import Any
+
 from unseg import params, training
 from unseg.console import run
 from unseg.evaluation import linear, metrics, protocols
@@ -12,14 +14,15 @@ PROTOCOL = (
 )
 
 
-def main(index: str, folder: str, truth: str, weights: str, out: str) -> None:
+def main(index: str, folder: str, truth: str, weights: str, out: str, details: str) -> None:
     p, q, seed = params.group("linear", linear.Linear), params.group("predict", segmenter.Predict), params.value("seed", int)
     net, classes, maps = segmenter.load(weights), records.class_names(truth), records.Labels(truth, "semantic/")
     learned = [i for i in records.to_learn(index) if i in maps]
     judged = [i for i in records.to_judge(index) if i in maps]
     if not learned or not judged:
         needs = f"ground truth: {truth} has no label map of a training and of a judged image"
-        records.write_json(out, {"images": 0, "needs": needs})
+        records.write_json(details, {"images": 0, "needs": needs})
+        records.write_json(out, {})
         return
     with training.Scratch("evaluate_linear", [p, seed], [index, truth, weights, folder]) as scratch:
         probed = linear.probe(p, net, len(classes), folder, learned, maps, seed, scratch)
@@ -28,7 +31,7 @@ def main(index: str, folder: str, truth: str, weights: str, out: str) -> None:
         how = PROTOCOL.format(learned=len(learned), p=p, full=p.drop_epoch + 1)
         numbers = {"miou": how + protocols.MEAN, "pixel_accuracy": how + "share of the right pixels"}
         numbers |= {"miou_crf": f"as miou, after the CRF of params.yaml: {numbers['miou']}"} if refined is not None else {}
-        scores = {
+        scores: dict[str, Any] = {
             "miou": metrics.rounded(metrics.mean(ious)),
             "pixel_accuracy": metrics.rounded(metrics.pixel_accuracy(counts)),
             "class_iou": {name: metrics.rounded(v) for name, v in zip(classes, ious, strict=True)},
@@ -38,7 +41,8 @@ def main(index: str, folder: str, truth: str, weights: str, out: str) -> None:
         }
         if refined is not None:
             scores["miou_crf"] = metrics.rounded(metrics.mean(metrics.iou(refined)))
-        records.write_json(out, scores)
+        records.write_json(details, scores)
+        records.write_json(out, metrics.leading(scores, "miou", "miou_crf", "pixel_accuracy"))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def main(
     of_detector: str,
     final: str,
     out: str,
+    details: str,
 ) -> None:
     q, alarm = params.group("quality", quality.Quality), params.group("alarms.segmentation", alarms.Segmentation)
     mining, backbone = params.group("mine", affinity.Mining), params.group("backbone", vit.Backbone)
@@ -42,7 +43,9 @@ def main(
     maps = {"masks": Labels(of_masks), "detector": Labels(of_detector), "final": Labels(final)}
     numbers |= quality.of_pseudo_labels(learned, Labels(labels), maps["final"]) | quality.of_steps(judged, maps, p.k)
     about = {"images": len(images), "judged": len(judged), "mined_again": len(some), "clusters": p.k, "seeds": [seed]}
-    write_json(out, {name: metrics.rounded(x) for name, x in numbers.items()} | about)
+    rounded = {name: metrics.rounded(x) for name, x in numbers.items()}
+    write_json(details, rounded | about)
+    write_json(out, metrics.leading(rounded, "cluster_stability", "mask_flip", "mask_missing"))
     alarm.look(final, int(numbers["clusters_used"]), p.k, len(judged))
 
 

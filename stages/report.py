@@ -32,17 +32,19 @@ def main(
 ) -> None:
     report, final = params.group("report", page.Report), params.value("final", str)
     first, found, clustered = params.value("rounds", list[str])[0], Path(results), read_json(instances)
-    steps = [f"clustering-{step}/metrics.json" for step in dict.fromkeys(("masks", "detector", first, final))]
+    details = found / "details"
+    steps = [f"clustering/{step}/scores.json" for step in dict.fromkeys(("masks", "detector", first, final))]
     rows = ("ViT masks", "+ detector", f"+ segmentation model ({first})", f"+ CRF round ({final})")
-    metrics = {name: read_json(found / name) for name in (*steps, "linear.json", "instances.json")}
+    metrics = {name: read_json(details / name) for name in (*steps, "linear.json", "instances.json")}
     scores = metrics[steps[-1]]
     single, confusion, ious = (
-        read_json(found / f"clustering-{final}/{name}.json") for name in ("image_iou", "confusion", "class_iou")
+        read_json(details / f"clustering/{final}/{name}.json") for name in ("image_iou", "confusion", "class_iou")
     )
-    by_step = {name: read_json(found / step.replace("metrics", "class_iou")) for name, step in zip(rows, steps, strict=False)}
+    by_step = {name: read_json(details / step.replace("scores", "class_iou")) for name, step in zip(rows, steps, strict=False)}
     trainings = {"Detector": read_tsv(found / "detector.tsv")}
     trainings[f"Segmenter {final}"] = read_tsv(found / f"segmenter-{final}.tsv")
-    precision, numbers, chosen = (read_json(found / f"{name}.json") for name in ("precision_recall", "quality", "choose_k"))
+    precision, chosen = (read_json(found / f"{name}.json") for name in ("precision_recall", "choose_k"))
+    numbers = read_json(details / "quality.json")
     listed = [params.value(name, list) for name in ("backbones", "sets", "videos")]
     compared = backbones.read(found / "backbones", *listed)
 

@@ -46,13 +46,19 @@ def write_truth(path: str, classes: list[str], semantic: dict[str, np.ndarray], 
 
 def write_guess(**changes: np.ndarray) -> None:
     maps = {**GUESS, **{f"{name}.jpg": labels for name, labels in changes.items()}}
-    write_labels("guess.zip", ((name, labels.astype(np.uint8)) for name, labels in maps.items()))
+    write_maps(maps)
+
+
+def write_maps(maps: dict[str, np.ndarray]) -> None:
+    """The first round's; masks and detector have GUESS."""
+    for step, own in {"masks": GUESS, "detector": GUESS, "r0": maps}.items():
+        write_labels(f"predictions/{step}.zip", ((name, labels.astype(np.uint8)) for name, labels in own.items()))
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    Path("params.yaml").write_text("seed: 5\ncluster:\n  k: 3\n")
+    Path("params.yaml").write_text("seed: 5\ncluster:\n  k: 3\nrounds: [r0]\n")
     write_json("images.json", {"images": INDEX})
     write_truth("truth.zip", CLASSES, TRUTH, [object_at(0, 0, 1), object_at(0, 1, 1), object_at(4, 1, 2), object_at(0, 2, 2)])
     write_guess()
@@ -65,17 +71,32 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def clustering() -> tuple[Any, Any, Any]:
-    evaluate_clustering.main("images.json", "truth.zip", "instances.json", "guess.zip", "results/clustering-x")
-    names = ("metrics.json", "confusion.json", "class_iou.json")
-    return tuple(json.loads(Path("results/clustering-x", name).read_text()) for name in names)
+CLUSTERING = ("images.json", "truth.zip", "instances.json", "predictions", "results/clustering", "results/details/clustering")
+
+
+def read(name: str) -> Any:
+    return json.loads(Path("results", name).read_text())
+
+
+def clustering(step: str = "r0") -> tuple[Any, Any, Any]:
+    """Scores, pixels of the confusion matrix, and IoUs."""
+    evaluate_clustering.main(*CLUSTERING)
+    scores, cells, ious = (read(f"details/clustering/{step}/{name}.json") for name in ("scores", "confusion", "class_iou"))
+    assert read(f"clustering/{step}.json") == {key: scores[key] for key in ("miou", "pixel_accuracy") if key in scores}
+    columns = list(dict.fromkeys(cell["prediction"] for cell in cells))
+    matrix: dict[str, list[int]] = {cell["truth"]: [0] * len(columns) for cell in cells}
+    for cell in cells:
+        matrix[cell["truth"]][columns.index(cell["prediction"])] = cell["pixels"]
+    assert columns == ([*matrix, "(no class)"] if cells else [])
+    return scores, matrix, ious
 
 
 def instances() -> tuple[Any, Any]:
     evaluate_instances.main(
-        "images.json", "truth.zip", "masks.json", "instances.json", "detections.json", "results/instances.json", "results/pr.json"
+        *("images.json", "truth.zip", "masks.json", "instances.json", "detections.json"),
+        *("results/instances", "results/details/instances.json", "results/pr.json"),
     )
-    return json.loads(Path("results/instances.json").read_text()), json.loads(Path("results/pr.json").read_text())
+    return read("details/instances.json"), read("pr.json")
 
 
 # Clustering
@@ -97,7 +118,9 @@ def test_clustering_by_hand() -> None:
         "miou_training_objects": round((0.6 + 0 + 0) / 3, 6),  # cluster 0 lies on the training image's cat; the others on none
         "pixel_accuracy": round(32 / 42, 6),
     }
-    assert confusion == {"classes": CLASSES, "matrix": [[12, 0, 0, 4], [0, 12, 0, 0], [4, 0, 8, 2]]}
+    assert confusion == {"background": [12, 0, 0, 4], "cat": [0, 12, 0, 0], "dog": [4, 0, 8, 2]}
+    shares = [cell["share"] for cell in read("details/clustering/r0/confusion.json")]
+    assert shares == [12 / 16, 0, 0, 4 / 16, 0, 1, 0, 0, round(4 / 14, 6), 0, round(8 / 14, 6), round(2 / 14, 6)]
     assert ious == [
         {"class": "background", "iou": 0.6, "cluster": -1},
         {"class": "cat", "iou": 1.0, "cluster": 1},
@@ -105,9 +128,24 @@ def test_clustering_by_hand() -> None:
     ]
 
 
+def test_every_step_has_its_own_scores() -> None:
+    """Each map is judged as it would be alone; the truth is the rounds' common one."""
+    swapped = {name: np.where(m == 1, 2, np.where(m == 2, 1, m)) for name, m in GUESS.items()}
+    Path("params.yaml").write_text("seed: 5\ncluster:\n  k: 3\nrounds: [g0, r1]\n")
+    for step, maps in {"g0": swapped, "r1": {name: np.zeros((4, 6)) for name in GUESS}}.items():
+        write_labels(f"predictions/{step}.zip", ((name, labels.astype(np.uint8)) for name, labels in maps.items()))
+    first = clustering("masks")
+    assert sorted(p.name for p in Path("results/clustering").iterdir()) == ["detector.json", "g0.json", "masks.json", "r1.json"]
+    assert clustering("detector") == first
+    (scores, confusion, ious), (_, same, _) = clustering("g0"), first
+    assert (scores["miou"], confusion) == (first[0]["miou"], same)  # clusters have no names
+    assert [row["cluster"] for row in ious] == [-1, 0, 1]
+    assert clustering("r1")[0]["miou"] == round(16 / 42 / 3, 6)  # all background
+
+
 def test_each_image_has_its_own_iou() -> None:
     clustering()
-    ious = json.loads(Path("results/clustering-x/image_iou.json").read_text())
+    ious = read("details/clustering/r0/image_iou.json")
     b = [12 / 16, 1]  # background, cat: the only classes there
     c = [1, 8 / 14]  # of the 18 pixels that are not void: cat 4, dog 8 of 14
     assert ious == [{"file_name": "sub/b.jpg", "iou": sum(b) / 2}, {"file_name": "c.jpg", "iou": round(sum(c) / 2, 6)}]
@@ -135,7 +173,7 @@ def test_background_can_be_matched_freely_or_fixed() -> None:
     swapped = {0: 2, 2: 0}
     maps = {n: np.vectorize(lambda label: swapped.get(label, label))(m) for n, m in GUESS.items()}
     maps["c.jpg"][2, 5] = 2  # it was unsure, which is background, which is now 2
-    write_labels("guess.zip", ((name, labels.astype(np.uint8)) for name, labels in maps.items()))
+    write_maps(maps)
     scores, _, ious = clustering()
     assert scores["miou"] == round((0.6 + 1 + 8 / 14) / 3, 6)  # the names do not matter
     assert scores["miou_background_fixed"] < scores["miou"] == scores["miou_accuracy_matching"]
@@ -144,7 +182,8 @@ def test_background_can_be_matched_freely_or_fixed() -> None:
 
 def test_all_images_are_judged_where_none_is_held_out() -> None:
     write_json("images.json", {"images": [{**r, "split": "train"} for r in INDEX]})
-    write_labels("guess.zip", ((name, labels.astype(np.uint8)) for name, labels in TRUTH.items()))
+    for step in ("masks", "detector", "r0"):
+        write_labels(f"predictions/{step}.zip", ((name, labels.astype(np.uint8)) for name, labels in TRUTH.items()))
     scores, _, _ = clustering()
     assert (scores["images"], scores["miou"], scores["pixel_accuracy"]) == (3, 1, 1)
 
@@ -154,7 +193,7 @@ def test_a_class_without_pixels_has_no_iou() -> None:
     scores, confusion, ious = clustering()
     assert scores["miou"] == round((0.6 + 1 + 8 / 14) / 3, 6)
     assert ious[3] == {"class": "cow", "iou": None, "cluster": None}
-    assert confusion["matrix"][0] == [12, 0, 0, 0, 4]
+    assert confusion["background"] == [12, 0, 0, 0, 4]
 
 
 @pytest.mark.parametrize(
@@ -165,21 +204,23 @@ def test_clustering_without_truth_says_so(classes: list[str], semantic: dict[str
     write_truth("truth.zip", classes, semantic, None)
     scores, confusion, ious = clustering()
     assert scores == {"images": 0, "needs": "ground truth: truth.zip has no pixel of a known class in a judged image"}
-    assert (confusion, ious) == ({"classes": [], "matrix": []}, [])
+    assert (confusion, ious) == ({}, [])
 
 
 def test_clustering_errors() -> None:
     write_guess(c=np.zeros((4, 7)))
-    with pytest.raises(InputError, match=r"guess.zip: c.jpg.png is \(4, 7\), its image \(4, 6\)"):
+    with pytest.raises(InputError, match=r"predictions/r0.zip: c.jpg.png is \(4, 7\), its image \(4, 6\)"):
         clustering()
     write_guess(c=np.full((4, 6), 4))
-    with pytest.raises(InputError, match=r"c.jpg: the prediction has label 4; it may have 0 to 3, .* in guess.zip.*cluster.k"):
+    with pytest.raises(
+        InputError, match=r"c.jpg: the prediction has label 4; it may have 0 to 3, .* in predictions/r0.zip.*cluster.k"
+    ):
         clustering()
-    write_zip("guess.zip", [(f"{name}.png", b"no PNG") for name in GUESS])
-    with pytest.raises(InputError, match=r"guess.zip: sub/b.jpg.png cannot be read .*make it again"):
+    write_zip("predictions/r0.zip", [(f"{name}.png", b"no PNG") for name in GUESS])
+    with pytest.raises(InputError, match=r"predictions/r0.zip: sub/b.jpg.png cannot be read .*make it again"):
         clustering()
-    write_labels("guess.zip", [("c.jpg", GUESS["c.jpg"].astype(np.uint8))])
-    with pytest.raises(InputError, match=r"guess.zip has no sub/b.jpg.png"):
+    write_labels("predictions/r0.zip", [("c.jpg", GUESS["c.jpg"].astype(np.uint8))])
+    with pytest.raises(InputError, match=r"predictions/r0.zip has no sub/b.jpg.png"):
         clustering()
     write_guess()
     write_truth("truth.zip", CLASSES[:2], TRUTH, None)
@@ -221,6 +262,9 @@ def test_instances_by_hand() -> None:
     assert masks["multi"]["agnostic"]["AP50"] == round(34 / 101, 6)
     assert masks["multi"]["aware"]["AP50"] == 0.5  # cluster 1 found the cat, no cluster found a dog
     assert masks["single"]["agnostic"]["AP50"] == round(51 / 101, 6)
+    # what `dvc metrics show` shows of it
+    assert read("instances/masks.json") == {"mean_iou": masks["mean_iou"], "corloc": 0.5, "AP50": round(34 / 101, 6)}
+    assert read("instances/detector.json") == {"AP": round(ap, 6), "AP50": round(ap, 6), "AR@100": 1}
 
 
 def test_instances_in_another_order_are_the_same() -> None:
@@ -243,6 +287,7 @@ def test_no_detection_at_all() -> None:
 def test_instances_without_truth_says_so(objects: list[dict[str, Any]] | None) -> None:
     write_truth("truth.zip", CLASSES, {}, objects)
     assert instances() == ({"images": 0, "needs": "ground truth: truth.zip has no object in a judged image"}, [])
+    assert (read("instances/masks.json"), read("instances/detector.json")) == ({}, {})
 
 
 def test_instances_errors() -> None:
@@ -276,8 +321,8 @@ def test_written_twice_the_bytes_are_the_same() -> None:
     def everything() -> dict[str, bytes]:
         clustering()
         instances()
-        return {p.name: p.read_bytes() for p in Path("results").rglob("*.json")}
+        return {str(p): p.read_bytes() for p in Path("results").rglob("*.json")}
 
     first = everything()
-    assert len(first) == 6
+    assert len(first) == 3 * 5 + 4
     assert everything() == first

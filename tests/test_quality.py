@@ -290,8 +290,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def go() -> dict[str, Any]:
-    evaluate_quality.main("images.json", ".", "vit.safetensors", *FILES, "quality.json")
-    return dict(json.loads(Path("quality.json").read_text()))
+    evaluate_quality.main("images.json", ".", "vit.safetensors", *FILES, "few.json", "quality.json")
+    numbers, few = (json.loads(Path(name).read_text()) for name in ("quality.json", "few.json"))
+    shown = ("cluster_stability", "mask_flip", "mask_missing")  # by `dvc metrics show`
+    assert few == {key: numbers[key] for key in shown if numbers[key] is not None}
+    return dict(numbers)
 
 
 def test_the_stage_writes_what_the_report_shows(run: None) -> None:

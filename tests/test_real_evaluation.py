@@ -41,6 +41,7 @@ PARAMS: dict[str, Any] = {
     "embed": {"region": "masked", "resize": 32, "longest": 64, "precision": "fp32"},
     "cluster": {"k": 2, "whiten": "std", "algorithm": "full", "starts": 2, "iterations": 20, "support": None},
     "aggregate": {"threshold": 0.5, "overlap": "keep_higher", "shape": "mask", "uncertain": "background"},
+    "rounds": [],
     "quality": {"images": 3, "seeds": 2, "objects": 100},
     "choose": {"ks": [2, 3], "repeats": 2, "objects": 100, "starts": 1},
     "alarms": {
@@ -53,7 +54,7 @@ PARAMS: dict[str, Any] = {
 for key in prepare.PRECISION_KEYS:
     PARAMS.setdefault(key.split(".")[0], {}).setdefault("precision", "auto")
 PARAMS["detector"]["backend"] = "torchvision"
-MAPS = ("labels.zip", "masks.zip", "detector.zip")
+MAPS = ("labels.zip", "predictions/masks.zip", "predictions/detector.zip")
 
 
 def pipeline(data: dict[str, Any]) -> str:
@@ -82,16 +83,18 @@ def test_voc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "voc" / f"{split}.txt").write_text("\n".join(stems[::37][:count]) + "\n")
     lists = {"train": "train.txt", "val": "val.txt", "annotations": None}
     photos = pipeline({"kind": "voc", "root": "voc", "images": "voc/JPEGImages", **lists})
-    evaluate_clustering.main("images.json", "truth.zip", "instances.json", "masks.zip", "clustering")
-    scores = read_json("clustering/metrics.json")
+    evaluate_clustering.main("images.json", "truth.zip", "instances.json", "predictions", "clustering", "details")
+    scores = read_json("details/masks/scores.json")
     assert (scores["images"], scores["classes"]) == (4, 21)
     assert 0 < scores["miou"] < 0.9
     assert scores["miou"] >= scores["miou_background_fixed"]
     assert scores["miou_training_objects"] is None  # this VOC has no masks of objects
-    assert [row["iou"] is not None for row in read_json("clustering/image_iou.json")] == [True] * 4
-    evaluate_instances.main("images.json", "truth.zip", "masks.json", "instances.json", "detections.json", "ap.json", "pr.json")
+    assert [row["iou"] is not None for row in read_json("details/masks/image_iou.json")] == [True] * 4
+    evaluate_instances.main(
+        "images.json", "truth.zip", "masks.json", "instances.json", "detections.json", "ap", "ap.json", "pr.json"
+    )
     assert "has no object" in read_json("ap.json")["needs"]
-    files = ("masks.json", "tokens.npz", "instances.json", *MAPS, "detector.zip", "quality.json")
+    files = ("masks.json", "tokens.npz", "instances.json", *MAPS, MAPS[-1], "few.json", "quality.json")
     evaluate_quality.main("images.json", photos, "vit.safetensors", *files)
     numbers = read_json("quality.json")
     assert numbers["foreground_detector_final"] == 1
@@ -111,7 +114,9 @@ def test_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "coco/list.txt").write_text("\n".join(names) + "\n")
     lists = {"train": "list.txt", "val": "list.txt", "annotations": file}
     pipeline({"kind": "coco", "root": "coco", "images": "coco/train2017", **lists})
-    evaluate_instances.main("images.json", "truth.zip", "masks.json", "instances.json", "detections.json", "ap.json", "pr.json")
+    evaluate_instances.main(
+        "images.json", "truth.zip", "masks.json", "instances.json", "detections.json", "ap", "ap.json", "pr.json"
+    )
     scores = read_json("ap.json")
     assert scores["images"] == 6
     assert scores["masks"]["multi"]["objects"] > scores["masks"]["single"]["objects"] == 6
@@ -119,8 +124,8 @@ def test_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for mode in ("multi", "single"):
         for setting in ("agnostic", "aware"):
             assert 0 <= scores["detector"][mode][setting]["AP"] <= scores["detector"][mode][setting]["AP50"] <= 1
-    evaluate_clustering.main("images.json", "truth.zip", "instances.json", "masks.zip", "clustering")
-    assert read_json("clustering/metrics.json")["miou_training_objects"] is not None
+    evaluate_clustering.main("images.json", "truth.zip", "instances.json", "predictions", "clustering", "details")
+    assert read_json("details/masks/scores.json")["miou_training_objects"] is not None
 
 
 def write_panoptic(root: Path, split: str, image_ids: list[int], source: COCO) -> str:
@@ -166,6 +171,6 @@ def test_coco_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = {source.cats[a["category_id"]]["supercategory"] for a in large}
     for scores in (read_json("linear.json"), read_json("kmeans.json")):
         assert (scores["images"], len(scores["class_iou"])) == (4, 12)
-        assert {name for name, iou in scores["class_iou"].items() if iou is not None} >= there
+        assert {row["class"] for row in scores["class_iou"] if row["iou"] is not None} >= there
         assert 0 < scores["miou"] < 0.9
     assert read_json("kmeans.json")["clusters"] == 12

@@ -72,7 +72,7 @@ def project(
     write_json(root / "data/detections.json", detections)
     learned, judged = ([r["file_name"] for r in part] for part in (index[:train], index[train:]))
     write_labels(root / "data/labels-r0.zip", [(name, pseudo[name]) for name in learned])
-    write_labels(root / "data/predictions-r1.zip", [(name, predicted[name]) for name in judged])
+    write_labels(root / "data/predictions/r1.zip", [(name, predicted[name]) for name in judged])
     members = [("classes.json", json.dumps({"classes": CLASSES if truth else []}).encode())]
     if truth:
         members += [(f"semantic/{name}.png", to_png(labels)) for name, labels in semantic.items()]
@@ -89,24 +89,24 @@ def project(
 
 def evaluate() -> None:
     """The metrics, by the real stages, of the project in the working directory."""
-    for step in ("masks", "detector", "r0", "r1"):
-        files = ("data/images.json", "data/truth.zip", "data/instances.json", "data/predictions-r1.zip")
-        evaluate_clustering.main(*files, f"results/clustering-{step}")
+    for step in ("masks", "detector", "r0"):
+        shutil.copy("data/predictions/r1.zip", f"data/predictions/{step}.zip")
+    files = ("data/images.json", "data/truth.zip", "data/instances.json", "data/predictions")
+    evaluate_clustering.main(*files, "results/clustering", "results/details/clustering")
     made = ("data/masks.json", "data/instances.json", "data/detections.json")
-    evaluate_instances.main(
-        "data/images.json", "data/truth.zip", *made, "results/instances.json", "results/precision_recall.json"
-    )
-    known = bool(json.loads(Path("results/instances.json").read_text())["images"])
+    results = ("results/instances", "results/details/instances.json", "results/precision_recall.json")
+    evaluate_instances.main("data/images.json", "data/truth.zip", *made, *results)
+    known = bool(json.loads(Path("results/details/instances.json").read_text())["images"])
     missing = {"images": 0, "needs": "ground truth: data/truth.zip has no semantic map of an image to learn from"}
     quality = {key: 0.25 for key, _, _ in unlabelled.QUALITY} | {"images": 5, "clusters": K, "clusters_used": 6.0, "seeds": [0]}
-    write_json("results/quality.json", quality | {"mask_flip": None})
+    write_json("results/details/quality.json", quality | {"mask_flip": None})
     tried = [{"k": k, "wins": k == 6} | {f"{n}{s}": k / 20 for n in SERIES for s in ("", "_std")} for k in (4, 6, 8)]
     write_json("results/choose_k.json", {"best": 6, "as_good": [6, 8], "tried": tried, "repeats": 5, "objects": 4, "seeds": [0]})
-    write_json("results/linear.json", {"miou": 0.512, "pixel_accuracy": 0.9, "images": 3} if known else missing)
+    write_json("results/details/linear.json", {"miou": 0.512, "pixel_accuracy": 0.9, "images": 3} if known else missing)
 
 
 def write_report(output: str = "results/report.html", folder: str = "results/pictures") -> str:
-    made = ("data/masks.json", "data/instances.json", "data/detections.json", "data/labels-r0.zip", "data/predictions-r1.zip")
+    made = ("data/masks.json", "data/instances.json", "data/detections.json", "data/labels-r0.zip", "data/predictions/r1.zip")
     report.main("data/images.json", "photos", "data/truth.zip", *made, "clusters.yaml", "results", output, folder)
     return Path(output).read_text()
 
@@ -216,11 +216,10 @@ def test_hostile_names_are_only_text(full: tuple[Path, str]) -> None:
 
 def test_every_scalar_of_every_metrics_file_is_there(full: tuple[Path, str]) -> None:
     text = Reader(full[1]).text
-    for file in [
-        *full[0].glob("results/clustering-*/metrics.json"),
-        *full[0].glob("results/*s.json"),
-        full[0] / "results/linear.json",
-    ]:
+    details = full[0] / "results/details"
+    files = [*details.glob("clustering/*/scores.json"), *details.glob("*.json")]
+    assert len(files) == 4 + 3
+    for file in files:
         for key, x in sections.scalars(read_json(file)):
             assert f"{key}{sections.plain(x)}" in text  # cells of a row follow each other
 
@@ -235,13 +234,13 @@ def test_quality_without_labels_and_the_choice_of_k_are_there(full: tuple[Path, 
     assert "This run has cluster.k 7" in reader.text
     assert f"8{'0.400 ± 0.400' * 5}0.0{space}%" in reader.text
     assert any("K, number of clusters" in str(a.get("aria-label")) for a in reader.all("svg"))
-    by_protocol = f"miou_majority{100 * read_json(full[0] / 'results/clustering-masks/metrics.json')['miou_majority']:.1f}"
+    by_protocol = f"miou_majority{100 * read_json(full[0] / 'results/details/clustering/masks/scores.json')['miou_majority']:.1f}"
     assert by_protocol in reader.text
     assert "matched on no pixel" in reader.text
 
 
 def test_failures_are_the_worst_images_the_worst_first(full: tuple[Path, str]) -> None:
-    ious = read_json(full[0] / "results/clustering-r1/image_iou.json")
+    ious = read_json(full[0] / "results/details/clustering/r1/image_iou.json")
     assert len(ious) == 3
     text = Reader(full[1]).text
     part = text[text.index("Failure cases", text.index("Training images", 500)) :]
@@ -255,10 +254,10 @@ def test_what_a_class_is_taken_for() -> None:
         {"class": "b", "iou": 0.0, "cluster": None},
         {"class": "c", "iou": None, "cluster": None},
     ]
-    matrix = {"classes": ["a", "b", "c"], "matrix": [[6, 0, 0, 2], [3, 0, 0, 1], [0, 0, 0, 0]]}
+    counts = np.array([[6, 0, 0, 2], [3, 0, 0, 1], [0, 0, 0, 0]])
     scheme = pictures.scheme(1, ["a", "b", "c"], {0: 1})
     dash, space = "\N{EN DASH}", "\N{NO-BREAK SPACE}"
-    text = Reader(sections.class_bars(rows, matrix, scheme)).text
+    text = Reader(sections.class_bars(rows, ["a", "b", "c", "(no class)"], counts, scheme)).text
     assert f"a50.075.066.7(no class) 25{space}%0" in text
     assert f"b0.00.0{dash}a 75{space}%none" in text
     assert f"cabsent{dash}{dash}{dash}{dash}none" in text
@@ -272,7 +271,7 @@ def test_lines_stay_apart_from_each_other() -> None:
 
 
 def test_the_component_table_is_the_papers(full: tuple[Path, str]) -> None:
-    miou = f"{100 * read_json(full[0] / 'results/clustering-r1/metrics.json')['miou']:.1f}"
+    miou = f"{100 * read_json(full[0] / 'results/details/clustering/r1/scores.json')['miou']:.1f}"
     text = Reader(full[1]).text
     assert f"ViT masks{miou}39.0" in text
     assert f"+ detector{miou}42.0+0.0" in text
@@ -288,7 +287,7 @@ def test_of_the_rounds_the_first_and_the_final_one_are_reported(bare: Path, roun
     Path("params.yaml").write_text(text.replace("[r0, r1]", f"[{', '.join(rounds)}]"))
     reader = Reader(write_report().replace(page.html(sections.UNMEASURED), ""))
     assert re.findall(r"\(r\w\)4[58]\.[89]", reader.text) == rows
-    assert ("clustering-r0/metrics.json" in reader.text) == ("r0" in rounds)
+    assert ("clustering/r0/scores.json" in reader.text) == ("r0" in rounds)
     assert "Segmenter r1" in reader.text
     assert "Segmenter r0" not in reader.text
 
@@ -308,8 +307,8 @@ def test_without_truth_the_page_says_what_needs_it(bare: Path) -> None:
     text = Reader(write_report()).text
     assert "There is no ground truth" in text
     assert "What it needs".lower() in text
-    for name in ("clustering-masks", "clustering-detector", "clustering-r0", "clustering-r1"):
-        assert f"{name}/metrics.json" in text
+    for step in ("masks", "detector", "r0", "r1"):
+        assert f"clustering/{step}/scores.json" in text
     assert text.count(sections.UNMEASURED) >= 8
     assert text.index("Quality without labels") < text.index("Components")
     assert "truth cluster" not in text
@@ -321,15 +320,15 @@ def test_without_truth_the_page_says_what_needs_it(bare: Path) -> None:
     "name",
     [
         "data/rejected.json",
-        *(f"results/clustering-{step}/metrics.json" for step in ("masks", "detector", "r0", "r1")),
-        "results/clustering-r1/confusion.json",
-        "results/clustering-r1/image_iou.json",
-        "results/clustering-masks/class_iou.json",
-        "results/clustering-r1/class_iou.json",
-        "results/quality.json",
+        *(f"results/details/clustering/{step}/scores.json" for step in ("masks", "detector", "r0", "r1")),
+        "results/details/clustering/r1/confusion.json",
+        "results/details/clustering/r1/image_iou.json",
+        "results/details/clustering/masks/class_iou.json",
+        "results/details/clustering/r1/class_iou.json",
+        "results/details/quality.json",
         "results/choose_k.json",
-        "results/linear.json",
-        "results/instances.json",
+        "results/details/linear.json",
+        "results/details/instances.json",
         "results/precision_recall.json",
         "results/detector.tsv",
         "results/segmenter-r1.tsv",
@@ -357,7 +356,7 @@ def test_an_image_one_pixel_wide_and_nothing_found(bare: Path) -> None:
     for name in ("masks", "instances"):
         write_json(f"data/{name}.json", {"images": [], "annotations": [], "categories": []})
     write_json("data/detections.json", [])
-    for name in ("labels-r0", "predictions-r1"):
+    for name in ("labels-r0", "predictions/r1"):
         blank = np.zeros((300, 1), np.uint8)
         write_labels(f"data/{name}.zip", [(r["file_name"], blank) for r in index["images"]])
     text = Reader(write_report()).text
@@ -518,13 +517,44 @@ LISTED = ([{"name": "my-dino"}, {"name": "croc"}], [{"name": "voc"}, {"name": "m
 def test_backbones_side_by_side(tmp_path: Path) -> None:
     assert backbones.read(tmp_path / "absent", *LISTED) == []
     files = {
-        "video-davis-croc": {"backbone": "croc", "J&F": 0.474, "sequences": 3, "protocol": "carried on."},
-        "linear-my-voc-my-dino": {"backbone": "my-dino", "miou": 0.5, "images": 381, "protocol": "1x1"},
-        "linear-my-voc-croc": {"backbone": "croc", "miou": 0.25, "images": 381, "protocol": "1x1"},
-        "linear-voc-croc": {"backbone": "croc", "miou": 0.125, "images": 1449, "protocol": "1x1"},
-        "kmeans-voc-croc": {"backbone": "croc", "miou": 0.1, "miou_std": 0.012, "images": 1449, "protocol": HOSTILE},
-        "linear-voc-left": {"backbone": "left", "miou": 0.9, "images": 1449, "protocol": "1x1"},  # no longer in params.yaml
-        "linear-old-croc": {"backbone": "croc", "miou": 0.9, "images": 7, "protocol": "1x1"},
+        "video-davis-croc": {
+            "backbone": "croc",
+            "J&F": 0.474,
+            "sequences": 3,
+            "protocols": [{"number": "miou", "protocol": "carried on."}],
+        },
+        "linear-my-voc-my-dino": {
+            "backbone": "my-dino",
+            "miou": 0.5,
+            "images": 381,
+            "protocols": [{"number": "miou", "protocol": "1x1"}],
+        },
+        "linear-my-voc-croc": {
+            "backbone": "croc",
+            "miou": 0.25,
+            "images": 381,
+            "protocols": [{"number": "miou", "protocol": "1x1"}],
+        },
+        "linear-voc-croc": {
+            "backbone": "croc",
+            "miou": 0.125,
+            "images": 1449,
+            "protocols": [{"number": "miou", "protocol": "1x1"}],
+        },
+        "kmeans-voc-croc": {
+            "backbone": "croc",
+            "miou": 0.1,
+            "miou_std": 0.012,
+            "images": 1449,
+            "protocols": [{"number": "miou", "protocol": HOSTILE}],
+        },
+        "linear-voc-left": {
+            "backbone": "left",
+            "miou": 0.9,
+            "images": 1449,
+            "protocols": [{"number": "miou", "protocol": "1x1"}],
+        },  # no longer in params.yaml
+        "linear-old-croc": {"backbone": "croc", "miou": 0.9, "images": 7, "protocols": [{"number": "miou", "protocol": "1x1"}]},
     }
     for name, content in files.items():
         write_json(tmp_path / f"{name}.json", content)
@@ -546,7 +576,7 @@ def test_the_page_shows_backbones_where_there_are_scores(full: tuple[Path, str],
     assert 'id="backbones"' not in before
     monkeypatch.chdir(root)
     score, settings = Path("results/backbones/linear-voc-random.json"), Path("params.yaml")
-    write_json(score, {"backbone": "random", "miou": 0.031, "images": 3, "protocol": "1x1"})
+    write_json(score, {"backbone": "random", "miou": 0.031, "images": 3, "protocols": [{"number": "miou", "protocol": "1x1"}]})
     text, plain = write_report("results/with.html", "results/with"), settings.read_text()
     assert 'id="backbones"' not in text  # it is not listed
     settings.write_text(plain.replace("backbones: []", "backbones: [{name: random}]").replace("sets: []", "sets: [{name: voc}]"))
@@ -565,10 +595,10 @@ def other_run(root: Path, truth: bool = True) -> Path:
     project(root, truth=truth, names={1: "sub folder,ä.png", 3: HOSTILE})
     text = (root / "params.yaml").read_text()
     (root / "params.yaml").write_text(text.replace("k: 7", "k: 9").replace("report: {", "data: {images: photos}\nreport: {"))
-    maps = Labels(root / "data/predictions-r1.zip")
+    maps = Labels(root / "data/predictions/r1.zip")
     moved = {i: np.roll(maps[i], 12 * (n == 0), 0) for n, i in enumerate(to_judge(root / "data/images.json"))}
     renamed = {i.file_name: np.where(m > 0, m % 7 + 1, 0).astype(np.uint8) for i, m in moved.items()}
-    write_labels(root / "data/predictions-r1.zip", renamed.items())
+    write_labels(root / "data/predictions/r1.zip", renamed.items())
     return root
 
 
@@ -590,14 +620,14 @@ def test_two_runs_side_by_side(
     text = compared(first, second)
     spoken = capsys.readouterr().out
     assert "cluster.k: 7 | 9 (+2)" in spoken
-    assert "clustering-r1/metrics.json: miou: " in spoken
+    assert "clustering/r1/scores.json: miou: " in spoken
     reader = Reader(text)
     assert reader.open == []
     assert "http" not in re.sub(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+", "", text)
     assert "cluster.k79+2" in reader.text
     assert "seed0" not in reader.text  # it is the same
-    values = [read_json(r / "results/clustering-r1/metrics.json")["miou"] for r in (first, second)]
-    said = f"clustering-r1/metrics.json: miou{values[0]:.6g}{values[1]:.6g}{values[1] - values[0]:+.4g}"
+    values = [read_json(r / "results/details/clustering/r1/scores.json")["miou"] for r in (first, second)]
+    said = f"clustering/r1/scores.json: miou{values[0]:.6g}{values[1]:.6g}{values[1] - values[0]:+.4g}"
     assert values[1] < values[0]
     assert said in reader.text
     moved = to_judge(first / "data/images.json")[0].file_name

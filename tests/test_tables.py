@@ -23,6 +23,15 @@ PARAMS = {
 }
 
 
+DETAILS: dict[str, dict[str, Any]] = {}  # of each revision
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DETAILS stands for Git and DVC's cache."""
+    monkeypatch.setattr(tables, "details", DETAILS.__getitem__)
+
+
 def entry(name: str, miou: float, **changed: Any) -> dict[str, Any]:
     params = copy.deepcopy(PARAMS)
     for key, x in changed.items():
@@ -32,15 +41,17 @@ def entry(name: str, miou: float, **changed: Any) -> dict[str, Any]:
             node = node[part]
         node[last] = x
     plus = {"masks": 0.0, "detector": 0.1, "r0": 0.2, "r1": 0.3}
-    metrics = {
-        f"results/clustering-{n}/metrics.json": {"data": {"miou": miou + x, "miou_majority": miou}} for n, x in plus.items()
+    found: dict[str, Any] = {
+        f"results/details/clustering/{n}/scores.json": {"miou": miou + x, "miou_majority": miou} for n, x in plus.items()
     }
     ap = {"AP50": miou, "AP": miou / 2, "AP75": None}
-    metrics["results/instances.json"] = {
-        "data": {"detector": {"multi": {"agnostic": ap, "aware": ap}}, "masks": {"mean_iou": miou, "multi": {"agnostic": ap}}}
+    found["results/details/instances.json"] = {
+        "detector": {"multi": {"agnostic": ap, "aware": ap}},
+        "masks": {"mean_iou": miou, "multi": {"agnostic": ap}},
     }
-    metrics["results/linear.json"] = {"data": {"miou": miou, "class_iou": {"cat": miou}}}
-    return {"rev": name, "name": name, "data": {"params": {"params.yaml": {"data": params}}, "metrics": metrics}}
+    found["results/details/linear.json"] = {"miou": miou, "class_iou": {"cat": miou}}
+    DETAILS[name] = found
+    return {"rev": name, "name": name, "data": {"params": {"params.yaml": {"data": params}}}}
 
 
 def shown() -> list[dict[str, Any]]:
@@ -107,7 +118,7 @@ def test_the_metrics_of_a_sweep_have_names_of_their_own() -> None:
         for names in zip(*map(tables.called, metrics), strict=True):
             assert len(set(names)) == len(metrics)
             assert not any("{" in name for name in names)
-    assert tables.called("clustering-{final} miou_majority") == ("clustering-final miou_majority", "final majority")
+    assert tables.called("clustering/{final} miou_majority") == ("clustering/final miou_majority", "final majority")
 
 
 def test_a_sweep_is_a_table_and_a_plot(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
         if not (root / "done").exists():
             shutil.rmtree(root, ignore_errors=True)
             pipeline = clone(root)
-            assert len(pipeline.repro()) == 23
+            assert len(pipeline.repro()) == 20
             (root / "done").touch()
     return Pipeline(root)
 

@@ -4,11 +4,11 @@ import pytest
 
 SEGMENTER = {
     *("train_segmenter@r0", "relabel@0", "train_segmenter@r1", "predict@r0", "predict@r1"),
-    *("evaluate_clustering@r0", "evaluate_clustering@r1", "evaluate_linear", "evaluate_quality", "report"),
+    *("evaluate_clustering", "evaluate_linear", "evaluate_quality", "report"),
 }
-AGGREGATE = {"aggregate", "evaluate_components@masks", "evaluate_components@detector"} | SEGMENTER
+AGGREGATE = {"aggregate"} | SEGMENTER
 DETECTOR = {"train_detector", "detect", "evaluate_instances"} | AGGREGATE
-CRF = {"relabel@0", "train_segmenter@r1", "predict@r1", "evaluate_clustering@r1", "evaluate_linear", "evaluate_quality", "report"}
+CRF = {"relabel@0", "train_segmenter@r1", "predict@r1", "evaluate_clustering", "evaluate_linear", "evaluate_quality", "report"}
 
 CHANGES = {
     ("report.pictures", 1): {"report"},

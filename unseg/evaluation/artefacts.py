@@ -8,7 +8,7 @@ Shapes: C classes and K labels, background counted in both.
 
 import json
 import zipfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,15 +75,39 @@ def checked(path: str, records: Iterable[Record], known: dict[int, Image], clust
         yield record
 
 
-def confusions(judged: list[Image], truth: Labels, guess: Labels, classes: int, labels: int) -> Iterator[np.ndarray]:
-    """The confusion [C, K] of each image, one at a time.
+class Confusions:
+    """The confusions [C, K] of many images, in their order; only the cells that are not 0 are held."""
+
+    def __init__(self, classes: int, labels: int) -> None:
+        self.shape = classes, labels
+        self.cells: list[tuple[np.ndarray, np.ndarray]] = []  # of each image: places in the flat [C K], and pixels there
+        self.sum = np.zeros(self.shape, np.int64)  # [C, K], of all images
+
+    def append(self, confusion: np.ndarray) -> None:
+        places = np.flatnonzero(confusion)
+        self.cells.append((places.astype(np.uint16), confusion.flat[places].astype(np.uint32)))  # labels are bytes
+        self.sum += confusion
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for places, pixels in self.cells:
+            confusion = np.zeros(self.shape, np.int64)
+            confusion.flat[places] = pixels
+            yield confusion
+
+
+def confusions(judged: list[Image], truth: Labels, guesses: Sequence[Labels], classes: int, labels: int) -> list[Confusions]:
+    """Each guess against the truth; each map is read once.
 
     Raises:
         InputError: a map that is missing, of another size, or has a label that there is not.
     """
+    found = [Confusions(classes, labels) for _ in guesses]
     for image in track(judged, "compare"):
-        try:
-            yield metrics.confusion(truth[image], guess[image], classes, labels)
-        except ValueError as error:
-            both = f"truth in {truth.path}, prediction in {guess.path}"
-            raise InputError(f"{image.file_name}: {error}; {both}: make them again with this cluster.k") from None
+        right = truth[image]
+        for guess, into in zip(guesses, found, strict=True):
+            try:
+                into.append(metrics.confusion(right, guess[image], classes, labels))
+            except ValueError as error:
+                both = f"truth in {truth.path}, prediction in {guess.path}"
+                raise InputError(f"{image.file_name}: {error}; {both}: make them again with this cluster.k") from None
+    return found

@@ -9,7 +9,7 @@ pixels); objects may have iscrowd, detections have a score.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -273,6 +273,11 @@ def mask_quality(objects: Sequence[Record], detections: Sequence[Record]) -> dic
     ]
     masks, boxes = np.array(best, float).reshape(-1, 2).T  # [images]
     return {"mean_iou": mean(masks), "corloc": mean((boxes >= FOUND).astype(float))}
+
+
+def leading(numbers: Mapping[str, float | None], *keys: str) -> dict[str, float]:
+    """The few numbers of a metrics file, which `dvc metrics show` puts into its table; without those that are not known."""
+    return {key: x for key in keys if (x := numbers.get(key)) is not None}
 
 
 def rounded(value: float) -> float | None:

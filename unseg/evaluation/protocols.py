@@ -46,7 +46,7 @@ INSTANCES = {f"{m}.{s}": f"{AP}; {what}; {how}" for m, what in MODES.items() for
 
 
 def described(protocols: dict[str, str]) -> list[dict[str, str]]:
-    """The protocols as a list of records, which `dvc metrics show` leaves out of its tables."""
+    """The protocols as a list of records, which `dvc metrics show` leaves out of its tables, as all lists."""
     return [{"number": name, "protocol": words} for name, words in protocols.items()]
 
 

@@ -34,7 +34,7 @@ def section(scores: Sequence[tuple[str, Record]], names: Sequence[str]) -> Html:
     for column, content in columns.items():
         kind, _, where = column.partition("-")
         heads.append(f"{MEASURES[kind]}, {where}")
-        protocols[kind] = sentence(content["protocol"])
+        protocols[kind] = sentence(content["protocols"][0]["protocol"])
         judged[kind].append(f"{where} {content.get('images', content.get('sequences'))}")
     words = [note(f"{MEASURES[kind]}: {protocol} Judged: {', '.join(judged[kind])}.") for kind, protocol in protocols.items()]
     return join([table("backbones", ("backbone", *heads), rows), *words])

@@ -47,12 +47,13 @@ class Run:
 
 def read(folder: Path, name: str) -> Run:
     """Raises: InputError, where the folder holds no finished run."""
-    file, results = folder / "params.yaml", folder / "results"
+    file, details = folder / "params.yaml", folder / "results/details"
     if not file.exists():
         raise InputError(f"{file}: no such file; name a folder in which `dvc repro` ran")
     final = params.value("final", str, file)
-    found = {f.relative_to(results).as_posix(): read_json(f) for f in sorted(results.rglob("*.json")) if is_metrics(f)}
-    own = results / f"clustering-{final}"
+    files = sorted([*details.glob("*.json"), *details.glob("clustering/*/scores.json")])
+    found = {f.relative_to(details).as_posix(): read_json(f) for f in files}
+    own = details / "clustering" / final
     if not (own / "image_iou.json").exists():
         raise InputError(f"{folder} holds no finished run of this version of unseg ({own}/image_iou.json); run `dvc repro` there")
     ious, single = read_json(own / "class_iou.json"), read_json(own / "image_iou.json")
@@ -62,7 +63,7 @@ def read(folder: Path, name: str) -> Run:
         numbers={f"{file}: {key}": x for file, content in found.items() for key, x in scalars(content)},
         root=folder / params.value("data.images", str, file),
         judged={image.file_name: image for image in to_judge(folder / "data/images.json")},
-        predictions=Labels(folder / f"data/predictions-{final}.zip"),
+        predictions=Labels(folder / f"data/predictions/{final}.zip"),
         truth=Labels(folder / "data/truth.zip", "semantic/"),
         classes=class_names(folder / "data/truth.zip"),
         matched={row["cluster"]: c for c, row in enumerate(ious) if row["cluster"] is not None},
@@ -77,10 +78,6 @@ def flat(tree: Record, prefix: str = "") -> Record:
     for key, x in tree.items():
         found |= flat(x, f"{prefix}{key}.") if isinstance(x, dict) else {prefix + str(key): str(x) if isinstance(x, list) else x}
     return found
-
-
-def is_metrics(file: Path) -> bool:
-    return file.name in ("metrics.json", "linear.json", "instances.json", "quality.json")
 
 
 def shared(runs: Sequence[Run]) -> list[str]:

@@ -1,6 +1,6 @@
 """The sections of the report: pure functions from what the stages made, and how it was scored, to HTML.
 
-metrics: content of a results/**/metrics.json (or linear.json, instances.json); one that says {"needs": ...} has no numbers.
+metrics: content of a scores.json, linear.json or instances.json of results/details; one that says {"needs": ...} has no numbers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -57,7 +57,7 @@ def telling(quality: Record, scores: Record, metrics: dict[str, Record]) -> list
     """The page's first numbers: the scores, or what can be said without truth.
 
     Args:
-        quality: of results/quality.json.
+        quality: of results/details/quality.json.
         scores: metrics of the final segmentation.
         metrics: by file name; "linear.json" and "instances.json" are looked at.
     """
@@ -180,45 +180,51 @@ def clusters(cards: Sequence[Card], scheme: Scheme, classes: Sequence[str]) -> H
     return grid if len(cards) <= 40 else fold(f"{len(cards)} clusters", grid)
 
 
-def classes(ious: Sequence[Record], counted: Record, scores: Record, scheme: Scheme, steps: dict[str, Sequence[Record]]) -> Html:
-    """IoU and confusion of the classes; contents of class_iou.json, confusion.json and metrics.json of a clustering.
+def classes(
+    ious: Sequence[Record], cells: Sequence[Record], scores: Record, scheme: Scheme, steps: dict[str, Sequence[Record]]
+) -> Html:
+    """IoU and confusion of the classes; contents of class_iou.json, confusion.json and scores.json of a clustering.
 
     Args:
         steps: class_iou.json of each component, by its name.
     """
-    if not ious or not counted["matrix"]:
+    if not ious or not cells:
         return needs(scores)
-    drawn = confusion(counted["classes"], counted["matrix"])
+    counts = np.array([cell["pixels"] for cell in cells]).reshape(len(ious), -1)  # [C, C + 1]
+    predicted = [str(cell["prediction"]) for cell in cells[: counts.shape[1]]]
+    drawn = confusion(predicted, counts)
     lines = [
         (named(str(row["class"])), *(percent(found[c]["iou"]) if c < len(found) else DASH for found in steps.values()))
         for c, row in enumerate(ious)
     ]
     by_step = fold("IoU of each class after each component", table("IoU by component", ("class", *steps), lines), opened=True)
-    return join([class_bars(ious, counted, scheme), by_step, fold("Confusion of classes", drawn, opened=True)])
+    return join([class_bars(ious, predicted, counts, scheme), by_step, fold("Confusion of classes", drawn, opened=True)])
 
 
-def class_bars(rows: Sequence[Record], counted: Record, scheme: Scheme) -> Html:
-    """IoU of each class, as bars, the cluster that stands for it, and what it is mostly taken for instead."""
-    counts, lines = np.array(counted["matrix"]), []  # [C, C + 1]
-    names = [*counted["classes"], "(no class)"]
+def class_bars(rows: Sequence[Record], names: Sequence[str], counts: np.ndarray, scheme: Scheme) -> Html:
+    """IoU of each class, as bars, the cluster that stands for it, and what it is mostly taken for instead.
+
+    Args:
+        names: of the columns of counts [C, C + 1], pixels.
+    """
+    lines = []
     for c, row in enumerate(rows):
         iou, cluster = row.get("iou"), row.get("cluster")
         drawn = Html(charts.bar(iou, scheme.classes[c])) if iou is not None and c < len(scheme.classes) else "absent"
         which = "none" if cluster is None else "background" if cluster < 0 else cluster
         there, given, right = counts[c].sum(), counts[:, c].sum(), counts[c, c]
         wrong = np.where(np.arange(counts.shape[1]) == c, 0, counts[c])
-        taken = f"{names[wrong.argmax()]} {100 * wrong.max() / there:.0f}{PERCENT}" if wrong.any() else DASH
+        taken = f"{names[int(wrong.argmax())]} {100 * wrong.max() / there:.0f}{PERCENT}" if wrong.any() else DASH
         shares = (percent(right / there if there else None), percent(right / given if given else None))
         lines.append((named(str(row["class"])), drawn, percent(iou), *shares, named(taken), which))
     head = ("class", "IoU", "%", "recall", "precision", "mostly taken for", "cluster")
     return table("IoU of each class", head, lines)
 
 
-def confusion(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> Html:
+def confusion(names: Sequence[str], counts: np.ndarray) -> Html:
     """[C, C + 1] pixels as a picture of shares of each row; the last column holds clusters that stand for no class."""
-    counts = np.array(matrix, float)
     shares = counts / np.where(counts.sum(1, keepdims=True) > 0, counts.sum(1, keepdims=True), np.nan)
-    drawn = Html(charts.heat(shares, list(classes), [*classes, "(no class)"][: counts.shape[1]]))
+    drawn = Html(charts.heat(shares, names[: len(counts)], names))
     return join(
         [
             note("Rows: true class; columns: class of the predicted cluster; per cent of the row's pixels."),
@@ -228,7 +234,7 @@ def confusion(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> Html:
 
 
 def instances(metrics: Record) -> Html:
-    """Mask AP of mined masks and detections, by mode and class setting; results/instances.json."""
+    """Mask AP of mined masks and detections, by mode and class setting; results/details/instances.json."""
     if "needs" in metrics:
         return needs(metrics)
     rows = []

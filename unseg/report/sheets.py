@@ -67,7 +67,7 @@ def contacts(made: Run, count: int) -> tuple[list[Row], list[Row]]:
 
 
 def failures(made: Run, ious: Sequence[Record], count: int) -> list[Row]:
-    """Rows of the judged images of lowest mIoU, the worst first; ious: content of a results/clustering-*/image_iou.json."""
+    """Rows of the judged images of lowest mIoU, the worst first; ious: content of an image_iou.json of results/details."""
     known = {image.file_name: image for image in made.judged}
     worst = sorted((r for r in ious if r["iou"] is not None), key=lambda r: (r["iou"], r["file_name"]))[:count]
     rows = contact(made, [known[r["file_name"]] for r in worst], "draw failures")

@@ -1,6 +1,6 @@
 """The sections of the report that need no truth: quality without labels, the choice of K, and what is missing for the rest.
 
-numbers: content of results/quality.json; chosen: of results/choose_k.json.
+numbers: content of results/details/quality.json; chosen: of results/choose_k.json.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Fact(NamedTuple):
     meaning: str
 
 
-QUALITY = (  # key in results/quality.json, name, meaning; shares and indices of at most 1 are shown in per cent
+QUALITY = (  # key in results/details/quality.json, name, meaning; shares and indices of at most 1 are shown in per cent
     ("mask_missing", "images without a mined mask", "they teach the detector nothing"),
     ("mask_area", "area of a mined mask", "mean share of its image; near 0 or 100 %, mining has failed"),
     ("mask_border", "border under a mined mask", "mean share of the image's rim; high where background was taken"),
