@@ -363,7 +363,7 @@ def test_smallest_things() -> None:
 SPLITS = {"train_a.png": "train", "sub/b.png": "val", "c.png": "val"}
 INDEX = [{"id": i, "file_name": n, "height": 2, "width": 4, "split": s} for i, (n, s) in enumerate(SPLITS.items(), 1)]
 ALARMS = {"labels": {"least": 50, "empty": 0.95}}
-OUTS = ("labels-r0.zip", "predictions-masks.zip", "predictions-detector.zip")
+OUTS = ("labels-r0.zip", "predictions/masks.zip", "predictions/detector.zip")
 
 
 @pytest.fixture

@@ -9,6 +9,14 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
+BACKBONES = {"evaluate_backbone_kmeans", "evaluate_backbone_linear", "evaluate_backbone_video"}
+VIT = {"embed", "fetch", "mine", "pretrain", "evaluate_quality"} | BACKBONES
+RESNET = {"train_detector", "detect", "train_segmenter", "predict", "relabel", "evaluate_linear"}
+MAY = {  # which stages may import what, now or later (tests/test_imports.py: at their start)
+    "torch": VIT | RESNET | {"prepare"},
+    "timm": VIT,
+    "torchvision": {"train_detector", "detect", "pretrain", "evaluate_backbone_linear"},
+}
 NAMES = ("${item}", "${item.backbone.name}", "${item.set.kind}", "${item.set.share}")  # words of commands that are no paths
 
 
@@ -18,17 +26,20 @@ def path_of(module: str) -> Path | None:
 
 
 @cache
+def names_in(path: Path) -> list[str]:
+    """The modules that a file imports, anywhere in it, and what it imports of them."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
+
+
 def imported(path: Path) -> list[Path]:
     """The first-party modules that a file names."""
-    found: list[Path] = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        found += [p for name in names if (p := path_of(name))]
-    return found
+    return [p for name in names_in(path) if (p := path_of(name))]
 
 
 def closure(path: Path, seen: set[str] | None = None) -> set[str]:
@@ -65,6 +76,12 @@ def test_every_path_in_the_command_is_declared(stage):
     for word in stage["cmd"].split():
         if "/" in word or (word.startswith("${") and word not in NAMES):
             assert any(d == word or d.startswith(f"{word}/") or word.startswith(f"{d}/") for d in declared), word
+
+
+@pytest.mark.parametrize("package", list(MAY))
+def test_who_may_import(package):
+    found = {p.stem: {n.split(".")[0] for own in closure(p) for n in names_in(ROOT / own)} for p in ROOT.glob("stages/[!_]*.py")}
+    assert {stage for stage, names in found.items() if package in names} == MAY[package]
 
 
 def test_imports_go_one_way():
