@@ -121,9 +121,23 @@ FAULTS = [
     Fault(
         "faults: SIGTERM as the system has it",
         "unseg/console.py",
-        "    signal.signal(signal.SIGTERM, stop)",
-        "    pass",
+        "for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):",
+        "for number in (signal.SIGHUP, signal.SIGINT):",
         "tests/test_faults.py -k sigterm",
+    ),
+    Fault(
+        "ending: dvc's shell is not looked through",
+        "unseg/console.py",
+        "return parents or {os.getpid(): os.getppid()}",
+        "return {os.getpid(): os.getppid()}",
+        "tests/test_ending.py -k killing",
+    ),
+    Fault(
+        "ending: while importing, by an exception",
+        "unseg/console.py",
+        "        if importing:",
+        "        if False:",
+        "tests/test_ending.py -k imports",
     ),
     Fault(
         "faults: half files of the dead stay",
