@@ -137,7 +137,7 @@ FAULTS = [
         "unseg/console.py",
         "        if importing:",
         "        if False:",
-        "tests/test_ending.py -k imports",
+        "tests/test_ending.py -k lost",
     ),
     Fault(
         "faults: half files of the dead stay",

@@ -166,20 +166,46 @@ def test_without_dvc_a_stage_outlives_its_parent(tmp_path: Path) -> None:
         os.kill(stage, signal.SIGKILL)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+SWALLOWS = """
+import time
+from unseg import console
+
+console.guard(importing=True)
+while True:
+    try:
+        print("in", flush=True)
+        time.sleep(60)
+    except BaseException:
+        pass
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_amid_the_imports(number: signal.Signals) -> None:
-    """Packages that are being imported may lose the exception, or abort."""
-
-    def guarded(pid: int) -> bool:
-        caught = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("SigCgt"))
-        return bool(int(caught.split()[1], 16) >> (signal.SIGHUP - 1) & 1)
-
-    command = [sys.executable, "-m", "unseg.distributed", "stages.mine"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as stage:
-        assert wait(lambda: guarded(stage.pid), 60)
-        time.sleep(0.3)
+def test_a_signal_amid_imports_is_not_lost_by_what_is_imported(number: signal.Signals) -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", SWALLOWS], cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as stage:
+        assert stage.stdout is not None
+        assert stage.stdout.readline() == "in\n"
         stage.send_signal(number)
+        assert wait(lambda: stage.poll() is not None, SECONDS)
+        stage.kill()
         said = stage.communicate()[1]
-    name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-    assert said == f"error: ended by {name}; the same command goes on where this one was\n"
+    assert (
+        said
+        == f"error: ended by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'}; the same command goes on where this one was\n"
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("module", [["unseg.distributed", "stages.mine"], ["stages.choose_k"]])
+def test_a_stage_is_guarded_before_its_imports(module: list[str]) -> None:
+    def state(pid: int) -> tuple[bool, bool]:
+        """Whether it is guarded, and whether torch or scikit-learn are there."""
+        caught = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("SigCgt"))
+        maps = Path(f"/proc/{pid}/maps").read_text()
+        return bool(int(caught.split()[1], 16) >> (signal.SIGHUP - 1) & 1), "libtorch" in maps or "sklearn" in maps
+
+    with subprocess.Popen([sys.executable, "-m", *module], cwd=ROOT, stderr=subprocess.DEVNULL) as stage:
+        assert wait(lambda: state(stage.pid)[0], 60)
+        assert state(stage.pid) == (True, False)
+        stage.kill()
