@@ -107,9 +107,30 @@ FAULTS = [
     Fault(
         "resume: progress of other code",
         "unseg/scratch.py",
-        "hashlib.blake2b(code(), digest_size=8)",
-        "hashlib.blake2b(digest_size=8)",
-        "tests/test_faults.py -k code",
+        '/ f"{code()}-{key.hexdigest()}"',
+        "/ f\"{'0' * 12}-{key.hexdigest()}\"",
+        "tests/test_faults.py -k not_gone_on",
+    ),
+    Fault(
+        "scratch: runs in progress are removed",
+        "unseg/scratch.py",
+        "                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n                size",
+        "                size",
+        "tests/test_faults.py -k other_code",
+    ),
+    Fault(
+        "scratch: runs with other params are removed",
+        "unseg/scratch.py",
+        'or run.name.startswith(f"{code()}-")',
+        "",
+        "tests/test_faults.py -k other_code",
+    ),
+    Fault(
+        "scratch: foreign files are removed",
+        "unseg/scratch.py",
+        "FILE.fullmatch(f.name) and f.is_file()",
+        "f.is_file()",
+        "tests/test_faults.py -k other_code",
     ),
     Fault(
         "faults: no temporary file",
