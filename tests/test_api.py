@@ -31,7 +31,7 @@ from unseg.segmentation import segmenter, tiles
 from unseg.segmentation.crf import Crf, refine
 
 SHAPE = {"arch": "resnet18", "width": 4, "stride": 8, "rates": [1, 2, 4], "labels": 5}
-CRF = Crf("conv", 2, 1.0, 3.0, 20.0, 3.0, 4.0, window=12, stride=4)
+CRF = Crf("conv", 2, 1.0, 3.0, 20.0, 3.0, 4.0, window=12, stride=1)
 
 
 @pytest.fixture(scope="module")

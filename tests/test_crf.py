@@ -235,15 +235,16 @@ def test_blocks_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(many, conv(torch.from_numpy(p), torch.from_numpy(image), replace(CRF, stride=5)), atol=1e-5)
 
 
-def test_messages_come_from_the_window_alone() -> None:
+@pytest.mark.parametrize("turns", range(4))
+def test_messages_come_from_the_window_alone(turns: int) -> None:
     """A row of one colour, sure of label 0 at its far end: with a short window nothing of it arrives within one step."""
-    image, p = np.full((1, 200, 3), 9, np.uint8), np.full((2, 1, 200), 0.5, np.float32)
-    p[:, :, 150:] = [[[0.99]], [[0.01]]]
-    changed = {
-        w: conv(torch.from_numpy(p), torch.from_numpy(image), replace(CRF, iterations=1, window=w))[0, 0, 0] for w in (40, 200)
-    }
-    assert changed[40] == pytest.approx(0.5, abs=1e-6)
-    assert changed[200] > 0.505
+    image, p = torch.full((1, 200, 3), 9, dtype=torch.uint8), torch.full((2, 1, 200), 0.5)
+    p[:, :, 150:] = torch.tensor([0.99, 0.01])[:, None, None]
+    end = torch.rot90(torch.arange(200)[None], turns).flatten().argmin()  # where its first pixel has gone
+    image, p = torch.rot90(image, turns), torch.rot90(p, turns, (1, 2))
+    short, long = (conv(p, image, replace(CRF, iterations=1, window=w))[0].flatten()[end] for w in (40, 200))
+    assert short == pytest.approx(0.5, abs=1e-6)
+    assert long > 0.505
 
 
 @needs_dense
