@@ -62,6 +62,7 @@ PARAMS: dict[str, Any] = {
 for key in prepare.PRECISION_KEYS:
     PARAMS.setdefault(key.split(".")[0], {}).setdefault("precision", "auto")
 PARAMS["detector"]["backend"] = "torchvision"
+PARAMS["crf"] = {"method": "conv"}
 MAPS = ("labels.zip", "masks.zip", "detector.zip")
 
 
