@@ -6,7 +6,7 @@ from unseg import params, training
 from unseg.console import run
 from unseg.evaluation import linear, metrics, protocols
 from unseg.io import records
-from unseg.segmentation import labels, segmenter
+from unseg.segmentation import crf, segmenter
 
 PROTOCOL = (
     "1x1 convolution on frozen features, trained on the truth of {learned} training images: {p.epochs} epochs, batch {p.batch}, "
@@ -26,7 +26,7 @@ def main(index: str, folder: str, truth: str, weights: str, out: str, details: s
         return
     with training.Scratch("evaluate_linear", [p, seed], [index, truth, weights, folder]) as scratch:
         probed = linear.probe(p, net, len(classes), folder, learned, maps, seed, scratch)
-        counts, refined = linear.judge(probed, folder, judged, maps, q, params.group("crf", labels.Crf) if p.crf else None)
+        counts, refined = linear.judge(probed, folder, judged, maps, q, params.group("crf", crf.Crf) if p.crf else None)
         ious = metrics.iou(counts)
         how = PROTOCOL.format(learned=len(learned), p=p, full=p.drop_epoch + 1)
         numbers = {"miou": how + protocols.MEAN, "pixel_accuracy": how + "share of the right pixels"}

@@ -10,6 +10,7 @@ from unseg.io import datasets, truth
 from unseg.io.datasets import Data
 from unseg.io.examine import examine
 from unseg.io.records import Labels, write_json, write_zip
+from unseg.segmentation import crf_methods
 
 MODELS = ("croc", "mine", "embed", "detector", "segmenter", "backbone_linear", "backbone_kmeans", "backbone_video")
 PRECISION_KEYS = [f"{group}.precision" for group in MODELS]
@@ -18,6 +19,7 @@ PRECISION_KEYS = [f"{group}.precision" for group in MODELS]
 def main(images: str, rejected: str, truth_zip: str) -> None:
     data = params.group("data", Data)
     backends.check(params.value("detector.backend", str))  # or the run would end after hours of mining
+    crf_methods.check(params.value("crf.method", str))
     environment.check()
     precisions = {key: params.value(key, str) for key in PRECISION_KEYS}
     if "bf16" in precisions.values():  # the only reason to import torch here

@@ -10,7 +10,7 @@ def main(index: str, folder: str, weights: str, history: str) -> None:
     p, seed = params.group("croc", pretraining.Croc), params.value("seed", int)
     shape = {name: params.value(f"backbone.{name}", int) for name in ("patch", "width", "depth", "heads")}
     backbone = vit.Backbone(weights, **shape)
-    with training.Scratch("croc", [p, shape, seed], [index, folder]) as scratch:
+    with training.Scratch("croc", [p, shape, seed], [index, folder, p.init]) as scratch:
         model, values = pretraining.train(p, backbone, folder, records.to_learn(index), seed, scratch)
         training.write_weights(weights, model, {"kind": "vit", "backbone": shape})
         training.write_history(history, values)

@@ -4,25 +4,25 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from unseg import params
+from unseg import environment, params
 from unseg.console import run, track
 from unseg.io import photos, records
 from unseg.scratch import Results, Scratch
-from unseg.segmentation import labels, segmenter
+from unseg.segmentation import crf, segmenter
 
 
 def main(index: str, folder: str, weights: str, out: str) -> None:
-    q, crf, net = params.group("predict", segmenter.Predict), params.group("crf", labels.Crf), segmenter.load(weights)
+    q, p, net = params.group("predict", segmenter.Predict), params.group("crf", crf.Crf), segmenter.load(weights)
     learned = records.to_learn(index)
     ids = {i.file_name: i.id for i in learned}
-    with Scratch("relabel", [q, crf], [index, folder, weights]) as scratch, Results(scratch) as results:
+    with Scratch("relabel", [q, p], [index, folder, weights]) as scratch, Results(scratch) as results:
 
         def answered() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
             maps = segmenter.every_probability(net, folder, learned, q, lambda b: results.left(b, lambda i: i.id))
-            for image, p in track(maps, "relabel", len(learned), results.before):
-                yield image.file_name, p.float().cpu().numpy(), np.asarray(photos.read(folder, image))
+            for image, probability in track(maps, "relabel", len(learned), results.before):
+                yield image.file_name, probability.float().cpu().numpy(), np.asarray(photos.read(folder, image))
 
-        for name, refined in labels.refine_each(answered(), crf, len(learned)):
+        for name, refined in crf.refine_each(answered(), p, len(learned), environment.device()):
             results.put(ids[name], records.to_png(refined))
         if results.complete():
             records.write_zip(out, zip((f"{i.file_name}.png" for i in learned), results.of(ids.values()), strict=True))

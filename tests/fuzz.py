@@ -35,7 +35,7 @@ from unseg.detection import detector
 from unseg.evaluation import linear, quality
 from unseg.io import coco, datasets, examine, records, truth
 from unseg.mining import affinity, choosing, clustering, crops
-from unseg.segmentation import clusters, labels, segmenter
+from unseg.segmentation import clusters, crf, labels, segmenter
 
 ROOT = Path(__file__).parents[1]
 LONGEST = 10  # seconds
@@ -45,7 +45,7 @@ JUNK: list[Any] = [*NUMBERS, *TEXTS, [], {}, [[]], [{}], {"a": 1}, {"size": [16,
 GROUPS = {
     "data": datasets.Data, "backbone": vit.Backbone, "croc": pretraining.Croc, "mine": affinity.Mining, "embed": crops.Embedding,
     "cluster": clustering.Clustering, "detector": detector.Detector, "detect": detector.Detect, "aggregate": labels.Aggregation,
-    "segmenter": segmenter.Segmenter, "predict": segmenter.Predict, "crf": labels.Crf, "linear": linear.Linear,
+    "segmenter": segmenter.Segmenter, "predict": segmenter.Predict, "crf": crf.Crf, "linear": linear.Linear,
     "quality": quality.Quality, "choose": choosing.Choosing,
 }  # fmt: skip
 

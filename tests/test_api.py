@@ -27,11 +27,11 @@ from unseg.console import InputError
 from unseg.detection import detector
 from unseg.detection.settings import Detector
 from unseg.io import images, records, video
-from unseg.segmentation import labels, segmenter, tiles
-from unseg.segmentation.labels import Crf
+from unseg.segmentation import segmenter, tiles
+from unseg.segmentation.crf import Crf, refine
 
 SHAPE = {"arch": "resnet18", "width": 4, "stride": 8, "rates": [1, 2, 4], "labels": 5}
-CRF = Crf(2, 1.0, 3.0, 20.0, 3.0, 4.0)
+CRF = Crf("conv", 2, 1.0, 3.0, 20.0, 3.0, 4.0, window=12, stride=1)
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +118,11 @@ def test_a_crf_in_bands_is_the_crf_where_margins_hold_all(model: Path, monkeypat
     pixels = photo(90, 60)
     p = torch.rand(3, 90, 60).softmax(0)
     bands = [(0, p[:, :40]), (40, p[:, 40:70]), (70, p[:, 70:])]
-    whole = labels.refine(p.numpy(), pixels, CRF)
+    whole = refine(p.numpy(), pixels, CRF)
     wide = list(tiles.refined(iter(bands), pixels, CRF, margin=1000))
     assert (np.concatenate([found for _, found, _ in wide]) == whole).all()
     given: list[int] = []  # rows, with the margins
-    monkeypatch.setattr(tiles, "refine", lambda p, image, crf: (given.append(len(image)), labels.refine(p, image, crf))[1])
+    monkeypatch.setattr(tiles, "refine", lambda p, image, crf: (given.append(len(image)), refine(p, image, crf))[1])
     cut = list(tiles.refined(iter(bands), pixels, CRF, margin=12))
     assert given == [40, 70 - 16, 90 - 46]
     assert [top for top, _, _ in cut] == [0, 28, 58]
@@ -190,7 +190,7 @@ def test_merging_adds_probabilities_and_ignoring_leaves_void(model: Path, tmp_pa
 def test_a_crf_of_a_small_photograph_is_that_of_relabel(model: Path) -> None:
     p = segmenter.probabilities(segmenter.load(model), images.to_tensor(photo())[None])[0]
     made = unseg.load(model).predict(photo(), CRF)
-    assert (made.labels == labels.refine(p.numpy(), photo(), CRF)).all()
+    assert (made.labels == refine(p.numpy(), photo(), CRF)).all()
 
 
 def test_index_and_overlay(model: Path, tmp_path: Path) -> None:

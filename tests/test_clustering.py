@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.cluster.hierarchy import fcluster, linkage
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
 from unseg.mining.clustering import Clustering, kmeans, normalise
@@ -15,7 +18,8 @@ NORMALISE = ("std", "pca", "none")
 
 
 def clustering(**changed: Any) -> Clustering:
-    values = {"k": 3, "whiten": "std", "algorithm": "full", "starts": 3, "iterations": 50, "support": None}
+    values = {"k": 3, "whiten": "std", "components": None, "overcluster": None}
+    values |= {"algorithm": "full", "starts": 3, "iterations": 50, "support": None}
     return Clustering(**(values | changed))  # type: ignore[arg-type]
 
 
@@ -79,6 +83,30 @@ def test_pca_of_fewer_objects_than_channels(objects: int) -> None:
     assert np.allclose(normalise(other, fit, "pca"), normalise(fit, fit, "pca"), atol=0.02)
 
 
+def test_leading_components_are_those_of_sklearn() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 6)) @ rng.normal(size=(6, 6))
+    want = PCA(2, whiten=True, svd_solver="full").fit_transform(x)
+    out = normalise(x, x, "pca", 2)
+    assert out.shape == (50, 2)
+    assert np.allclose(out, want / np.linalg.norm(want, axis=1, keepdims=True))
+    assert np.array_equal(normalise(x, x, "pca", 9), normalise(x, x, "pca"))
+
+
+def test_overclusters_are_merged_by_ward() -> None:
+    tokens, name = blobs((40, 60, 80))
+    p = clustering(overcluster=12)
+    labels = kmeans(tokens, tokens, p, seed=0)
+    assert np.array_equal(labels, np.array([2, 1, 0])[name])  # numbered by size, after merging
+    x = normalise(tokens, tokens, "std")
+    pieces = KMeans(12, n_init=p.starts, max_iter=p.iterations, random_state=0).fit(x)
+    tree = fcluster(linkage(pieces.cluster_centers_, "ward"), 3, "maxclust")
+    assert adjusted_rand_score(tree[pieces.labels_], labels) == 1
+    assert np.array_equal(kmeans(tokens, tokens, clustering(overcluster=3), 0), kmeans(tokens, tokens, clustering(), 0))
+    with pytest.raises(ValueError, match=r"2 different objects cannot make 5 clusters; lower cluster\.overcluster"):
+        kmeans(np.repeat(np.eye(2), 5, 0), np.repeat(np.eye(2), 5, 0), clustering(k=2, overcluster=5), 0)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "whiten"), [*(("full", w) for w in NORMALISE), ("minibatch", "std"), ("minibatch", "none")]
 )
@@ -124,7 +152,10 @@ def test_too_few_different_objects() -> None:
     assert set(kmeans(tokens, tokens, clustering(k=2), seed=0).tolist()) == {0, 1}
 
 
-@pytest.mark.parametrize(("key", "value"), [("k", 0), ("k", 255), ("whiten", "zca"), ("algorithm", "faiss")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("k", 0), ("k", 255), ("whiten", "zca"), ("algorithm", "faiss"), ("components", 0), ("components", 4), ("overcluster", 2)],
+)
 def test_settings_out_of_range(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"cluster\.{key} is"):
         clustering(**{key: value})

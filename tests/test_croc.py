@@ -4,6 +4,8 @@ The oracle is the specification's section 3 written out, token by token and clus
 """
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unseg import training
 from unseg.backbones import croc, pretraining, views, vit
 from unseg.backbones.croc import Clustering, Clusters, join_locate_split, merge, sinkhorn, transport_cost
+from unseg.backbones.weights import FRESH
 from unseg.console import InputError
 from unseg.io.records import Image
 
@@ -400,7 +403,15 @@ def settings_of(clusters: dict[str, Any] | None = None, **changed: Any) -> pretr
     look = {"size": 32, "smallest": 0.25, "jitter_chance": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
     look |= {"grey_chance": 0.2, "blur_chances": [1.0, 0.1], "blur": 0.6, "solarise_chances": [0.0, 0.2]}
     values = {"epochs": 2, "batch": 4, "accumulate": 1, "lr": 0.05, "min_lr": 0.0001, "warmup_epochs": 1.0, "weight_decay": 0.04}
-    values |= {"weight_decay_end": 0.4, "ema": 0.9, "clip": 3.0, "freeze_epochs": 1.0, "drop_path": 0.1, "alpha": 1.0}
+    values |= {
+        "init": FRESH,
+        "weight_decay_end": 0.4,
+        "ema": 0.9,
+        "clip": 3.0,
+        "freeze_epochs": 1.0,
+        "drop_path": 0.1,
+        "alpha": 1.0,
+    }
     values |= {"outputs": 16, "outputs_centroid": 8, "hidden": 16, "bottleneck": 8, "head_batch_norm": False}
     values |= {"norm_last": True, "student_temperature": 0.1, "teacher_temperature": 0.04, "teacher_temperature_end": 0.07}
     values |= {
@@ -408,7 +419,7 @@ def settings_of(clusters: dict[str, Any] | None = None, **changed: Any) -> pretr
         "teacher_temperature_centroid": 0.04,
         "teacher_temperature_centroid_end": 0.07,
     }
-    values |= {"center_momentum": 0.9}
+    values |= {"init": FRESH, "center_momentum": 0.9}
     values |= {"teacher_warmup_epochs": 1.0, "precision": "fp32", "views": views.Augmentation(**look)}  # type: ignore[arg-type]
     return pretraining.Croc(**(values | {"clustering": clustering(**(clusters or {}))} | changed))
 
@@ -664,6 +675,55 @@ def test_odd_photographs(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, changed
     assert len(values) == 2 * 4 // changed["batch"]
     assert all(math.isfinite(x) for row in values for x in row.values())
     assert all(torch.isfinite(x).all() for x in model.parameters())
+
+
+def vit_file(path: Path, image: int = 64, **changed: int) -> str:
+    """Weights of a ViT whose position embeddings are for `image` pixels a side, and large enough to matter."""
+    torch.manual_seed(7)
+    model = vit.build(replace(BACKBONE, **changed), image)
+    model.pos_embed.data.mul_(20)
+    training.write_weights(path, model, {"kind": "vit"})
+    return str(path)
+
+
+@pytest.mark.parametrize("image", [32, 64, 24])  # a view has 32 pixels
+def test_teacher_and_student_start_from_init(tmp_path: Path, image: int) -> None:
+    weights = vit_file(tmp_path / "vit.safetensors", image)
+    net = step_of(settings_of(init=weights, drop_path=0.0))
+    told: list[Tensor] = []
+    seen: list[Tensor] = []
+    net.teacher.register_forward_hook(lambda m, i, o: told.append(o))
+    net.student.register_forward_hook(lambda m, i, o: seen.append(o))
+    batch = batch_of(3)
+    net(batch, 0.04, 0.04)
+    pixels = ((batch.pixels.float() / 255 - net.mean) / net.std).transpose(0, 1).flatten(0, 1)
+    want = vit.tokens(vit.load(replace(BACKBONE, weights=weights)), pixels).unflatten(0, (2, -1))
+    torch.testing.assert_close(told[0], want, rtol=0, atol=1e-5)
+    torch.testing.assert_close(seen[0], want, rtol=0, atol=1e-5)
+    assert not torch.allclose(step_of(settings_of()).teacher(pixels), want, atol=0.1)
+
+
+def test_training_from_init_ends_elsewhere_than_from_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photographs = [Pillow.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)) for i in range(4)]
+    weights = vit_file(tmp_path / "vit.safetensors")
+    models = [learn(tmp_path, monkeypatch, photographs, settings_of(init=i, lr=1e-6))[0] for i in (weights, FRESH)]
+    start = pretraining.initial_state(settings_of(init=weights), BACKBONE)
+    near, far = (max((m.state_dict()[k] - start[k]).abs().max() for k in start) for m in models)
+    assert near < 1e-4 < 0.05 < far
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({"width": 16}, "width 12"), ({"depth": 3}, "depth 2"), ({"patch": 16}, "patch 8"), (None, "no such file")],
+)
+def test_init_of_another_shape_is_refused_before_any_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, int] | None, named: str
+) -> None:
+    monkeypatch.setattr(training, "fit", lambda *_: pytest.fail("it trains"))
+    weights = str(tmp_path / "vit.safetensors") if changed is None else vit_file(tmp_path / "vit.safetensors", **changed)
+    with pytest.raises(InputError, match=rf"croc\.init: .*vit\.safetensors: .*{named}") as raised:
+        learn(tmp_path, monkeypatch, [Pillow.new("RGB", (40, 40))], settings_of(init=weights))
+    assert "\n" not in str(raised.value)
 
 
 def test_gradients_of_parts_add_up() -> None:

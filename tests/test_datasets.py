@@ -24,6 +24,7 @@ from unseg.console import InputError
 from unseg.io import coco, demo, examine, photos, truth
 from unseg.io.datasets import Data
 from unseg.io.records import Labels, decode, encode, read_images, run_lengths, write_json
+from unseg.segmentation import crf_methods
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "data"
 VOC = {"kind": "voc", "root": "raw", "images": "raw/JPEGImages", "train": "train.txt", "val": None, "annotations": None}
@@ -46,15 +47,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def params_of(data: dict[str, Any], backend: str = "torchvision", precision: str = "auto") -> dict[str, Any]:
+def params_of(data: dict[str, Any], backend: str = "torchvision", precision: str = "auto", crf: str = "conv") -> dict[str, Any]:
     """What prepare reads of params.yaml."""
     groups: dict[str, Any] = {key.split(".")[0]: {"precision": precision} for key in prepare.PRECISION_KEYS}
     groups["detector"]["backend"] = backend
-    return {"data": data, **groups}
+    return {"data": data, "crf": {"method": crf}, **groups}
 
 
-def run(data: dict[str, Any], backend: str = "torchvision", precision: str = "auto") -> Made:
-    Path("params.yaml").write_text(yaml.safe_dump(params_of(data, backend, precision)))
+def run(data: dict[str, Any], backend: str = "torchvision", precision: str = "auto", crf: str = "conv") -> Made:
+    Path("params.yaml").write_text(yaml.safe_dump(params_of(data, backend, precision, crf)))
     prepare.main("images.json", "rejected.json", "truth.zip")
     rejected = json.loads(Path("rejected.json").read_text())["rejected"]
     with zipfile.ZipFile("truth.zip") as archive:
@@ -302,6 +303,15 @@ def test_a_detector_that_is_not_installed_ends_the_first_stage(monkeypatch: pyte
     photo("raw/a.png")
     with pytest.raises(InputError, match=r"detectron2 is not installed; install .* or set detector.backend: torchvision"):
         run(FOLDER, "detectron2")
+    assert not Path("images.json").exists()
+    assert len(run(FOLDER).images) == 1
+
+
+def test_a_dense_crf_that_is_not_installed_ends_the_first_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crf_methods, "find_spec", lambda name: None)
+    photo("raw/a.png")
+    with pytest.raises(InputError, match=r"pydensecrf is not installed; pip install pydensecrf2.* or set crf.method: conv"):
+        run(FOLDER, crf="dense")
     assert not Path("images.json").exists()
     assert len(run(FOLDER).images) == 1
 

@@ -180,6 +180,61 @@ def test_progress_of_other_code_is_not_gone_on_with(monkeypatch: pytest.MonkeyPa
     assert Scratch("toy", [], []).path != before
 
 
+def broken_off(stage: str, settings: list[int]) -> Path:
+    """The folder of a run that was ended after its first checkpoint."""
+    scratch = Scratch(stage, settings, [])
+    scratch.__enter__()
+    scratch.save({"step": 1})
+    scratch.__exit__(KeyboardInterrupt)
+    return scratch.path
+
+
+def test_progress_of_other_code_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr("unseg.scratch.code", lambda: "0123456789ab")
+        gone = [broken_off("toy", [1]), broken_off("toy", [2])]
+        held = Scratch("toy", [3], [])
+        held.__enter__()
+        other_stage, foreign, link = broken_off("other", [1]), broken_off("toy", [4]), broken_off("toy", [5])
+    (foreign / "notes.txt").write_text("mine")
+    outside = tmp_path / "outside"
+    link.rename(outside)
+    link.symlink_to(outside)
+    linked_file = link.with_name("0123456789ab-" + "0" * 16)
+    linked_file.mkdir()
+    (linked_file / "checkpoint.pt").symlink_to(outside / "checkpoint.pt")
+    unnamed = link.with_name("f" * 16)  # of an unseg that did not note its code
+    unnamed.mkdir()
+    (unnamed / "lock").touch()
+    stranger = link.with_name("photographs")
+    stranger.mkdir()
+    experiment = broken_off("toy", [6])
+    said = capsys.readouterr().out
+    assert said.startswith(f"{link.parent}: 3 unfinished runs of other code removed (0.0 MB)\n")
+    assert said.count("\n") == 1
+    assert not any(folder.exists() for folder in (*gone, unnamed))
+    kept = (held.path, other_stage, foreign / "notes.txt", foreign / "checkpoint.pt", link, linked_file, stranger, experiment)
+    assert all(path.exists() for path in (*kept, outside / "checkpoint.pt"))
+    held.__exit__(KeyboardInterrupt)
+    with Scratch("toy", [7], []):
+        assert "1 unfinished run of other code" in capsys.readouterr().out
+    assert not held.path.exists()
+    with Scratch("toy", [6], []) as scratch:  # other params, same code
+        assert scratch.load() == {"step": 1}
+
+
+def test_a_stage_folder_that_is_a_link_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "elsewhere" / ("f" * 16)).mkdir(parents=True)
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch/toy").symlink_to(tmp_path / "elsewhere")
+    with Scratch("toy", [], []):
+        pass
+    assert (tmp_path / "elsewhere" / ("f" * 16)).exists()
+    assert capsys.readouterr().out == ""
+
+
 def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jumps = iter(range(10**9, 0, -(10**6)))
     monkeypatch.setattr(time, "time", lambda: float(next(jumps)))

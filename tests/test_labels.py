@@ -1,4 +1,4 @@
-"""Label maps by hand, against a slow painter, and against a mean field with every pair of pixels."""
+"""Label maps by hand, and against a slow painter."""
 
 import json
 import subprocess
@@ -17,12 +17,9 @@ from PIL import Image as Pillow
 from stages import aggregate
 from unseg.console import InputError
 from unseg.io.records import Labels, annotation, encode, read_images, write_json
-from unseg.params import group
-from unseg.segmentation import labels
-from unseg.segmentation.labels import Aggregation, Crf, Detection, keep, paint, refine
+from unseg.segmentation.labels import Aggregation, Detection, keep, paint
 
 PAPER = Aggregation(threshold=0.9, overlap="keep_higher", shape="mask", uncertain="background")
-CRF = Crf(iterations=10, smooth_xy=1.0, smooth_weight=3.0, bilateral_xy=67.0, bilateral_rgb=3.0, bilateral_weight=4.0)
 
 
 def found(category: int, score: float, mask: Any, image: int = 1) -> Detection:
@@ -242,122 +239,6 @@ def test_aggregation_refuses(key: str, bad: Any) -> None:
         replace(PAPER, **{key: bad})
 
 
-@pytest.mark.parametrize(("key", "bad"), [("iterations", 0), ("smooth_xy", 0), ("bilateral_rgb", -1), ("smooth_weight", -1)])
-def test_crf_refuses(key: str, bad: Any) -> None:
-    with pytest.raises(ValueError, match=rf"crf\.{key} is {bad}; it must"):
-        replace(CRF, **{key: bad})
-
-
-def test_crf_reads_whole_numbers(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"crf": {k: int(v) for k, v in asdict(CRF).items()}}))
-    assert group("crf", Crf, tmp_path / "params.yaml") == CRF
-
-
-# ---- the CRF
-
-
-def softmax(energy: np.ndarray) -> np.ndarray:
-    """Over the first axis."""
-    p = np.exp(energy - energy.max(0))
-    return (p / p.sum(0)).astype(np.float32)
-
-
-def halves(seed: int = 0, size: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """A red and a blue half, RGB [S, S, 3], and probabilities [2, S, S] that are right on average only."""
-    rng = np.random.default_rng(seed)
-    right = np.arange(size) >= size // 2
-    image = np.where(right[None, :, None], (0, 0, 255), (255, 0, 0)) * np.ones((size, 1, 1))
-    energy = np.where(right, 0.7, -0.7) + rng.normal(0, 1.0, (size, size))
-    return image.astype(np.uint8), softmax(np.stack([-energy, energy]))
-
-
-def test_colours_put_noisy_labels_right() -> None:
-    image, p = halves()
-    want = np.repeat([[0] * 8 + [1] * 8], 16, 0)
-    assert (p.argmax(0) != want).mean() > 0.1
-    assert np.array_equal(refine(p, image, CRF), want)
-    assert np.array_equal(refine(p[:, :11], image[:11], CRF), want[:11])  # not square
-    assert np.array_equal(refine(p[:, :, 2:], image[:, 2:], CRF), want[:, 2:])
-
-
-def test_without_weights_nothing_changes() -> None:
-    image, p = halves()
-    assert np.array_equal(refine(p, image, replace(CRF, smooth_weight=0.0, bilateral_weight=0.0)), p.argmax(0))
-
-
-def exact(p: np.ndarray, image: np.ndarray, c: Crf) -> np.ndarray:
-    """Mean field with all pairs of pixels, no lattice: Q(i, l) ~ exp(log p + sum over kernels of w K Q)."""
-    labels, height, width = p.shape
-    at = np.indices((height, width)).reshape(2, -1).T.astype(float)  # [N, 2]
-    colours = image.reshape(-1, 3).astype(float)
-    far, unlike = (((a[:, None] - a) ** 2).sum(-1) for a in (at, colours))  # [N, N]
-    smooth = np.exp(-far / (2 * c.smooth_xy**2))
-    bilateral = np.exp(-far / (2 * c.bilateral_xy**2) - unlike / (2 * c.bilateral_rgb**2))
-    pull = np.zeros_like(far)
-    for kernel, weight in ((smooth, c.smooth_weight), (bilateral, c.bilateral_weight)):
-        root = np.sqrt(kernel.sum(1))
-        pull += weight * kernel / root / root[:, None]
-    unary = np.log(p.reshape(labels, -1))
-    q = softmax(unary)
-    for _ in range(c.iterations):
-        q = softmax(unary + q @ pull)
-    return np.asarray(q.argmax(0).reshape(height, width))
-
-
-def test_each_number_goes_where_it_belongs() -> None:
-    rng = np.random.default_rng(1)
-    tiles = np.kron(rng.integers(0, 3, (5, 5)), np.ones((4, 4))) * 40 + rng.normal(0, 6, (20, 20)) + 60
-    image = np.repeat(tiles[..., None], 3, -1).clip(0, 255).astype(np.uint8)
-    truth = np.kron(rng.integers(0, 4, (5, 5)), np.ones((4, 4), int))
-    p = softmax(np.eye(4)[truth].transpose(2, 0, 1) * 0.8 + rng.normal(0, 0.8, (4, 20, 20)))
-    base = Crf(iterations=5, smooth_xy=1.0, smooth_weight=2.0, bilateral_xy=3.0, bilateral_rgb=30.0, bilateral_weight=3.0)
-    plain = exact(p, image, base)
-    assert (plain != p.argmax(0)).mean() > 0.3
-    assert (refine(p, image, base) == plain).mean() > 0.94
-    others = {"iterations": 1, "smooth_xy": 3.0, "smooth_weight": 6.0, "bilateral_xy": 9.0, "bilateral_rgb": 90.0}
-    for key, other in {**others, "bilateral_weight": 8.0}.items():
-        c = replace(base, **{key: other})
-        got = refine(p, image, c)
-        assert (got == exact(p, image, c)).mean() > 0.94, key
-        assert (got == plain).mean() < 0.94, key
-
-
-def test_the_order_of_channels_hardly_matters() -> None:
-    """The published code gives OpenCV's BGR. The kernel is isotropic in colour, the lattice behind it nearly so."""
-    rng = np.random.default_rng(0)
-    grain = np.kron(rng.integers(0, 256, (8, 8, 3)), np.ones((8, 8, 1))) + rng.normal(0, 4, (64, 64, 3))
-    image = grain.clip(0, 255).astype(np.uint8)
-    p = softmax(np.kron(rng.normal(0, 2, (5, 16, 16)), np.ones((1, 4, 4))))
-    a, b = refine(p, image, CRF), refine(p, image[..., ::-1], CRF)
-    assert (a != p.argmax(0)).mean() > 0.05
-    assert (a == b).mean() > 0.98
-
-
-def test_absent_labels_are_left_out_without_a_trace() -> None:
-    image, two = halves(1, 32)
-    rng = np.random.default_rng(0)
-    p = np.zeros((9, 32, 32), np.float32)
-    p[[2, 7]] = two
-    p[[0, 1, 3]] = rng.uniform(0, 9e-6, (3, 32, 32))  # all below the floor
-    faint = p.copy()
-    faint[:, 0, 0] += 2e-5  # all labels come above it in one pixel
-    assert np.array_equal(refine(p, image, CRF), refine(faint, image, CRF))
-    assert set(np.unique(refine(p, image, CRF))) == {2, 7}
-
-
-def test_smallest_things() -> None:
-    one = np.zeros((1, 1, 3), np.uint8)
-    assert refine(np.array([[[0.2]], [[0.5]], [[0.3]]], np.float32), one, CRF).tolist() == [[1]]
-    assert refine(np.ones((1, 2, 3), np.float32), np.zeros((2, 3, 3), np.uint8), CRF).tolist() == [[0] * 3] * 2
-    sure = np.zeros((3, 2, 3), np.float32)
-    sure[2] = 1
-    got = refine(sure, np.zeros((2, 3, 3), np.uint8), CRF)
-    assert got.tolist() == [[2] * 3] * 2
-    assert got.dtype == np.uint8
-    with pytest.raises(ValueError, match="257 labels"):
-        refine(np.zeros((257, 1, 1), np.float32), one, CRF)
-
-
 # ---- the stage
 
 SPLITS = {"train_a.png": "train", "sub/b.png": "val", "c.png": "val"}
@@ -465,19 +346,3 @@ def test_stage_refuses_what_does_not_belong_to_the_images(folder: Path, change: 
 def test_stage_needs_no_torch() -> None:
     code = "import sys, stages.aggregate; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
-
-
-def test_processes_refine_as_one_does_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    raw = rng.random((7, 3, 12, 16), np.float32)
-    items = [(str(n), x / x.sum(0), rng.integers(0, 256, (12, 16, 3), np.uint8)) for n, x in enumerate(raw)]
-    crf = Crf(2, 1, 3, 67, 3, 4)
-    alone = list(labels.refine_each(items, crf, len(items)))
-    assert [name for name, _ in alone] == list("0123456")
-    assert all(np.array_equal(x, labels.refine(p, image, crf)) for (_, x), (_, p, image) in zip(alone, items, strict=True))
-    monkeypatch.setattr(labels, "ALONE", 1)
-    monkeypatch.setattr(labels, "AHEAD", 1)
-    monkeypatch.setattr(labels.os, "cpu_count", lambda: 2)
-    together = list(labels.refine_each(iter(items), crf, len(items)))
-    assert [name for name, _ in together] == list("0123456")
-    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(alone, together, strict=True))

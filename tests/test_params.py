@@ -17,7 +17,7 @@ from unseg.evaluation import backbone_kmeans, backbone_linear, backbone_video, l
 from unseg.io import datasets, demo
 from unseg.mining import affinity, choosing, clustering, crops
 from unseg.report import page
-from unseg.segmentation import labels, segmenter
+from unseg.segmentation import crf, labels, segmenter
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))]
@@ -36,7 +36,7 @@ GROUPS: dict[str, type] = {
     "aggregate": labels.Aggregation,
     "segmenter": segmenter.Segmenter,
     "predict": segmenter.Predict,
-    "crf": labels.Crf,
+    "crf": crf.Crf,
     "linear": linear.Linear,
     "backbone_linear": backbone_linear.BackboneLinear,
     "backbone_kmeans": backbone_kmeans.BackboneKmeans,

@@ -18,7 +18,7 @@ from sklearn.metrics.cluster import contingency_matrix
 from unseg.evaluation import linear, metrics, protocols
 from unseg.io.records import Image, annotation, encode
 from unseg.segmentation import segmenter
-from unseg.segmentation.labels import Crf
+from unseg.segmentation.crf import Crf
 
 C, K = 4, 5  # background counted in both
 
@@ -101,7 +101,7 @@ def test_the_probe_is_judged_with_and_without_a_crf(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(segmenter, "every_probability", lambda *_: [(image, probability)])
     net = SimpleNamespace(labels=2)
     known = {image: half.astype(np.uint8)}
-    crf = Crf(iterations=5, smooth_xy=1, smooth_weight=3, bilateral_xy=20, bilateral_rgb=10, bilateral_weight=4)
+    crf = Crf("conv", 5, smooth_xy=1, smooth_weight=3, bilateral_xy=20, bilateral_rgb=10, bilateral_weight=4, window=12, stride=1)
     counts, refined = linear.judge(net, str(tmp_path), [image], known, None, crf)  # type: ignore[arg-type]
     assert counts.tolist() == [[71, 1], [0, 72]]
     assert refined is not None

@@ -65,7 +65,7 @@ def test_clusters_that_are_there_are_found_again_and_others_not() -> None:
     assert chance["cluster_stability"] < 0.6  # K-means agrees with itself, not with these
     noise = np.random.default_rng(1).normal(size=(120, 6)).astype(np.float32)
     assert quality.seed_stability(noise, names, clustering(k=8, starts=1), (1, 2, 3)) < 0.6
-    assert math.isnan(quality.silhouette(tokens, np.zeros(120, int), "std", 100, 0))
+    assert math.isnan(quality.silhouette(tokens, np.zeros(120, int), clustering(), 100, 0))
     assert math.isnan(quality.seed_stability(tokens, names, p, ()))
 
 
@@ -192,9 +192,9 @@ def test_the_reference_has_the_mean_and_the_covariance_and_no_clusters() -> None
     assert np.allclose(np.cov(noise.T), np.cov(tokens.T), atol=0.03)
     labels = clustering_of(noise)
     assert (
-        quality.silhouette(noise, labels, "none", 500, 0)
+        quality.silhouette(noise, labels, clustering(whiten="none"), 500, 0)
         < 0.6
-        < quality.silhouette(tokens, clustering_of(tokens), "none", 500, 0)
+        < quality.silhouette(tokens, clustering_of(tokens), clustering(whiten="none"), 500, 0)
     )
 
 

@@ -39,7 +39,16 @@ PARAMS: dict[str, Any] = {
         "precision": "fp32",
     },
     "embed": {"region": "masked", "resize": 32, "longest": 64, "precision": "fp32"},
-    "cluster": {"k": 2, "whiten": "std", "algorithm": "full", "starts": 2, "iterations": 20, "support": None},
+    "cluster": {
+        "k": 2,
+        "whiten": "std",
+        "components": None,
+        "overcluster": None,
+        "algorithm": "full",
+        "starts": 2,
+        "iterations": 20,
+        "support": None,
+    },
     "aggregate": {"threshold": 0.5, "overlap": "keep_higher", "shape": "mask", "uncertain": "background"},
     "rounds": [],
     "quality": {"images": 3, "seeds": 2, "objects": 100},
@@ -54,6 +63,7 @@ PARAMS: dict[str, Any] = {
 for key in prepare.PRECISION_KEYS:
     PARAMS.setdefault(key.split(".")[0], {}).setdefault("precision", "auto")
 PARAMS["detector"]["backend"] = "torchvision"
+PARAMS["crf"] = {"method": "conv"}
 MAPS = ("labels.zip", "predictions/masks.zip", "predictions/detector.zip")
 
 

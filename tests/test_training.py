@@ -17,8 +17,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from stages import train_detector, train_segmenter
+from stages import pretrain, train_detector, train_segmenter
 from unseg import distributed, training
+from unseg.backbones import pretraining
 from unseg.console import InputError
 from unseg.detection import detector
 from unseg.io.records import write_json, write_labels
@@ -181,19 +182,21 @@ def test_an_input_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         Scratch("toy", [], [tmp_path / "none.json"])
 
 
-@pytest.mark.parametrize(("stage", "module"), [(train_detector, detector), (train_segmenter, segmenter)])
+@pytest.mark.parametrize(("stage", "module"), [(train_detector, detector), (train_segmenter, segmenter), (pretrain, pretraining)])
 def test_other_initial_weights_of_the_same_name_are_another_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: ModuleType, module: ModuleType
 ) -> None:
     """What a checkpoint was begun from may have been fetched or trained again since."""
     monkeypatch.chdir(tmp_path)
     params, weights = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text()), Path("init.safetensors")
-    params["detector"]["init"] = params["segmenter"]["init"] = str(weights)
+    for group in ("detector", "segmenter", "croc"):
+        params[group]["init"] = str(weights)
     Path("params.yaml").write_text(yaml.safe_dump(params))
     Path("photos").mkdir()
     write_json("images.json", {"images": [{"id": 1, "file_name": "a.png", "height": 1, "width": 1, "split": "train"}]})
     write_json("instances.json", {"annotations": [{"image_id": 1}]})
     write_labels("labels.zip", [])
+    second = {train_detector: ["instances.json"], train_segmenter: ["labels.zip"], pretrain: []}
     found: list[Path] = []
 
     def begin(*given: Any) -> None:
@@ -204,7 +207,7 @@ def test_other_initial_weights_of_the_same_name_are_another_run(
     for content in ("1", "2", "1"):
         weights.write_text(content)
         with pytest.raises(Killed):
-            stage.main("images.json", "instances.json" if stage is train_detector else "labels.zip", "photos", "w", "h.tsv")
+            stage.main("images.json", *second[stage], "photos", "w", "h.tsv")
     assert found[0] == found[2] != found[1]
 
 

@@ -23,10 +23,10 @@ from unseg.io import examine, photos, records
 from unseg.report import overlay, pictures, sheets
 from unseg.segmentation import clusters as naming
 from unseg.segmentation import segmenter, tiles
-from unseg.segmentation.labels import Crf
+from unseg.segmentation.crf import Crf
 
 Photo = str | Path | Pillow.Image | np.ndarray
-PUBLISHED_CRF = Crf(10, 1.0, 3.0, 67.0, 3.0, 4.0)  # specification B.5.4
+PUBLISHED_CRF = Crf("conv", 10, 1.0, 3.0, 67.0, 3.0, 4.0, window=64, stride=8)  # specification B.5.4, without a compiler
 DETECT_PIXELS = 1_500_000  # a larger photograph is reduced to this for the detector, which would scale it down anyway
 
 
@@ -107,7 +107,7 @@ class Predictor:
 
         Args:
             photo: a file, a Pillow image, or [H, W, 3] uint8 RGB.
-            crf: refine outlines by a dense CRF; True takes the published settings.
+            crf: refine outlines by a CRF; True takes the published settings, by method conv.
 
         Raises:
             InputError: not a photograph that can be read.

@@ -12,6 +12,11 @@ import subprocess
 import sys
 from typing import Any
 
+from unseg import console
+
+if __name__ == "__main__":
+    console.guard(importing=True)  # before torch is imported, which takes seconds
+
 import torch
 from torch import Tensor, nn
 
@@ -137,8 +142,9 @@ def barrier() -> None:
 
 
 def launch(count: int, module: str, arguments: list[str]) -> None:
-    """The stage in `count` processes; the first that ends badly ends them all, within half a minute."""
+    """The stage in `count` processes; the first that ends badly, or a signal, ends them all, within half a minute."""
     from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     try:
@@ -146,6 +152,19 @@ def launch(count: int, module: str, arguments: list[str]) -> None:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         sys.exit(f"error: {module}: process {rank} of {count} ended with status {failure.exitcode}; its words are above")
+    except SignalException:  # process 0 has said it
+        sys.exit(1)
+
+
+def call(command: list[str]) -> int:
+    """Run a command; its exit status. What ends this process asks the command to end, too, and waits for that."""
+    console.guard()
+    with subprocess.Popen(command) as child:
+        try:
+            return child.wait()
+        except BaseException:
+            child.terminate()
+            raise
 
 
 def main() -> None:
@@ -157,7 +176,7 @@ def main() -> None:
     within = "WORLD_SIZE" in os.environ  # of what started this
     if (launcher := os.environ.get("UNSEG_LAUNCHER", "").strip()) and not within:
         try:
-            status = subprocess.call([*shlex.split(launcher), "-m", module, *arguments])
+            status = call([*shlex.split(launcher), "-m", module, *arguments])
         except (OSError, ValueError) as error:
             sys.exit(f"error: UNSEG_LAUNCHER is {launcher!r}, which is no command here ({error}); mend or unset it")
         if status:

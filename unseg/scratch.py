@@ -1,8 +1,11 @@
 """The progress of an unfinished run, so that a kill costs no more than the last minute.
 
-It lives in `.scratch/<stage>/<key>/` (UNSEG_SCRATCH moves it), where key hashes the stage's params, its inputs and unseg's
-code. A lock holds it against a second run; it is removed when the outputs are written. Trainings keep a checkpoint in it,
-extractions (a result for each photograph or object) their `Results`.
+It lives in `.scratch/<stage>/<code>-<key>/` (UNSEG_SCRATCH moves it), where code hashes unseg's modules, and key the stage's
+params and inputs. A lock holds it against a second run; it is removed when the outputs are written. Trainings keep a
+checkpoint in it, extractions (a result for each photograph or object) their `Results`.
+
+What other code has begun can never be gone on with: the stage removes it when it starts. What this code has begun with other
+params or inputs stays, so that an experiment that goes back to them goes on.
 """
 
 import contextlib
@@ -10,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import time
@@ -26,15 +30,40 @@ from unseg.console import InputError
 from unseg.io import records
 
 T = TypeVar("T")
+RUN = re.compile(r"([0-9a-f]{12}-)?[0-9a-f]{16}")  # the folder of a run; without its code, of an unseg before that was noted
+FILE = re.compile(r"lock|checkpoint\.pt|\.checkpoint\.pt\.\d+\.part|results-\d+\.sqlite(-journal)?")  # what is in one
 
 
 @cache
-def code() -> bytes:
-    """A hash of unseg's modules: what other code has begun is not gone on with."""
-    key = hashlib.blake2b()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
+def code() -> str:
+    """A hash of unseg's modules and of the stages, 12 hexadecimal digits."""
+    key = hashlib.blake2b(digest_size=6)
+    here = Path(__file__).parent
+    for file in sorted([*here.rglob("*.py"), *(here.parent / "stages").glob("*.py")]):
         key.update(file.read_bytes())
-    return key.digest()
+    return key.hexdigest()
+
+
+def clear(stage: Path) -> None:
+    """Remove from a stage's folder the unfinished runs of other code, and say so in a line.
+
+    Left alone are runs that a process works on (their lock is held), links, and folders with a file that is not a run's.
+    """
+    removed = size = 0
+    for run in sorted(stage.iterdir()) if not stage.is_symlink() else []:
+        if not RUN.fullmatch(run.name) or run.name.startswith(f"{code()}-") or run.is_symlink():
+            continue
+        with contextlib.suppress(OSError):  # held, or not ours to remove: no reason to end the stage
+            files = list(run.iterdir())
+            if not all(FILE.fullmatch(f.name) and f.is_file() and not f.is_symlink() for f in files):
+                continue
+            with (run / "lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                size += sum(f.stat().st_size for f in files)
+                shutil.rmtree(run)
+                removed += 1
+    if removed:
+        print(f"{stage}: {removed} unfinished run{'s' * (removed > 1)} of other code removed ({size / 1e6:.1f} MB)", flush=True)
 
 
 class Scratch:
@@ -50,7 +79,7 @@ class Scratch:
     """
 
     def __init__(self, stage: str, settings: Iterable[Any], inputs: Iterable[str | Path]) -> None:
-        key = hashlib.blake2b(code(), digest_size=8)
+        key = hashlib.blake2b(digest_size=8)
         for s in settings:
             key.update(json.dumps(asdict(s) if is_dataclass(s) and not isinstance(s, type) else s, sort_keys=True).encode())
         for path in map(Path, inputs):
@@ -64,7 +93,7 @@ class Scratch:
                         key.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
                 except OSError as error:
                     raise InputError(f"{path} cannot be read: {error.strerror}; mend that, or its name in params.yaml") from None
-        self.path = Path(os.environ.get("UNSEG_SCRATCH", ".scratch")) / stage / key.hexdigest()
+        self.path = Path(os.environ.get("UNSEG_SCRATCH", ".scratch")) / stage / f"{code()}-{key.hexdigest()}"
         self.file = self.path / "checkpoint.pt"
 
     def __enter__(self) -> "Scratch":
@@ -80,6 +109,7 @@ class Scratch:
             except BlockingIOError:
                 self.lock.close()
                 raise InputError(f"{self.path} is in use: another run makes this very thing; wait for it, or end it") from None
+            clear(self.path.parent)
         distributed.barrier()
         return self
 

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import clone
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
@@ -89,3 +90,12 @@ def test_imports_go_one_way():
         assert "stages" not in {name.split("/")[0] for name in closure(file)}, file
     for file in (ROOT / "stages").glob("*.py"):
         assert {name for name in closure(file) if name.startswith("stages/")} == {f"stages/{file.name}"}
+
+
+def test_croc_that_starts_from_itself_is_refused(tmp_path: Path):
+    pipe = clone(tmp_path / "repo")
+    pipe.set("croc.init", "models/croc.safetensors")
+    done = pipe.sh("dvc", "repro")
+    assert done.returncode != 0
+    assert "both a dependency and an output in stage: models/dvc.yaml:croc" in " ".join((done.stdout + done.stderr).split())
+    assert "Running stage" not in done.stdout + done.stderr

@@ -6,17 +6,19 @@ Shapes: B images, 2 views, D channels of a token, O outputs.
 import contextlib
 import copy
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from timm.layers.drop import DropPath
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unseg import distributed, environment, training
 from unseg.backbones import croc, views, vit
+from unseg.backbones.weights import FRESH
 from unseg.console import InputError
 from unseg.io import images
 from unseg.io.records import Image
@@ -29,6 +31,7 @@ SHORT = 128  # tokens, below which explicit attention beats the fused kernel on 
 class Croc:
     """The `croc` group of params.yaml."""
 
+    init: str  # self-supervised ViT weights that student and teacher start from, or FRESH
     epochs: int
     batch: int  # images, over all processes
     accumulate: int  # parts of a batch whose gradients are added up: less memory; each is clustered and normalised for itself
@@ -64,6 +67,20 @@ class Croc:
         check_precision("croc.precision", self.precision)
         if self.epochs < 1 or self.batch < 1 or self.accumulate < 1:
             raise ValueError("croc.epochs, croc.batch and croc.accumulate must be at least 1")
+
+
+def initial_state(p: Croc, backbone: vit.Backbone) -> dict[str, Tensor]:
+    """The ViT of p.init, its position embeddings [1, 1 + N, D] interpolated to the grid of a view, as timm does at run time.
+
+    Raises:
+        InputError: no such file, not a ViT's weights, or a ViT of another shape than backbone's.
+    """
+    try:
+        state = vit.load(replace(backbone, weights=p.init)).state_dict()
+    except InputError as error:
+        raise InputError(f"croc.init: {error}") from None
+    side = p.views.size // backbone.patch
+    return state | {"pos_embed": resample_abs_pos_embed(state["pos_embed"], [side, side])}
 
 
 class SharedDropPath(DropPath):
@@ -108,6 +125,8 @@ class Step(nn.Module):
 
         self.p, self.side = p, p.views.size // backbone.patch
         self.student, self.teacher = make(p.drop_path), make(0.0)
+        if p.init != FRESH:
+            self.student.vit.load_state_dict(initial_state(p, backbone))
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         for block in self.student.vit.blocks:

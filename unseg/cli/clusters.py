@@ -82,7 +82,8 @@ def write_page(run: Run, clusters: Clusters, out: Path) -> None:
         raise InputError(f"{file} cannot be read ({error.strerror}); make it with `dvc repro embed`") from None
     place = {int(i): n for n, i in enumerate(stored["ids"])}
     tokens = stored["tokens"]
-    unit = normalise(tokens, tokens, run.group("cluster", Clustering).whiten)[[place[a["id"]] for a in annotations]]
+    p = run.group("cluster", Clustering)
+    unit = normalise(tokens, tokens, p.whiten, p.components)[[place[a["id"]] for a in annotations]]
     unit = cards.centred(unit)
     root = Path(run.value("data.images", str))
     made = cards.cards(str(root if root.is_absolute() else run.root / root), images, annotations, unit, clusters.count)

@@ -65,7 +65,7 @@ def predict(options: argparse.Namespace) -> None:
     from unseg.api import PUBLISHED_CRF, load
     from unseg.cli import predict
     from unseg.detection.settings import Detect
-    from unseg.segmentation.labels import Crf
+    from unseg.segmentation.crf import Crf
 
     run: Run = options.run
     known = run.params.exists()

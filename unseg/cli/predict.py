@@ -14,7 +14,7 @@ from unseg.api import Prediction, Predictor, Share
 from unseg.console import InputError, Meter
 from unseg.io import datasets, examine, records, video
 from unseg.report import overlay
-from unseg.segmentation.labels import Crf
+from unseg.segmentation.crf import Crf
 
 T = TypeVar("T")
 R = TypeVar("R")

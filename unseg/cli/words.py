@@ -91,7 +91,7 @@ def add_predict(verbs: Verbs) -> None:
     add_model(verb)
     add_clusters_file(verb)
     verb.add_argument("--instances", action="store_true", help="the run's detector too: OUT/instances, OUT/instances.json")
-    verb.add_argument("--crf", action="store_true", help="refine outlines by a dense CRF with the run's settings (slow)")
+    verb.add_argument("--crf", action="store_true", help="refine outlines by a CRF with the run's settings (slow)")
     verb.add_argument("--size", type=seen, metavar="SIZE", help="what the network sees: original, square, or pixels of the "
                       "shorter side; a photograph much larger than those of the training wants a number "
                       "(as the model's run does: predict.input)")  # fmt: skip

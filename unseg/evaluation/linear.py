@@ -19,7 +19,7 @@ from unseg.io import photos
 from unseg.io.records import VOID, Image, Labels
 from unseg.precision import autocast
 from unseg.segmentation import segmenter
-from unseg.segmentation.labels import Crf, refine
+from unseg.segmentation.crf import Crf, refine
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,6 @@ def judge(
     for image, p in track(segmenter.every_probability(net, root, judged, q), "judge", len(judged)):
         counts += metrics.confusion(truth[image], p.argmax(0).cpu().numpy(), net.labels, net.labels)
         if crf is not None:
-            labels = refine(p.float().cpu().numpy(), np.asarray(photos.read(root, image)), crf)
+            labels = refine(p.float().cpu().numpy(), np.asarray(photos.read(root, image)), crf, environment.device())
             refined += metrics.confusion(truth[image], labels, net.labels, net.labels)
     return counts, None if crf is None else refined

@@ -55,13 +55,13 @@ def evenness(counts: np.ndarray) -> float:
     return float(-(p * np.log(p)).sum() / math.log(len(counts))) if len(counts) > 1 else 1.0
 
 
-def silhouette(tokens: np.ndarray, labels: np.ndarray, whiten: str, at_most: int, seed: int) -> float:
+def silhouette(tokens: np.ndarray, labels: np.ndarray, p: clustering.Clustering, at_most: int, seed: int) -> float:
     """Mean silhouette of at most so many of the tokens [M, D] in their clusters [M]; nan for fewer than two clusters."""
     chosen = np.random.default_rng(seed).permutation(len(tokens))[:at_most]
     kinds = len(np.unique(labels[chosen]))
     if not 2 <= kinds < len(chosen):
         return math.nan
-    return float(silhouette_score(clustering.normalise(tokens, tokens, whiten)[chosen], labels[chosen]))
+    return float(silhouette_score(clustering.normalise(tokens, tokens, p.whiten, p.components)[chosen], labels[chosen]))
 
 
 def seed_stability(tokens: np.ndarray, labels: np.ndarray, p: clustering.Clustering, seeds: Sequence[int]) -> float:
@@ -117,7 +117,7 @@ def of_clusters(tokens: np.ndarray, labels: np.ndarray, p: clustering.Clustering
         "cluster_balance": evenness(counts),
         "cluster_largest": float(counts.max(initial=0) / max(1, counts.sum())),
         "clusters_empty": int((counts == 0).sum()),
-        "cluster_silhouette": silhouette(tokens, labels, p.whiten, q.objects, seed),
+        "cluster_silhouette": silhouette(tokens, labels, p, q.objects, seed),
         "cluster_stability": seed_stability(tokens, labels, p, seeds),
     }
 

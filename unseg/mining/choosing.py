@@ -75,10 +75,10 @@ def sweep(tokens: np.ndarray, p: Clustering, q: Choosing, seed: int) -> Tried:
     own = replace(p, starts=q.starts, support=None)
     if not ks:
         return Tried(ks, *found)
-    apart = distances(chosen, p.whiten)
+    apart = distances(chosen, p)
     for r in track(range(q.repeats), "try K"):
         noise = reference(chosen, np.random.default_rng([seed, r, 1]))
-        aside = distances(noise, p.whiten)
+        aside = distances(noise, p)
         for t, k in enumerate(ks):
             found[:2, t, r] = judge(chosen, halves[r], apart, replace(own, k=k), seed + r)
             found[2:, t, r] = judge(noise, halves[r], aside, replace(own, k=k), seed + r)
@@ -92,9 +92,9 @@ def judge(tokens: np.ndarray, halves: Sequence[np.ndarray], apart: np.ndarray, p
     return adjusted_rand_score(one, two), silhouette_score(apart, one, metric="precomputed") if several else 0.0
 
 
-def distances(tokens: np.ndarray, whiten: str) -> np.ndarray:
+def distances(tokens: np.ndarray, p: Clustering) -> np.ndarray:
     """Between tokens as K-means sees them, [M, M]."""
-    apart = pairwise_distances(normalise(tokens, tokens, whiten))
+    apart = pairwise_distances(normalise(tokens, tokens, p.whiten, p.components))
     np.fill_diagonal(apart, 0)  # silhouette_score insists on it, and rounding leaves a little
     return np.asarray(apart)
 

@@ -1,21 +1,15 @@
-"""Label maps: painted from scored masks (arXiv:2206.06363, sections 3.3 and 4.1, Table S1), refined by a CRF (section B).
+"""Label maps, painted from scored masks (arXiv:2206.06363, sections 3.3 and 4.1, Table S1).
 
-Shapes: H rows, W columns of an image, C labels. In a label map 0 is background, category + 1 an object, 255 void.
+Shapes: H rows, W columns of an image. In a label map 0 is background, category + 1 an object, 255 void.
 """
 
-import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Any
 
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
-from pydensecrf.densecrf import DenseCRF2D
-from pydensecrf.utils import unary_from_softmax
 
 from unseg.io.records import VOID, Rle, encode, pack, run_lengths
 
@@ -23,8 +17,6 @@ Detection = dict[str, Any]  # a COCO result: category_id from 0, segmentation (R
 OVERLAPS = ("keep_higher", "overwrite", "skip", "published")
 SHAPES = ("mask", "box", "grabcut")
 GRABCUT_ITERATIONS = 5
-ALONE, AHEAD = 100, 8  # images a process of the CRF has at the least; images a process that wait, at the most
-FLOOR = 1e-5  # probabilities below are taken as this, so that no energy is infinite
 
 
 @dataclass(frozen=True)
@@ -147,75 +139,3 @@ def grab_cut(image: np.ndarray, rows: slice, cols: slice) -> np.ndarray:
         return np.zeros((box[3], box[2]), bool)
     found = mask[rows, cols]
     return np.isin(found, (cv2.GC_FGD, cv2.GC_PR_FGD))
-
-
-@dataclass(frozen=True)
-class Crf:
-    """The `crf` group of params.yaml; the values of the published code are 10, 1, 3, 67, 3, 4 (specification B.5.4)."""
-
-    iterations: int  # of mean field
-    smooth_xy: float  # pixels; deviation of the kernel that prefers one label nearby
-    smooth_weight: float
-    bilateral_xy: float  # pixels; deviation of the kernel that prefers one label nearby in like colours
-    bilateral_rgb: float  # of 255
-    bilateral_weight: float
-
-    def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"crf.iterations is {self.iterations}; it must be at least 1")
-        for key in ("smooth_xy", "bilateral_xy", "bilateral_rgb"):
-            if getattr(self, key) <= 0:
-                raise ValueError(f"crf.{key} is {getattr(self, key)}; it must be above 0")
-        for key in ("smooth_weight", "bilateral_weight"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"crf.{key} is {getattr(self, key)}; it must not be below 0")
-
-
-def refine(probabilities: np.ndarray, image: np.ndarray, crf: Crf) -> np.ndarray:
-    """Labels after mean-field inference in a dense CRF (Kraehenbuehl and Koltun, arXiv:1210.5644).
-
-    Labels whose probability is at the floor in every pixel are left out: their energy is the same everywhere, they
-    win nowhere, and time is proportional to the number of labels.
-
-    Args:
-        probabilities: [C, H, W] float32, C up to 256.
-        image: [H, W, 3] uint8 RGB. The kernel does not know one channel from another; the lattice that approximates
-            it does, by some 0.5 % of the pixels.
-
-    Returns:
-        [H, W] uint8
-    """
-    count, height, width = probabilities.shape
-    if count > 256:
-        raise ValueError(f"{count} labels; a label map holds 256")
-    present = np.flatnonzero(probabilities.reshape(count, -1).max(1) > FLOOR)
-    if len(present) < 2:
-        return np.asarray(probabilities.argmax(0), np.uint8)
-    field = DenseCRF2D(width, height, len(present))
-    field.setUnaryEnergy(unary_from_softmax(probabilities[present], clip=FLOOR))  # [C, H W]
-    field.addPairwiseGaussian(sxy=crf.smooth_xy, compat=crf.smooth_weight)
-    colours = np.array(image[..., ::-1], np.uint8, order="C")  # BGR, as published; a copy that pydensecrf may write to
-    field.addPairwiseBilateral(sxy=crf.bilateral_xy, srgb=crf.bilateral_rgb, rgbim=colours, compat=crf.bilateral_weight)
-    refined = np.array(field.inference(crf.iterations)).argmax(0)  # [H W]
-    return np.asarray(present[refined].reshape(height, width), np.uint8)
-
-
-def refine_each(items: Iterable[tuple[str, np.ndarray, np.ndarray]], crf: Crf, count: int) -> Iterator[tuple[str, np.ndarray]]:
-    """`refine` of (name, probabilities, image), on all cores and in order; `count` of them, so that few need no processes.
-
-    A core has ALONE images to do at the least, and no more than AHEAD a core wait in memory.
-    """
-    processes = min(os.cpu_count() or 1, count // ALONE)
-    if processes < 2:
-        for name, probabilities, image in items:
-            yield name, refine(probabilities, image, crf)
-        return
-    waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        for name, probabilities, image in items:
-            waiting.append((name, pool.submit(refine, probabilities, image, crf)))
-            if len(waiting) > AHEAD * processes:
-                first, job = waiting.popleft()
-                yield first, job.result()
-        for name, job in waiting:
-            yield name, job.result()

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from unseg.io import images
 from unseg.io.photos import resize, short_side
-from unseg.segmentation.labels import Crf, refine
+from unseg.segmentation.crf import Crf, refine
 from unseg.segmentation.segmenter import Trained, probabilities
 
 TILE, OVERLAP = 768, 128  # pixels
@@ -108,7 +108,7 @@ def refined(
     """Each band's first row, its labels [h, W] uint8 after a CRF, and its probabilities [C, h, W] from before it.
 
     The CRF sees `margin` rows more than it answers for, above and below. One band, as of a small photograph, is what
-    `labels.refine` gives.
+    `crf.refine` gives.
     """
     height, start, told = len(pixels), 0, 0  # rows held begin at start; those before told have had their answer
     held: Tensor | None = None
