@@ -26,7 +26,6 @@ CHANGES = {
 }
 
 
-@pytest.mark.slow
 def test_a_param_reruns_only_what_depends_on_it(pipe):
     """DVC is asked, not let loose: an output that comes out the same at toy size would end the chain early."""
     as_shipped = (pipe.root / "params.yaml").read_text()
@@ -36,13 +35,11 @@ def test_a_param_reruns_only_what_depends_on_it(pipe):
         (pipe.root / "params.yaml").write_text(as_shipped)
 
 
-@pytest.mark.slow
 def test_what_dvc_says_is_what_it_does(pipe):
     pipe.set("crf.iterations", 3)
     assert set(pipe.repro("--force-downstream")) == CRF
 
 
-@pytest.mark.slow
 def test_self_training_of_the_detector_runs_where_it_is_asked_for(pipe):
     pipe.set("retrain", [{"instances": "instances", "detections": "detections", "to": "d1"}])
     assert set(pipe.repro()) == {"adopt@0", "retrain_detector@0", "detect_again@0"}
@@ -50,12 +47,10 @@ def test_self_training_of_the_detector_runs_where_it_is_asked_for(pipe):
     assert set(pipe.repro("--dry", "--force-downstream")) == {"evaluate_instances"} | AGGREGATE
 
 
-@pytest.mark.slow
 def test_nothing_runs_twice(pipe):
     assert pipe.repro() == []
 
 
-@pytest.mark.slow
 def test_going_back_is_free(pipe):
     before = pipe.sh("cat", "dvc.lock").stdout
     pipe.set("mine.keep", 0.3)
@@ -65,7 +60,6 @@ def test_going_back_is_free(pipe):
     assert pipe.sh("cat", "dvc.lock").stdout == before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "stages"),
     [
@@ -80,7 +74,6 @@ def test_editing_a_module_reruns_its_stages_only(pipe, module, stages):
     assert set(pipe.repro()) == stages
 
 
-@pytest.mark.slow
 def test_naming_clusters_reruns_the_report_only(pipe):
     (pipe.root / "clusters.yaml").write_text("clusters: {0: {name: zebra}, 1: {merge: 0}, 2: {ignore: true}}\n")
     assert set(pipe.repro()) == {"report"}
@@ -89,7 +82,6 @@ def test_naming_clusters_reruns_the_report_only(pipe):
     assert "merged into zebra" in report
 
 
-@pytest.mark.slow
 def test_regrouping_reruns_nothing_upstream(pipe):
     pipe.set("regroup", [{"from": "r0", "to": "g0"}])
     pipe.set("rounds", ["g0", "r1"])

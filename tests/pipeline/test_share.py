@@ -22,7 +22,6 @@ def commit(pipe: Pipeline) -> None:
     assert done.returncode == 0, done.stderr + done.stdout
 
 
-@pytest.mark.slow
 def test_two_clean_runs_agree_to_the_byte(warm: Pipeline, tmp_path: Path) -> None:
     other = clone(tmp_path / "another" / "place")
     other.repro()
@@ -58,7 +57,6 @@ def lines(word: str, count: int) -> list[str]:
     return found
 
 
-@pytest.mark.slow
 def test_push_clone_pull_repro(pipe: Pipeline, tmp_path: Path) -> None:
     add, push = lines("dvc remote", 1)[0], lines("dvc push", 1)[0]
     assert pipe.sh("bash", "-ec", add.replace("/mnt/share", str(tmp_path / "share"))).returncode == 0
@@ -72,7 +70,6 @@ def test_push_clone_pull_repro(pipe: Pipeline, tmp_path: Path) -> None:
     assert (there / "results/report.html").read_bytes() == (pipe.root / "results/report.html").read_bytes()
 
 
-@pytest.mark.slow
 def test_the_run_cache_goes_through_s3(pipe: Pipeline, tmp_path: Path, bucket: str) -> None:
     pipe.env |= {key: os.environ[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     assert pipe.sh("dvc", "remote", "add", "-d", "store", "s3://unseg/store").returncode == 0
@@ -91,7 +88,6 @@ def test_the_run_cache_goes_through_s3(pipe: Pipeline, tmp_path: Path, bucket: s
     assert all(stage.startswith("evaluate_") for stage in second.repro())
 
 
-@pytest.mark.slow
 def test_experiments(pipe: Pipeline) -> None:
     """README's lines; the report's params take the place of mining's, whose change would rerun everything."""
     commit(pipe)
