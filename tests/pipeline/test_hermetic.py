@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
