@@ -7,7 +7,7 @@ FOLDER/bin/python and FOLDER/bin/dvc, and waits at FOLDER/socket until process P
 `python -m x`, `python x.py` and `dvc` are run in a fork of this process, in the caller's directory, with its environment and
 its standard streams, and end with its status. Every other call of `python` is one of the real Python.
 
-Only tests use it. tests/pipeline/test_share.py runs one toy run by the real commands and compares its bytes with a forked one.
+Only tests use it. `pytest -m slow tests/pipeline/test_share.py` makes a toy run by the real commands: its bytes are the same.
 """
 
 import ast

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Pipeline, clone
+from conftest import Pipeline, clone, fork_server
 from pages import commands
 
 COMMIT = ("-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-q", "-m", "all")
@@ -22,11 +22,27 @@ def commit(pipe: Pipeline) -> None:
     assert done.returncode == 0, done.stderr + done.stdout
 
 
+def same(one: Pipeline, other: Pipeline) -> None:
+    """The locks, which have the hashes of all artefacts, and the metrics agree to the byte."""
+    locks = [file.relative_to(one.root) for file in one.root.rglob("dvc.lock")]
+    assert len(locks) == 3
+    for file in [*locks, *(p.relative_to(one.root) for p in one.root.glob("results/**/*.json"))]:
+        assert (other.root / file).read_bytes() == (one.root / file).read_bytes(), file
+
+
 def test_two_clean_runs_agree_to_the_byte(warm: Pipeline, tmp_path: Path) -> None:
-    other = clone(tmp_path / "another" / "place")
-    other.repro()
-    for lock in ("dvc.lock", "models/dvc.lock", "data/dvc.lock"):
-        assert (other.root / lock).read_bytes() == (warm.root / lock).read_bytes()
+    """Of another fork server, which has another order of sets (PYTHONHASHSEED)."""
+    other = clone(tmp_path / "another" / "place", fork_server(tmp_path / "forks"))
+    assert other.repro()
+    same(warm, other)
+
+
+@pytest.mark.slow  # each of its stages starts torch
+def test_the_real_commands_agree_to_the_byte(warm: Pipeline, tmp_path: Path) -> None:
+    """`dvc repro` and `python`, as users have them, and the fork server's."""
+    other = clone(tmp_path / "real")
+    assert sorted(other.repro()) == sorted(other.stages())
+    same(warm, other)
 
 
 @pytest.fixture
