@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo  # by optimizers, else in each fork
 from PIL import Image as Pillow
 
 from unseg import distributed, training
@@ -22,18 +23,17 @@ from unseg.backbones import croc, pretraining, views, vit
 from unseg.backbones.weights import FRESH
 from unseg.io.records import Image
 
-IMAGES, BATCH, EPOCHS = 16, 8, 10  # 20 steps
-KILLED_AT = 7  # of the steps, from 0: the second of its epoch
+IMAGES, BATCH, EPOCHS = 16, 8, 4  # 8 steps
+KILLED_AT = 5  # of the steps, from 0: the second of its epoch
 LOOK = views.Augmentation(32, 0.25, 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, [1.0, 0.1], 0.6, [0.0, 0.2])
 CLUSTERS = croc.Clustering("keys", 8, 4, 4.0, 20.0, 5, 2.0, 2.0, "batch")
 SETTINGS = pretraining.Croc(
-    init=FRESH, epochs=EPOCHS, batch=BATCH, accumulate=1, lr=0.01, min_lr=1e-5, warmup_epochs=2,
-    weight_decay=0.04, weight_decay_end=0.4, ema=0.9, clip=3.0, freeze_epochs=0.5, drop_path=0.1, alpha=1.0,
-    outputs=32, outputs_centroid=16, hidden=32, bottleneck=16,
-    head_batch_norm=True, norm_last=False, center_momentum=0.9,
+    init=FRESH, epochs=EPOCHS, batch=BATCH, accumulate=1, lr=0.01, min_lr=1e-5, warmup_epochs=1, weight_decay=0.04,
+    weight_decay_end=0.4, ema=0.9, clip=3.0, freeze_epochs=0.5, drop_path=0.1, alpha=1.0,
+    outputs=32, outputs_centroid=16, hidden=32, bottleneck=16, head_batch_norm=True, norm_last=False, center_momentum=0.9,
     student_temperature=0.1, teacher_temperature=0.04, teacher_temperature_end=0.07,
     student_temperature_centroid=0.1, teacher_temperature_centroid=0.04, teacher_temperature_centroid_end=0.07,
-    teacher_warmup_epochs=3, precision="fp32", views=LOOK, clustering=CLUSTERS,
+    teacher_warmup_epochs=2, precision="fp32", views=LOOK, clustering=CLUSTERS,
 )  # fmt: skip
 
 

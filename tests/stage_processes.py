@@ -2,7 +2,7 @@
 
 Each stage that is started by unseg.distributed, at toy size, on the outputs of the ones before: in one process (FOLDER/one),
 in two that gloo joins (FOLDER/two), and mine in one that ends itself by SIGKILL, and in one that goes on from there
-(FOLDER/again). They are forks of this process, which has torch and no thread of it.
+(FOLDER/again). They are forks of this process, which has imported torch and the stages and has no thread of torch.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo  # by optimizers, else in each fork
 from croc_processes import free_port, start
 from PIL import Image as Pillow
 from ruamel.yaml import YAML
@@ -78,6 +79,9 @@ def prepare(folder: Path) -> None:
         YAML().dump(params, file)
 
 
+MAINS = {name: import_module(f"stages.{name}").main for name in STAGES if name != "gradients"}
+
+
 def end(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
@@ -103,7 +107,7 @@ def gradients(out: str) -> None:
 
 def stage(name: str, into: str) -> None:
     os.environ["UNSEG_SCRATCH"] = f"scratch-{into}"
-    main = gradients if name == "gradients" else import_module(f"stages.{name}").main
+    main = gradients if name == "gradients" else MAINS[name]
     main(*(word.format(into) for word in STAGES[name].split()))
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).with_name("croc_processes.py")
-STEPS, KILLED_AT = 20, 7
+STEPS, KILLED_AT = 8, 5
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
 """unseg.environment: what the variables give, and which of their values are refused."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
 
-from unseg import environment
+from unseg import distributed, environment
 from unseg.console import InputError
 
 
@@ -59,6 +58,7 @@ def test_what_cannot_be_used_is_named(name: str, value: str, monkeypatch: pytest
 
 def test_a_stage_says_it_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNSEG_PROCESSES", "two")
-    done = subprocess.run([sys.executable, "-m", "unseg.distributed", "stages.mine"], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr == "error: UNSEG_PROCESSES is 'two'; it must be a whole number of at least 1, or unset\n"
+    monkeypatch.setattr(sys, "argv", ["unseg.distributed", "stages.mine"])
+    with pytest.raises(SystemExit) as end:
+        distributed.main()
+    assert end.value.code == "error: UNSEG_PROCESSES is 'two'; it must be a whole number of at least 1, or unset"

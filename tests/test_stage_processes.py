@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.croc_processes import free_port
+from unseg import distributed
 
 SCRIPT = Path(__file__).with_name("stage_processes.py")
 IMAGES, KILLED_AT, BATCH = 10, 5, 2
@@ -59,36 +60,59 @@ def test_a_killed_extraction_goes_on_batch_by_batch(folder: Path) -> None:
     assert not list((folder / "scratch-again").rglob("*.sqlite"))
 
 
+MINE = ["stages.mine", "images.json", "photos", "models/fresh", "nodes/masks.json"]
+
+
+@pytest.mark.slow  # starts torch five times
 def test_two_nodes_find_what_one_process_finds(folder: Path) -> None:
     meet = f"--nnodes 2 --nproc-per-node 1 --master-addr 127.0.0.1 --master-port {free_port()}"
     node = f"{sys.executable} -m torch.distributed.run {meet}"
     launcher = folder / "two nodes.sh"  # as srun would, on one machine
     launcher.write_text(f'{node} --node-rank 1 "$@" & other=$!\n{node} --node-rank 0 "$@" && wait $other\n')
-    words = ["-m", "unseg.distributed", "stages.mine", "images.json", "photos", "models/fresh", "nodes/masks.json"]
+    words = ["-m", "unseg.distributed", *MINE]
     env = ENV | {"UNSEG_LAUNCHER": f"sh '{launcher}'", "UNSEG_SCRATCH": "scratch-nodes"}
     done = subprocess.run([sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("mine ") >= 2  # both said how far they came
     assert (folder / "nodes/masks.json").read_bytes() == (folder / "one/masks.json").read_bytes()
-    for bad, said in (("false", "(false) ended with status 1"), ("no-such 1", "no command here"), ("'", "no command here")):
-        done = subprocess.run(
-            [sys.executable, *words], cwd=folder, env=env | {"UNSEG_LAUNCHER": bad}, capture_output=True, text=True
-        )
-        assert done.returncode == 1
-        assert done.stderr.startswith("error: ")
-        assert said in done.stderr
-        assert done.stderr.count("\n") == 1
 
 
-def test_a_dead_process_ends_the_others(tmp_path: Path) -> None:
-    (tmp_path / "dying.py").write_text(
-        "import os, pathlib, signal, time, torch\nfrom unseg import distributed\ndistributed.start()\n"
-        "for step in range(10**6):\n"
-        "    if step == 3 and distributed.rank() == 1:\n"
-        f"        pathlib.Path({str(tmp_path / 'died')!r}).write_text(str(time.monotonic()))\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    distributed.average(torch.ones(3))\n"
-    )
+def test_the_launcher_gets_torchruns_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = tmp_path / "the nodes.sh"
+    launcher.write_text(f"""printf '%s\\n' "$@" > '{tmp_path / "words"}'\n""")
+    monkeypatch.setenv("UNSEG_LAUNCHER", f"sh '{launcher}' --nnodes 2")
+    monkeypatch.setattr(sys, "argv", ["unseg.distributed", *MINE])
+    distributed.main()
+    assert (tmp_path / "words").read_text().split("\n")[:-1] == ["--nnodes", "2", "-m", *MINE]
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"), [("false", "(false) ended with status 1"), ("no-such 1", "no command here"), ("'", "no command here")]
+)
+def test_a_launcher_that_fails_is_named(bad: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNSEG_LAUNCHER", bad)
+    monkeypatch.setattr(sys, "argv", ["unseg.distributed", *MINE])
+    with pytest.raises(SystemExit) as end:
+        distributed.main()
+    assert str(end.value).startswith("error: ")
+    assert said in str(end.value)
+    assert "\n" not in str(end.value)
+
+
+DYING = """
+import os, pathlib, signal, time
+{start}
+for step in range(10**6):
+    if step == 3 and os.environ["RANK"] == "1":
+        pathlib.Path({died!r}).write_text(str(time.monotonic()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    {work}
+"""
+
+
+def dies(tmp_path: Path, start: str, work: str) -> None:
+    """A module whose second process kills itself, started twice; in the end both have ended."""
+    (tmp_path / "dying.py").write_text(DYING.format(start=start, work=work, died=str(tmp_path / "died")))
     env = ENV | {"UNSEG_PROCESSES": "2", "PYTHONPATH": f"{tmp_path}{os.pathsep}{SCRIPT.parents[1]}"}
     done = subprocess.run(
         [sys.executable, "-m", "unseg.distributed", "dying"], env=env, capture_output=True, text=True, timeout=300
@@ -97,3 +121,13 @@ def test_a_dead_process_ends_the_others(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("error: dying: process ")
     assert 'Traceback (most recent call last):\n  File "<frozen runpy>"' not in done.stderr
     assert time.monotonic() - float((tmp_path / "died").read_text()) < 60
+
+
+def test_a_dead_process_ends_one_that_waits(tmp_path: Path) -> None:
+    dies(tmp_path, start="", work="time.sleep(0.1)")
+
+
+@pytest.mark.slow  # each of the two has torch to start
+def test_a_dead_process_ends_one_in_a_collective(tmp_path: Path) -> None:
+    start = "import torch\nfrom unseg import distributed\ndistributed.start()"
+    dies(tmp_path, start, work="distributed.average(torch.ones(3))")

@@ -1,9 +1,10 @@
-"""Every command of README.md and docs/ is run, as it is written, in a toy repository.
+"""Every command of README.md and docs/ is run, as it is written, in a finished toy run.
 
-A line is given to bash in a finished toy run; `unseg ...` is called within this process, for torch's start takes seconds.
-Places outside the repository (~, /data, /mnt/share) are folders of the test. What a test cannot run is listed in INSTALL,
-ELSEWHERE, HELP, LOADED and SHRUNK with the reason and with what is done instead; README's lines on experiments and remotes are
-run by test_share.py.
+A line is given to bash; `unseg ...` is called within this process, for torch's start takes seconds. Places outside the repository
+(~, /data, /mnt/share) are folders of the test. Nothing is trained to test a sentence: where a line would run a pipeline,
+`dvc repro --dry` says what it would run, and `prepare` alone runs. (`unseg fit` is run to its end by
+test_my_own_folder_to_the_end, which is slow.) What a test cannot run is listed in INSTALL, ELSEWHERE, HELP, LOADED and SHRUNK
+with the reason and with what is done instead; README's lines on experiments and remotes are run by test_share.py.
 """
 
 import ast
@@ -27,7 +28,7 @@ from PIL import Image as Pillow
 
 from unseg.cli import fit
 from unseg.cli.main import main
-from unseg.segmentation import clusters
+from unseg.segmentation import clusters, export
 
 MINE = "Your own photographs"  # a section of README
 SHARED = ("dvc exp ", "dvc remote ", "dvc push", "git clone ")  # run by test_share.py, as README has them
@@ -73,27 +74,18 @@ class Home:
         self.ran: set[str] = set()
 
     def follow(self, line: str) -> None:
-        """Run a line, once."""
-        if line in self.ran or line in ELSEWHERE:
+        """Run a line, once; test_a_benchmark has those of benchmarks."""
+        if line in self.ran or line in {*ELSEWHERE, *HELP, *LOADED, *SHRUNK}:
             return
         self.ran.add(line)
         if line in INSTALL:
             installed(line)
-        elif line in SHRUNK:
-            path, sizes, given = SHRUNK[line]
-            module = loaded(path)
-            for key, value in sizes.items():
-                assert hasattr(module, key)
-                setattr(module, key, value)
-            module.main(*given)
-        elif line in LOADED:
-            loaded(LOADED[line])
         elif line.startswith("unseg "):
             main([os.path.expanduser(word) for word in shlex.split(line)[1:]])
         else:
-            known = line in HELP or line.startswith("python benchmarks/tables.py") or "benchmarks" not in line
+            known = line.startswith("python benchmarks/tables.py") or "benchmarks" not in line
             assert known, f"{line}: say in SHRUNK, HELP or LOADED how a test can run it"
-            self.bash(f"{line} --help" if line in HELP else line)
+            self.bash(line)
 
     def bash(self, line: str) -> str:
         for place in ("/data/", "/mnt/"):
@@ -169,8 +161,52 @@ def toy(profile: Path) -> None:
     profile.write_text(yaml.safe_dump(tree))
 
 
+def is_dry(home: Home) -> None:
+    """All stages would run on ~/pictures, as params.yaml now has it; `prepare` does. Then back to the finished toy run."""
+    assert sorted(home.pipe.repro("--dry")) == sorted(home.pipe.stages())
+    assert "croc" in home.pipe.stages()
+    assert "demo" not in home.pipe.stages()
+    assert home.pipe.repro("prepare") in (["prepare"], [])  # from the run-cache, the second time
+    assert len(yaml.safe_load(Path("data/images.json").read_text())["images"]) == 8
+    assert home.pipe.sh("git", "checkout", "params.yaml").returncode == 0
+    home.pipe.repro("prepare")
+
+
+def test_my_own_folder(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/folder.md, then README's section: pipelines are asked for, the rest runs on the toy run's models."""
+    monkeypatch.setattr(fit, "repro", lambda: is_dry(home))
+    monkeypatch.setattr(export, "to_onnx", lambda path, *_: (0.0, float(Path(path).write_text("as tests/test_verbs.py has it"))))
+    for page, under in (("docs/folder.md", ""), ("README.md", MINE)):
+        for line in commands(page, under):
+            if line == "dvc repro":
+                assert Path("data/raw/photos").is_symlink() == (page != "README.md")
+                is_dry(home)
+            else:
+                home.follow(line)
+            if line == "unseg fit ~/pictures":
+                Path("data/raw/photos").unlink()
+        shutil.rmtree("data/raw/photos") if page == "README.md" else Path("data/raw/photos").unlink()
+        home.ran.discard("cp profiles/folder.yaml params.yaml")
+    said_in_folder_md(home)
+
+
+def said_in_folder_md(home: Home) -> None:
+    """The blocks of docs/folder.md that are no commands, and the files that its commands made."""
+    said, regroup = blocks("docs/folder.md", "yaml")
+    Path("said.yaml").write_text(said)
+    assert clusters.read("said.yaml", 3).names() == {0: "background", 1: "dog"}
+    for key, value in yaml.safe_load(regroup).items():
+        home.pipe.set(key, value)
+    assert home.pipe.repro("regroup@0") == ["regroup@0"]
+    (code,) = blocks("docs/folder.md", "python")
+    exec(compile(code, "docs/folder.md", "exec"), {})
+    for made in ("results/clusters.html", "out/predictions.json", "out-crf/overlays/photo.jpg.png", "out-mine/summary.tsv",
+                 "voted.yaml", "model.onnx", "compare.html", "overlay.png", "labels.png"):  # fmt: skip
+        assert Path(made).stat().st_size, made
+
+
 @pytest.mark.slow
-def test_my_own_folder(home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_my_own_folder_to_the_end(home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """docs/folder.md, then README's section: `unseg fit` runs the pipeline; by hand there is nothing left to do."""
     toy(Path("profiles/folder.yaml"))
     for name in ("PRETRAIN_STEPS", "SEGMENTER_STEPS"):
@@ -185,17 +221,7 @@ def test_my_own_folder(home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytes
         if line == "unseg fit ~/pictures":
             assert "models/segmenter-r1.safetensors" in capfd.readouterr().out
             assert len(yaml.safe_load(Path("data/images.json").read_text())["images"]) == 8
-    said, regroup = blocks("docs/folder.md", "yaml")
-    Path("said.yaml").write_text(said)
-    assert clusters.read("said.yaml", 3).names() == {0: "background", 1: "dog"}
-    for key, value in yaml.safe_load(regroup).items():
-        home.pipe.set(key, value)
-    assert home.pipe.repro("regroup@0") == ["regroup@0"]
-    (code,) = blocks("docs/folder.md", "python")
-    exec(compile(code, "docs/folder.md", "exec"), {})
-    for made in ("results/clusters.html", "out/predictions.json", "out-crf/overlays/photo.jpg.png", "out-mine/summary.tsv",
-                 "voted.yaml", "model.onnx", "compare.html", "overlay.png", "labels.png"):  # fmt: skip
-        assert Path(made).stat().st_size, made
+    said_in_folder_md(home)
 
     # README: copied instead of linked; in between the clusters got names
     Path("data/raw/photos").unlink()
@@ -207,17 +233,17 @@ def test_my_own_folder(home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytes
         home.follow(line)
 
 
-@pytest.mark.slow
-def test_the_other_readers(home: Home) -> None:
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page) and page != "docs/folder.md"])
+def test_the_other_readers(home: Home, page: str) -> None:
     """README but for two sections, and the other pages, on the finished demo."""
     pipe, shipped = home.pipe, Path("params.yaml").read_bytes()
     voc(pipe, home.around / "data/VOCdevkit/VOC2012")
-    lines = [(page, line) for page in PAGES if page != "docs/folder.md" for line in commands(page)]
-    for page, line in lines:
-        if line.startswith(SHARED) or (page == "README.md" and line in commands(page, MINE) and line != "dvc repro"):
+    mine = set(commands("README.md", MINE)) - {"dvc repro"} if page == "README.md" else set()
+    for line in commands(page):
+        if line.startswith(SHARED) or line in mine:
             continue
         if Path("params.yaml").read_bytes() != shipped and line == "dvc repro":
-            assert pipe.repro("prepare") in (["prepare"], [])  # the second page has it from the run-cache
+            assert pipe.repro("prepare") in (["prepare"], [])  # README has it twice: the second is from the run-cache
             assert len(yaml.safe_load(Path("data/images.json").read_text())["images"]) == 4
             assert "train_detector" in home.bash("dvc dag")
             Path("params.yaml").write_bytes(shipped)
@@ -226,9 +252,34 @@ def test_the_other_readers(home: Home) -> None:
         home.follow(line)
         if line == GPU:
             home.ran -= {"dvc repro", GPU}
-    assert Path("compared.html").stat().st_size
-    for text in blocks("README.md", "yaml"):  # what a comparison of backbones is told
+    if page == "docs/evaluation.md":
+        assert Path("compared.html").stat().st_size
+
+
+def test_readme_says_how_backbones_are_listed() -> None:
+    for text in blocks("README.md", "yaml"):
         assert set(yaml.safe_load(text)) == {"backbones", "sets", "videos"}
+
+
+@pytest.mark.parametrize("line", HELP)
+def test_a_benchmark_has_help(warm: Pipeline, line: str) -> None:
+    done = warm.sh("bash", "-ec", f"{line} --help")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("line", LOADED)
+def test_a_benchmark_can_be_loaded(line: str) -> None:
+    loaded(LOADED[line])
+
+
+@pytest.mark.parametrize("line", SHRUNK)
+def test_a_benchmark_runs(home: Home, line: str) -> None:
+    path, sizes, given = SHRUNK[line]
+    module = loaded(path)
+    for key, value in sizes.items():
+        assert hasattr(module, key)
+        setattr(module, key, value)
+    module.main(*given)
 
 
 def test_every_page_and_every_exception_is_there() -> None:

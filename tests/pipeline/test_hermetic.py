@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
@@ -25,7 +24,6 @@ def resolved(root: Path) -> Iterator[tuple[str, str, list, list[str]]]:
                 yield stage.addressing, stage.cmd, list(stage.deps), [o.fs_path for o in stage.outs]
 
 
-@pytest.mark.slow
 def test_every_stage_is_hermetic(warm, tmp_path):
     params = YAML(typ="safe").load((warm.root / "params.yaml").read_text())
     broken = {}

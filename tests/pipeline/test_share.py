@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Pipeline, clone
+from conftest import Pipeline, clone, fork_server
 from pages import commands
 
 COMMIT = ("-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-q", "-m", "all")
@@ -22,12 +22,27 @@ def commit(pipe: Pipeline) -> None:
     assert done.returncode == 0, done.stderr + done.stdout
 
 
-@pytest.mark.slow
+def same(one: Pipeline, other: Pipeline) -> None:
+    """The locks, which have the hashes of all artefacts, and the metrics agree to the byte."""
+    locks = [file.relative_to(one.root) for file in one.root.rglob("dvc.lock")]
+    assert len(locks) == 3
+    for file in [*locks, *(p.relative_to(one.root) for p in one.root.glob("results/**/*.json"))]:
+        assert (other.root / file).read_bytes() == (one.root / file).read_bytes(), file
+
+
 def test_two_clean_runs_agree_to_the_byte(warm: Pipeline, tmp_path: Path) -> None:
-    other = clone(tmp_path / "another" / "place")
-    other.repro()
-    for lock in ("dvc.lock", "models/dvc.lock", "data/dvc.lock"):
-        assert (other.root / lock).read_bytes() == (warm.root / lock).read_bytes()
+    """Of another fork server, which has another order of sets (PYTHONHASHSEED)."""
+    other = clone(tmp_path / "another" / "place", fork_server(tmp_path / "forks"))
+    assert other.repro()
+    same(warm, other)
+
+
+@pytest.mark.slow  # each of its stages starts torch
+def test_the_real_commands_agree_to_the_byte(warm: Pipeline, tmp_path: Path) -> None:
+    """`dvc repro` and `python`, as users have them, and the fork server's."""
+    other = clone(tmp_path / "real")
+    assert sorted(other.repro()) == sorted(other.stages())
+    same(warm, other)
 
 
 @pytest.fixture
@@ -58,7 +73,6 @@ def lines(word: str, count: int) -> list[str]:
     return found
 
 
-@pytest.mark.slow
 def test_push_clone_pull_repro(pipe: Pipeline, tmp_path: Path) -> None:
     add, push = lines("dvc remote", 1)[0], lines("dvc push", 1)[0]
     assert pipe.sh("bash", "-ec", add.replace("/mnt/share", str(tmp_path / "share"))).returncode == 0
@@ -72,7 +86,6 @@ def test_push_clone_pull_repro(pipe: Pipeline, tmp_path: Path) -> None:
     assert (there / "results/report.html").read_bytes() == (pipe.root / "results/report.html").read_bytes()
 
 
-@pytest.mark.slow
 def test_the_run_cache_goes_through_s3(pipe: Pipeline, tmp_path: Path, bucket: str) -> None:
     pipe.env |= {key: os.environ[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     assert pipe.sh("dvc", "remote", "add", "-d", "store", "s3://unseg/store").returncode == 0
@@ -91,7 +104,6 @@ def test_the_run_cache_goes_through_s3(pipe: Pipeline, tmp_path: Path, bucket: s
     assert all(stage.startswith("evaluate_") for stage in second.repro())
 
 
-@pytest.mark.slow
 def test_experiments(pipe: Pipeline) -> None:
     """README's lines; the report's params take the place of mining's, whose change would rerun everything."""
     commit(pipe)

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import pytest
 from dvc.repo import Repo
 
 
-@pytest.mark.slow
 def test_no_model_has_ground_truth_upstream(warm):
     with Repo(str(warm.root)) as repo:
         stages = [s for s in repo.index.stages if getattr(s, "cmd", None)]
