@@ -97,12 +97,12 @@ def compare(name: str, items: Iterator[Item], conv: Crf) -> None:
     )
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=50)
     parser.add_argument("--photos", type=int, default=50)
     parser.add_argument("--voc", type=Path, default=ROOT.parent / "shared/data/VOC2012")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     try:
         crf_methods.check("dense")
     except InputError as error:
@@ -112,7 +112,7 @@ def main() -> None:
     print(f"{'':22} {'count':>5} {'stride':>6} {'dense ms':>9} {'conv ms':>9} {'same %':>8} {'least %':>8} {'unrefined':>9}")
     for size in (64, 96):
         compare(f"scenes {size} x {size}", scenes(options.scenes, size), replace(CONV, stride=4))
-    if (options.voc / "SegmentationClass").is_dir():
+    if options.photos and (options.voc / "SegmentationClass").is_dir():
         compare("photographs of VOC", photographs(options.photos, options.voc), CONV)
     else:
         print(f"photographs of VOC: skipped, {options.voc} is not there")

@@ -65,7 +65,6 @@ def test_going_back_is_free(pipe):
     ("module", "stages"),
     [
         ("stages/report.py", {"report"}),
-        ("unseg/segmentation/labels.py", {"aggregate"}),
         ("unseg/segmentation/crf.py", {"relabel@0", "evaluate_linear"}),
         ("unseg/mining/clustering.py", {"cluster", "choose_k", "evaluate_quality"}),
     ],
