@@ -97,7 +97,7 @@ def main(words: list[str] | None = None) -> None:
     unit = [t / np.linalg.norm(t, axis=1, keepdims=True) for t in found]
     angle = np.degrees(np.arccos(np.clip((unit[0] * unit[1]).sum(1), -1, 1))).mean()
     p, seed = params.group("cluster", clustering.Clustering), params.value("seed", int)
-    agree = adjusted_rand_score(*(clustering.kmeans(t, t, p, seed) for t in found))
+    agree = adjusted_rand_score(*(clustering.cluster(t, t, p, seed) for t in found))
     print(f"tokens: {angle:.2f} degrees apart; clusters agree to {agree:.3f} (adjusted Rand index)")
     maps = [segmented(every, root, precision) for precision in BOTH]
     same = np.mean([np.mean(maps[0][i.id] == maps[1][i.id]) for i in every])

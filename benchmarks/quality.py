@@ -110,7 +110,7 @@ def clusters(options: argparse.Namespace, truths: dict[int, Any]) -> Iterator[di
         q = choosing.Choosing(ks, 3, len(kept), 2)
         tried = choosing.sweep(tokens, replace(p, whiten=whiten), q, seed)
         for t, k in enumerate(tried.ks):
-            labels = clustering.kmeans(tokens, tokens, replace(p, k=k, whiten=whiten, starts=2, support=None), seed)
+            labels = clustering.cluster(tokens, tokens, replace(p, k=k, whiten=whiten, starts=2, support=None), seed)
             yield {
                 "run": f"K {k} whiten {whiten} seed {seed}",
                 "true": float(adjusted_mutual_info_score(true, labels)),

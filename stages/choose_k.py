@@ -13,9 +13,9 @@ from unseg.mining.clustering import Clustering
 
 def main(index: str, tokens: str, masks: str, out: str) -> None:
     q, seed = params.group("choose", choosing.Choosing), params.value("seed", int)
-    kinds: dict[str, Any] = {"whiten": str, "components": int | None, "algorithm": str, "iterations": int}
+    kinds: dict[str, Any] = {"whiten": str, "components": int | None, "algorithm": str, "iterations": int, "neighbors": int}
     read = {key: params.value(f"cluster.{key}", kind) for key, kind in kinds.items()}
-    p = Clustering(k=2, overcluster=None, starts=q.starts, support=None, **read)
+    p = Clustering(k=2, starts=q.starts, support=None, **read)
     known, stored = {image.id for image in to_learn(index)}, np.load(tokens)
     image_of = {a["id"]: a["image_id"] for a in read_json(masks)["annotations"]}
     learned = stored["tokens"][np.array([image_of[i] in known for i in stored["ids"].tolist()], bool)]

@@ -1,4 +1,4 @@
-"""K-means gives every mask a label. Clusters are found on the training images' masks; the held-out ones are assigned."""
+"""Every mask gets a label: the cluster of its CLS token. Training images' masks are clustered; the others assigned."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def main(tokens: str, masks: str, out: str) -> None:
     if p.support is not None:
         fit = np.concatenate([fit, np.load(p.support)["tokens"]])
     try:
-        labels = clustering.kmeans(every, fit, p, seed)
+        labels = clustering.cluster(every, fit, p, seed)
     except ValueError as error:
         raise InputError(f"{tokens}: {error}") from None
     label_of = dict(zip(stored["ids"].tolist(), labels.tolist(), strict=True))

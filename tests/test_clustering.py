@@ -7,19 +7,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.cluster.hierarchy import fcluster, linkage
-from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
-from unseg.mining.clustering import Clustering, kmeans, normalise
+from unseg.mining.clustering import Clustering, cluster, normalise
 
 NORMALISE = ("std", "pca", "none")
 
 
 def clustering(**changed: Any) -> Clustering:
-    values = {"k": 3, "whiten": "std", "components": None, "overcluster": None}
-    values |= {"algorithm": "full", "starts": 3, "iterations": 50, "support": None}
+    values = {"k": 3, "whiten": "std", "components": None}
+    values |= {"algorithm": "full", "starts": 3, "iterations": 50, "neighbors": 5, "support": None}
     return Clustering(**(values | changed))  # type: ignore[arg-type]
 
 
@@ -93,26 +91,29 @@ def test_leading_components_are_those_of_sklearn() -> None:
     assert np.array_equal(normalise(x, x, "pca", 9), normalise(x, x, "pca"))
 
 
-def test_overclusters_are_merged_by_ward() -> None:
-    tokens, name = blobs((40, 60, 80))
-    p = clustering(overcluster=12)
-    labels = kmeans(tokens, tokens, p, seed=0)
-    assert np.array_equal(labels, np.array([2, 1, 0])[name])  # numbered by size, after merging
-    x = normalise(tokens, tokens, "std")
-    pieces = KMeans(12, n_init=p.starts, max_iter=p.iterations, random_state=0).fit(x)
-    tree = fcluster(linkage(pieces.cluster_centers_, "ward"), 3, "maxclust")
-    assert adjusted_rand_score(tree[pieces.labels_], labels) == 1
-    assert np.array_equal(kmeans(tokens, tokens, clustering(overcluster=3), 0), kmeans(tokens, tokens, clustering(), 0))
-    with pytest.raises(ValueError, match=r"2 different objects cannot make 5 clusters; lower cluster\.overcluster"):
-        kmeans(np.repeat(np.eye(2), 5, 0), np.repeat(np.eye(2), 5, 0), clustering(k=2, overcluster=5), 0)
+def test_spectral_follows_rings_that_kmeans_cuts() -> None:
+    """Two rings, one inside the other: linked by neighbours, not by distance to a centre. Others go with their neighbours."""
+    angle = np.linspace(0, 2 * np.pi, 120, endpoint=False)
+    ring = np.stack([np.cos(angle), np.sin(angle)], 1)
+    radius = np.r_[np.ones(120), 0.4 * np.ones(80)]  # row 2 n of the smaller ring
+    tokens = np.c_[np.r_[ring, 0.4 * ring[np.arange(80) * 3 // 2]], np.ones(200)]
+    by_graph, by_centre = (cluster(tokens, tokens, clustering(k=2, whiten="none", algorithm=a), 0) for a in ("spectral", "full"))
+    assert np.array_equal(by_graph, (radius < 1).astype(int))  # numbered by size
+    assert adjusted_rand_score(by_centre, radius < 1) < 0.3
+    assert np.array_equal(
+        cluster(tokens[::7] * 1.01, tokens, clustering(k=2, whiten="none", algorithm="spectral"), 0), by_graph[::7]
+    )
+    with pytest.raises(ValueError, match=r"5 objects have no 5 neighbours each; lower cluster\.neighbors"):
+        cluster(tokens[:5], tokens[:5], clustering(k=2, algorithm="spectral"), 0)
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "whiten"), [*(("full", w) for w in NORMALISE), ("minibatch", "std"), ("minibatch", "none")]
+    ("algorithm", "whiten"),
+    [*(("full", w) for w in NORMALISE), ("minibatch", "std"), ("minibatch", "none"), ("spectral", "std"), ("spectral", "none")],
 )
 def test_blobs_are_found_and_numbered_by_size(algorithm: str, whiten: str) -> None:
     tokens, name = blobs((20, 60, 40))
-    labels = kmeans(tokens, tokens, clustering(algorithm=algorithm, whiten=whiten), seed=0)
+    labels = cluster(tokens, tokens, clustering(algorithm=algorithm, whiten=whiten), seed=0)
     assert labels.dtype == np.int64
     assert np.array_equal(labels, np.array([2, 0, 1])[name])
 
@@ -122,39 +123,39 @@ def test_the_same_seed_gives_the_same_raw_labels(algorithm: str) -> None:
     # specification B.9, acceptance test 9
     tokens = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
     p = clustering(k=7, algorithm=algorithm, starts=1)
-    first, again = (kmeans(tokens, tokens, p, seed=4) for _ in range(2))
+    first, again = (cluster(tokens, tokens, p, seed=4) for _ in range(2))
     assert np.array_equal(first, again)
     assert set(first.tolist()) == set(range(7))  # over-clustering by k alone; every cluster has an object
     sizes = np.bincount(first)
     assert (np.diff(sizes) <= 0).all()
-    others = [kmeans(tokens, tokens, p, seed=s) for s in (1, 2, 3)]
+    others = [cluster(tokens, tokens, p, seed=s) for s in (1, 2, 3)]
     assert any(adjusted_rand_score(first, o) < 0.999 for o in others)
 
 
 def test_support_is_clustered_along_and_left_out() -> None:
     tokens, name = blobs((20, 60, 40))
     few = tokens[:6]
-    labels = kmeans(few, tokens, clustering(), seed=0)
+    labels = cluster(few, tokens, clustering(), seed=0)
     assert np.array_equal(labels, np.array([2, 0, 1])[name[:6]])
-    assert kmeans(tokens[:0], tokens, clustering(), seed=0).shape == (0,)
+    assert cluster(tokens[:0], tokens, clustering(), seed=0).shape == (0,)
 
 
 def test_the_scale_of_a_channel_does_not_matter_under_std() -> None:
     tokens, _ = blobs((20, 60, 40))
     scaled = tokens * np.array([1, 1000, 1, 1, 0.01, 1], np.float32)
-    assert np.array_equal(*(kmeans(t, t, clustering(), seed=0) for t in (tokens, scaled)))
+    assert np.array_equal(*(cluster(t, t, clustering(), seed=0) for t in (tokens, scaled)))
 
 
 def test_too_few_different_objects() -> None:
     tokens = np.repeat(np.eye(2, dtype=np.float32), 5, 0)
     with pytest.raises(ValueError, match=r"2 different objects cannot make 3 clusters; lower cluster\.k"):
-        kmeans(tokens, tokens, clustering(), seed=0)
-    assert set(kmeans(tokens, tokens, clustering(k=2), seed=0).tolist()) == {0, 1}
+        cluster(tokens, tokens, clustering(), seed=0)
+    assert set(cluster(tokens, tokens, clustering(k=2), seed=0).tolist()) == {0, 1}
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("k", 0), ("k", 255), ("whiten", "zca"), ("algorithm", "faiss"), ("components", 0), ("components", 4), ("overcluster", 2)],
+    [("k", 0), ("k", 255), ("whiten", "zca"), ("algorithm", "faiss"), ("components", 0), ("components", 4), ("neighbors", 0)],
 )
 def test_settings_out_of_range(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"cluster\.{key} is"):

@@ -21,7 +21,7 @@ from unseg.console import InputError
 from unseg.evaluation import quality, stability
 from unseg.io.records import Image, annotation, decode, encode, read_json, write_arrays, write_json, write_labels
 from unseg.mining import choosing
-from unseg.mining.clustering import kmeans
+from unseg.mining.clustering import cluster as clusters_of
 from unseg.report import unlabelled
 
 # ---- pure functions
@@ -199,7 +199,7 @@ def test_the_reference_has_the_mean_and_the_covariance_and_no_clusters() -> None
 
 
 def clustering_of(tokens: np.ndarray) -> np.ndarray:
-    return kmeans(tokens, tokens, clustering(whiten="none"), 0)
+    return clusters_of(tokens, tokens, clustering(whiten="none"), 0)
 
 
 def test_few_clusters_are_not_preferred_for_being_few() -> None:

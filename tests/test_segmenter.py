@@ -34,7 +34,16 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def setting(**changed: Any) -> Segmenter:
-    values = {"arch": "resnet18", "width": 8, "stride": 8, "rates": RATES, "init": resnet.FRESH, "frozen_stages": 0, "size": 32}
+    values = {
+        "arch": "resnet18",
+        "width": 8,
+        "stride": 8,
+        "rates": RATES,
+        "channels": 256,
+        "init": resnet.FRESH,
+        "frozen_stages": 0,
+        "size": 32,
+    }
     values |= {"epochs": 4, "drop_epoch": 2, "batch": 4, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4, "hard_share": 0.2}
     values |= {"rotate": 5.0, "scale": 0.25, "border": "ignore", "precision": "fp32"}
     return Segmenter(**(values | changed))  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ TINY = {
     "croc.clustering": {"tokens": 6},
     "mine": {"resize": 64},
     "embed": {"resize": 32, "longest": 64},
-    "cluster": {"k": 3, "starts": 1},
+    "cluster": {"k": 3, "starts": 1, "components": 4, "neighbors": 2},
     "detector": {"width": 8, "fpn": 16, "hidden": 16, "short_sides": [64], "long_side": 64, "rois": 8, "proposals": 10,
                  "iterations": 2, "batch": 2, "lr_steps": [1]},
     "detect": {"short_side": 64, "max_detections": 3},

@@ -72,7 +72,7 @@ def seed_stability(tokens: np.ndarray, labels: np.ndarray, p: clustering.Cluster
     alone = replace(p, support=None)
     if not seeds or not len(tokens):
         return math.nan
-    runs = [labels, *(clustering.kmeans(tokens, tokens, alone, seed) for seed in seeds)]
+    runs = [labels, *(clustering.cluster(tokens, tokens, alone, seed) for seed in seeds)]
     return float(np.mean([adjusted_rand_score(a, b) for a, b in combinations(runs, 2)]))
 
 

@@ -130,8 +130,8 @@ def paint(rng: np.random.Generator, label: int, u: np.ndarray, v: np.ndarray) ->
     name, wave = CLASSES[label], np.pi * rng.uniform(0.9, 1.1)
     if name == "disc":  # polka dots
         ink = np.cos(2.2 * wave * u) * np.cos(2.2 * wave * v) > 0.3
-    elif name == "square":  # fine stripes
-        ink = np.sin(5 * wave * (u + v)) > 0
+    elif name == "square":  # stripes
+        ink = np.sin(2.5 * wave * (u + v)) > 0
     elif name == "triangle":  # a coarse chequerboard
         ink = np.sin(2.2 * wave * u) * np.sin(2.2 * wave * v) > 0
     elif name == "star":  # a dark heart

@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.metrics import adjusted_rand_score, pairwise_distances, silhouette_score
 
 from unseg.console import track
-from unseg.mining.clustering import Clustering, kmeans, normalise
+from unseg.mining.clustering import Clustering, cluster, normalise
 
 CERTAIN = 2.0  # standard errors of a difference between two K, from which they are told apart
 
@@ -70,7 +70,7 @@ def sweep(tokens: np.ndarray, p: Clustering, q: Choosing, seed: int) -> Tried:
     chosen = tokens[np.sort(np.random.default_rng(seed).permutation(len(tokens))[: q.objects])]
     halves = [np.array_split(np.random.default_rng([seed, r]).permutation(len(chosen)), 2) for r in range(q.repeats)]
     fewest = min((len(np.unique(chosen[half], axis=0)) for pair in halves for half in pair), default=0)
-    ks = [k for k in q.ks if k <= fewest]
+    ks = [k for k in q.ks if k <= fewest and (p.algorithm != "spectral" or p.neighbors < len(chosen) // 2)]
     found = np.zeros((4, len(ks), q.repeats))
     own = replace(p, starts=q.starts, support=None)
     if not ks:
@@ -87,7 +87,7 @@ def sweep(tokens: np.ndarray, p: Clustering, q: Choosing, seed: int) -> Tried:
 
 def judge(tokens: np.ndarray, halves: Sequence[np.ndarray], apart: np.ndarray, p: Clustering, seed: int) -> tuple[float, float]:
     """Stability and silhouette of tokens [M, D] in p.k clusters of each half (indices); apart: their distances [M, M]."""
-    one, two = (kmeans(tokens, tokens[half], p, seed) for half in halves)
+    one, two = (cluster(tokens, tokens[half], p, seed) for half in halves)
     several = 1 < len(np.unique(one)) < len(tokens)
     return adjusted_rand_score(one, two), silhouette_score(apart, one, metric="precomputed") if several else 0.0
 

@@ -3,7 +3,7 @@
 Chen et al., arXiv:1706.05587, section 3.3. Names and initial values are those of torchvision's DeepLabHead; written out here
 because importing torchvision takes as long as importing torch.
 
-Shapes: B images, H rows, W columns, C labels, D channels of the ResNet's last map.
+Shapes: B images, H rows, W columns, C labels, D channels of the ResNet's last map, F channels of the head.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,6 @@ from torch.nn import functional as F
 
 from unseg.backbones import resnet
 
-CHANNELS = 256  # of each branch of the pyramid, and of the features
-
 
 def block(inside: int, outside: int, kernel: int, dilation: int = 1) -> list[nn.Module]:
     """A convolution that keeps the size, batch norm, ReLU."""
@@ -23,24 +21,24 @@ def block(inside: int, outside: int, kernel: int, dilation: int = 1) -> list[nn.
 
 
 class ImagePooling(nn.Sequential):
-    """The mean of the whole map, at each of its places: [B, D, h, w] to [B, CHANNELS, h, w]."""
+    """The mean of the whole map, at each of its places: [B, D, h, w] to [B, F, h, w]."""
 
-    def __init__(self, inside: int) -> None:
-        super().__init__(nn.AdaptiveAvgPool2d(1), *block(inside, CHANNELS, 1))
+    def __init__(self, inside: int, outside: int) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), *block(inside, outside, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(super().forward(x), x.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class Pyramid(nn.Module):
-    """Atrous spatial pyramid pooling: a 1x1 convolution, a 3x3 one for each rate, and the image's mean; [B, CHANNELS, h, w]."""
+    """Atrous spatial pyramid pooling: a 1x1 convolution, a 3x3 one for each rate, and the image's mean; [B, F, h, w]."""
 
-    def __init__(self, inside: int, rates: Sequence[int]) -> None:
+    def __init__(self, inside: int, rates: Sequence[int], outside: int) -> None:
         super().__init__()
-        branches = [nn.Sequential(*block(inside, CHANNELS, 1))]
-        branches += [nn.Sequential(*block(inside, CHANNELS, 3, rate)) for rate in rates]
-        self.convs = nn.ModuleList([*branches, ImagePooling(inside)])
-        self.project = nn.Sequential(*block(len(self.convs) * CHANNELS, CHANNELS, 1), nn.Dropout(0.5))
+        branches = [nn.Sequential(*block(inside, outside, 1))]
+        branches += [nn.Sequential(*block(inside, outside, 3, rate)) for rate in rates]
+        self.convs = nn.ModuleList([*branches, ImagePooling(inside, outside)])
+        self.project = nn.Sequential(*block(len(self.convs) * outside, outside, 1), nn.Dropout(0.5))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.project(torch.cat([branch(x) for branch in self.convs], 1))
@@ -48,16 +46,18 @@ class Pyramid(nn.Module):
 
 
 class DeepLab(nn.Module):
-    """Logits at the resolution of the input."""
+    """Logits at the resolution of the input; `channels` is F."""
 
-    def __init__(self, arch: str, width: int, stride: int, rates: Sequence[int], labels: int, frozen: int = 0) -> None:
+    def __init__(
+        self, arch: str, width: int, stride: int, rates: Sequence[int], labels: int, frozen: int = 0, channels: int = 256
+    ) -> None:
         super().__init__()
         self.body = resnet.Body(arch, width, stride, frozen)
-        pyramid = Pyramid(self.body.channels[-1], rates)
-        self.head = nn.Sequential(pyramid, *block(CHANNELS, CHANNELS, 3), nn.Conv2d(CHANNELS, labels, 1))
+        pyramid = Pyramid(self.body.channels[-1], rates, channels)
+        self.head = nn.Sequential(pyramid, *block(channels, channels, 3), nn.Conv2d(channels, labels, 1))
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last layer, a 1x1 convolution, sees: [B, 256, H / stride, W / stride]."""
+        """What the last layer, a 1x1 convolution, sees: [B, F, H / stride, W / stride]."""
         out: Tensor = self.head[:-1](self.body(x)[-1])
         return out
 

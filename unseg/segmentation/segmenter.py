@@ -33,6 +33,7 @@ class Segmenter:
     width: int  # channels of the first stage
     stride: int  # of the last feature map, against the image
     rates: list[int]  # dilations of the pyramid
+    channels: int  # of each branch of the pyramid, and of the features
     init: str  # self-supervised ResNet weights, or resnet.FRESH
     frozen_stages: int
     size: int  # S
@@ -155,7 +156,7 @@ def train(
         raise InputError(f"the segmenter has {len(records)} training image(s); batch norm needs two at least: add photographs")
     torch.manual_seed(seed)
     device = environment.device()
-    model = DeepLab(p.arch, p.width, p.stride, p.rates, k + 1, p.frozen_stages)
+    model = DeepLab(p.arch, p.width, p.stride, p.rates, k + 1, p.frozen_stages, p.channels)
     resnet.initialise(model.body, p.init, "segmenter")
     distributed.join(model)
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -183,7 +184,7 @@ def train(
 
 
 def save(path: str | Path, model: DeepLab, p: Segmenter, k: int) -> None:
-    shape = {"arch": p.arch, "width": p.width, "stride": p.stride, "rates": p.rates, "labels": k + 1}
+    shape = {"arch": p.arch, "width": p.width, "stride": p.stride, "rates": p.rates, "labels": k + 1, "channels": p.channels}
     store(path, model, shape, p.size, p.precision)
 
 
