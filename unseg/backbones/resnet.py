@@ -81,9 +81,9 @@ class ResNet(nn.Module):
     def __init__(self, arch: str, widths: list[int], stride: int) -> None:
         super().__init__()
         block, depths = LAYERS[arch]
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        inside, reached, before = 64, 4, 1  # channels, stride and dilation so far
+        self.conv1 = nn.Conv2d(3, widths[0], 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        inside, reached, before = widths[0], 4, 1  # channels, stride and dilation so far
         for i, (name, width, depth) in enumerate(zip(STAGES, widths, depths, strict=True)):
             step = 2 if i and reached < stride else 1
             dilation = before * 2 if i and step == 1 else before
@@ -96,7 +96,7 @@ class ResNet(nn.Module):
                 reached, inside, before, step = reached * step, outside, dilation, 1
             self.add_module(name, blocks)
         for part in self.modules():
-            if isinstance(part, nn.Conv2d):
+            if isinstance(part, nn.Conv2d) and not part.weight.is_meta:  # on meta, init imports the compiler: seconds
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> list[Tensor]:

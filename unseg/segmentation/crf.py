@@ -14,9 +14,10 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 import torch
@@ -214,19 +215,25 @@ def refine_each(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """`refine` of (name, probabilities, image), in order; `count` of them, so that few need no processes.
 
-    On the CPU all cores share the images: a process has ALONE to do at the least, and no more than AHEAD a process wait in
-    memory. A GPU takes one after the other.
+    On the CPU all cores share the images, a core an image: threads for conv, processes for dense, which holds Python's lock.
+    A process has ALONE to do at the least; no more than AHEAD a worker wait in memory. A GPU takes one after the other.
     """
-    processes = 1 if crf.method == "conv" and device.type == "cuda" else min(os.cpu_count() or 1, count // ALONE)
-    if processes < 2:
+    cores = os.cpu_count() or 1
+    workers = min(cores, count // ALONE) if crf.method == "dense" else cores if device.type != "cuda" else 1
+    if workers < 2:
         for name, probabilities, image in items:
             yield name, refine(probabilities, image, crf, device)
         return
     waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    one_thread: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with (
+        ThreadPoolExecutor(workers, **one_thread)
+        if crf.method == "conv"
+        else ProcessPoolExecutor(workers, get_context("spawn"), **one_thread)
+    ) as pool:
         for name, probabilities, image in items:
             waiting.append((name, pool.submit(refine, probabilities, image, crf)))
-            if len(waiting) > AHEAD * processes:
+            if len(waiting) > AHEAD * workers:
                 first, job = waiting.popleft()
                 yield first, job.result()
         for name, job in waiting:
