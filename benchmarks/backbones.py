@@ -1,6 +1,6 @@
 """The demo's backbones compared: CrOC, DINO's loss alone (alpha = 0), and random weights, over several seeds.
 
-    python benchmarks/backbones.py [--seeds 0 1 2] [--into FOLDER] [--set key=value ...]
+    python benchmarks/backbones.py [--kinds croc dino random] [--seeds 0 1 2] [--into FOLDER] [--set key=value ...]
 
 Each seed draws the demo's scenes in a copy of this working tree and pre-trains twice; then the objects are mined with each
 backbone. Prints K-means segmentation mIoU on the held-out scenes (5 K-means seeds, K = number of classes, at the demo's own
@@ -75,15 +75,15 @@ def fit(root: Path, split: set[int]) -> float:
 
 
 def main() -> None:
-    options = arguments(__doc__)
+    options = arguments(__doc__, KINDS, list(KINDS))
     into = options.into or Path(tempfile.mkdtemp())
-    rows: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+    rows: dict[str, list[tuple[float, float]]] = {kind: [] for kind in options.kinds}
     for seed in options.seeds:
         root = into / f"seed{seed}"
         root.mkdir(parents=True)
         params = copy(root, seed, options.set)
         before = {key: params[key.split(".")[0]][key.split(".")[1]] for kind in KINDS.values() for key in kind}
-        for kind, settings in KINDS.items():
+        for kind, settings in ((kind, KINDS[kind]) for kind in options.kinds):
             content = change(root, before | settings)
             call(root, "dvc", "repro", "mine")
             found = examples(root, content["data"]["images"])
@@ -98,7 +98,11 @@ def main() -> None:
             )
     for kind, scores in rows.items():
         kmeans_miou, mined = np.mean(scores, 0)
-        print(f"mean    {kind:6}  K-means mIoU {kmeans_miou:.3f}  mined-mask IoU {mined:.3f}")
+        spread = np.ptp(scores, 0)
+        print(
+            f"mean    {kind:6}  K-means mIoU {kmeans_miou:.3f} (spread {spread[0]:.3f})  "
+            f"mined-mask IoU {mined:.3f} (spread {spread[1]:.3f})"
+        )
     if options.into is None:
         shutil.rmtree(into)
 

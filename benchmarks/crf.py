@@ -1,11 +1,13 @@
 """Both methods of the CRF side by side: milliseconds a picture, and the pixels on which their labels agree.
 
-    python benchmarks/crf.py [--scenes 50] [--photos 50] [--voc ../shared/data/VOC2012]
+    python benchmarks/crf.py [--scenes 50] [--photos 50] [--voc ../shared/data/VOC2012] [--run FOLDER]
 
 On drawn scenes of 64 and 96 pixels a side, and on photographs of VOC 2012 with masks. The probabilities are the true masks,
 spoilt: averaged over cells as of a network of that stride, their outlines displaced, noise added, sharpened until the surest
 label of a pixel has 0.7 on average, enlarged bilinearly. Scenes have 7 labels, photographs 5 to 21. The kernels are the
 published ones. `unrefined` is how far dense agrees with the most probable labels: what agreement is worth.
+
+--run names the folder of a finished demo: the two are compared on its final segmenter's own probabilities, too.
 """
 
 import argparse
@@ -18,13 +20,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import yaml
 from PIL import Image as Pillow
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from unseg import params
 from unseg.console import InputError
-from unseg.io import demo
-from unseg.segmentation import crf_methods
+from unseg.io import demo, photos, records
+from unseg.segmentation import crf_methods, segmenter
 from unseg.segmentation.crf import Crf, refine
 
 CONV = Crf("conv", 10, 1.0, 3.0, 67.0, 3.0, 4.0, window=64, stride=8)
@@ -77,6 +81,16 @@ def photographs(count: int, voc: Path) -> Iterator[Item]:
         yield spoilt(table[mask], labels, 8, 16, 0.4, rng), image
 
 
+def finished(root: Path) -> Iterator[Item]:
+    """The held-out images of a finished run, with its final segmenter's probabilities."""
+    file = root / "params.yaml"
+    content = yaml.safe_load(file.read_text())
+    net = segmenter.load(root / f"models/segmenter-{content['final']}.safetensors")
+    folder, held_out = str(root / content["data"]["images"]), records.to_judge(root / "data/images.json")
+    for image, p in segmenter.every_probability(net, folder, held_out, params.group("predict", segmenter.Predict, file)):
+        yield p.float().cpu().numpy(), np.asarray(photos.read(folder, image))
+
+
 def timed(p: np.ndarray, image: np.ndarray, crf: Crf) -> tuple[np.ndarray, float]:
     """Labels, and milliseconds."""
     start = time.perf_counter()
@@ -102,16 +116,19 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=50)
     parser.add_argument("--photos", type=int, default=50)
     parser.add_argument("--voc", type=Path, default=ROOT.parent / "shared/data/VOC2012")
+    parser.add_argument("--run", type=Path, metavar="FOLDER")
     options = parser.parse_args(words)
     try:
         crf_methods.check("dense")
     except InputError as error:
         print(f"nothing to compare: {error}")
         return
-    torch.set_num_threads(1)  # as in refine_each's processes
+    torch.set_num_threads(1)  # as in refine_each's workers
     print(f"{'':22} {'count':>5} {'stride':>6} {'dense ms':>9} {'conv ms':>9} {'same %':>8} {'least %':>8} {'unrefined':>9}")
     for size in (64, 96):
         compare(f"scenes {size} x {size}", scenes(options.scenes, size), replace(CONV, stride=4))
+    if options.run:
+        compare(f"finished run {options.run.name}", finished(options.run), replace(CONV, stride=4))
     if options.photos and (options.voc / "SegmentationClass").is_dir():
         compare("photographs of VOC", photographs(options.photos, options.voc), CONV)
     else:

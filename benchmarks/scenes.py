@@ -1,0 +1,76 @@
+"""How far colour alone, or size and aspect ratio alone, tell the demo's classes apart.
+
+    python benchmarks/scenes.py [--seeds 0 1 2] [--scenes 800] [--against COMMIT]
+
+K-means (K = cluster.k) on the mean colours of the true objects, and on the logarithms of their areas and aspect ratios.
+Prints the purity of the clusters: the share of objects that are of their cluster's most frequent class. --against prints
+the same for the scenes of another commit's unseg/io/demo.py, drawn at `--size` pixels a side.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import yaml
+from sklearn.cluster import KMeans
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from unseg.io import demo
+
+
+def module_at(commit: str) -> ModuleType:
+    """unseg/io/demo.py of a commit; the other modules are this tree's."""
+    show = ("git", "show", f"{commit}:unseg/io/demo.py")
+    source = subprocess.run(show, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    module = ModuleType("demo_at_commit")
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    exec(compile(source, f"{commit}:unseg/io/demo.py", "exec"), module.__dict__)
+    return module
+
+
+def cues(scenes: ModuleType, count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of M true objects: mean colours [M, 3], log area and log aspect ratio [M, 2] of unit variance, classes [M]."""
+    colours, shapes, classes = [], [], []
+    for number in range(count):
+        image, objects = scenes.scene(np.random.default_rng((seed, False, number)), size)
+        for label, mask in objects:
+            y, x = np.nonzero(mask)
+            colours.append(image[mask].mean(0))
+            shapes.append((np.log(len(y)), np.log((np.ptp(x) + 1) / (np.ptp(y) + 1))))
+            classes.append(label)
+    shape = np.array(shapes)
+    return np.array(colours), shape / shape.std(0), np.array(classes)
+
+
+def purity(labels: np.ndarray, classes: np.ndarray) -> float:
+    """Share of objects of their cluster's most frequent class; both [M]."""
+    return sum(np.bincount(classes[labels == k]).max() for k in np.unique(labels)) / len(classes)
+
+
+def main() -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--scenes", type=int, default=800)
+    parser.add_argument("--against", metavar="COMMIT")
+    parser.add_argument("--size", type=int, default=96, help="pixels a side of the other commit's scenes")
+    options = parser.parse_args()
+    compared = {"these": (demo, params["demo"]["size"])}
+    if options.against:
+        compared[options.against] = (module_at(options.against), options.size)
+    for name, (scenes, size) in compared.items():
+        rows = []
+        for seed in options.seeds:
+            *found, classes = cues(scenes, options.scenes, size, seed)
+            clusters = (KMeans(params["cluster"]["k"], n_init=10, random_state=0).fit_predict(x) for x in found)
+            rows.append([purity(labels, classes) for labels in clusters])
+            print(f"{name}  seed {seed}  {len(classes)} objects  colour {rows[-1][0]:.3f}  shape {rows[-1][1]:.3f}", flush=True)
+        print("{}  mean    colour {:.3f}  shape {:.3f}".format(name, *np.mean(rows, 0)))
+
+
+if __name__ == "__main__":
+    main()
