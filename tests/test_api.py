@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import unseg
-from unseg import api, params
+from unseg import api, params, precision
 from unseg.cli.main import main
 from unseg.console import InputError
 from unseg.detection import detector
-from unseg.detection.settings import Detector
+from unseg.detection.settings import Detect, Detector
 from unseg.io import images, records, video
 from unseg.segmentation import segmenter, tiles
 from unseg.segmentation.crf import Crf, refine
@@ -275,6 +275,23 @@ def finder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     detector.save(root / "models/detector.safetensors", detector.backend(p).build(p, 4), p, 4)
     return root
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_model_trained_in_bf16_runs_in_what_the_device_has(
+    model: Path, finder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    monkeypatch.setattr(precision, "fast_bf16", lambda _: fast)
+    net, trained = segmenter.load(model), detector.load(finder / "models/detector.safetensors", Detect(64, 0.05, 0.5, 5, 1))
+    segmenter.store(tmp_path / "s", net.model, net.shape, net.size, "bf16")
+    detector.save(tmp_path / "d", trained.model, replace(trained.p, precision="bf16"), trained.k)
+    loaded = unseg.load(tmp_path / "s", detector_path=tmp_path / "d")
+    assert loaded.found_by is not None
+    for chosen in (loaded.net.precision, loaded.found_by.p.precision):
+        assert precision.autocast(loaded.device, chosen)._enabled == fast
+    assert unseg.load(model).net.precision == "fp32"  # what was trained in fp32 stays so
+    if not fast:
+        assert np.array_equal(loaded.predict(photo()).confidence, unseg.load(model).predict(photo()).confidence)
 
 
 def test_instances_of_a_reduced_photograph_at_its_own_size(

@@ -20,6 +20,7 @@ from unseg.detection import detector
 from unseg.detection.settings import Detect
 from unseg.folder import Run
 from unseg.io import examine, photos, records
+from unseg.precision import portable
 from unseg.report import overlay, pictures, sheets
 from unseg.segmentation import clusters as naming
 from unseg.segmentation import segmenter, tiles
@@ -169,6 +170,8 @@ def load(
 ) -> Predictor:
     """A segmenter of unseg from its file.
 
+    A model that was trained in bf16 runs in bf16 where the device has bfloat16 units, and in fp32 elsewhere.
+
     Args:
         path: e.g. models/segmenter-r1.safetensors.
         clusters: a clusters.yaml, for names, colours, merges and what to ignore.
@@ -182,6 +185,7 @@ def load(
             detector of other labels than the segmenter's; a device that is not there, or too small.
     """
     net = segmenter.load(path)
+    net = replace(net, precision=portable(net.precision))
     named = naming.read(clusters, net.labels - 1) if clusters else naming.Clusters(net.labels - 1)
     if net.names:
         known = {k: replace(named.entry(k), name=named.entry(k).name or name) for k, name in enumerate(net.names[1:])}
@@ -202,6 +206,7 @@ def load(
         if net.names or found_by.k + 1 != net.labels:
             raise InputError(f"{detector_path} finds clusters, which {path} does not label; predict without instances")
         found_by.model.to(chosen)
+        found_by = replace(found_by, p=replace(found_by.p, precision=portable(found_by.p.precision)))
     return Predictor(net, named, overlay.colours(named), chosen, seen, found_by)
 
 

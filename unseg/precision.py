@@ -30,6 +30,11 @@ def fast_bf16(device: torch.device) -> bool:
     return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def portable(precision: str) -> str:
+    """What a model of this precision runs in on any device: bf16, which it was trained in elsewhere, becomes auto."""
+    return "auto" if precision == "bf16" else precision
+
+
 def check_precision(key: str, precision: str) -> None:
     if precision not in PRECISIONS:
         raise ValueError(f"{key} is {precision!r}; it must be auto, fp32 or bf16")
