@@ -4,12 +4,13 @@
 
 Each seed runs the whole pipeline (the drawn data set, too, is another one) in a copy of this working tree; the ceiling
 is the demo's segmenter, trained on the true label maps of the same scenes for as many steps. Prints a table of held-out
-clustering mIoU with means, and the ratio of the final model to the ceiling.
+clustering mIoU with means, the ratio of the final model to the ceiling, and the seconds of each stage, DVC's own included.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,30 @@ def call(root: Path, *command: str) -> None:
         done = subprocess.run(command, cwd=root, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "PATH": path})
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed in {root}:\n{log.read_text()[-2000:]}")
+
+
+def repro(root: Path) -> dict[str, float]:
+    """Run `dvc repro`; returns the seconds from the start of each stage to that of the next, or to the end."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    starts: list[tuple[str, float]] = []
+    with (root / "log.txt").open("a") as log:
+        pipe = subprocess.Popen(
+            ("dvc", "repro"),
+            cwd=root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
+            text=True,
+        )
+        assert pipe.stdout is not None
+        for line in pipe.stdout:
+            log.write(line)
+            if found := re.match(r"Running stage '(.+)'", line):
+                starts.append((found[1].removeprefix("models/dvc.yaml:").removeprefix("data/dvc.yaml:"), time.monotonic()))
+    if pipe.wait():
+        sys.exit(f"dvc repro failed in {root}:\n{(root / 'log.txt').read_text()[-2000:]}")
+    ends = [at for _, at in starts[1:]] + [time.monotonic()]
+    return {name: end - at for (name, at), end in zip(starts, ends, strict=True)}
 
 
 def copy(into: Path, seed: int, settings: list[str]) -> dict[str, Any]:
@@ -102,7 +127,7 @@ def main() -> None:
         root = into / f"seed{seed}"
         root.mkdir(parents=True)
         params, start = copy(root, seed, options.set), time.monotonic()
-        call(root, "dvc", "repro")
+        seconds = repro(root)
         row = {"minutes": (time.monotonic() - start) / 60}
         row |= {name: miou(root, name) for name in ("masks", "detector", *params["rounds"])}
         quality = json.loads((root / "results/instances/masks.json").read_text())
@@ -111,6 +136,7 @@ def main() -> None:
         row["ratio"] = row[params["final"]] / row["truth"]
         print(f"seed {seed}", *(f"{k} {v:.3f}" for k, v in row.items()), sep="  ", flush=True)
         print("  masks:", *(f"{k} {quality[k]:.3f}" for k in ("mean_iou", "corloc")), flush=True)
+        print("  seconds:", *(f"{stage} {each:.0f}" for stage, each in seconds.items()), flush=True)
         rows.append(row)
     print("mean  ", *(f"{k} {sum(r[k] for r in rows) / len(rows):.3f}" for k in rows[0]), sep="  ")
     if options.into is None:

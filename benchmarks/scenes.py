@@ -51,14 +51,14 @@ def purity(labels: np.ndarray, classes: np.ndarray) -> float:
     return sum(np.bincount(classes[labels == k]).max() for k in np.unique(labels)) / len(classes)
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--scenes", type=int, default=800)
     parser.add_argument("--against", metavar="COMMIT")
     parser.add_argument("--size", type=int, default=96, help="pixels a side of the other commit's scenes")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     compared = {"these": (demo, params["demo"]["size"])}
     if options.against:
         compared[options.against] = (module_at(options.against), options.size)
