@@ -25,7 +25,7 @@ from unseg.console import track
 from unseg.io.records import Rle, annotation, encode, write_json
 
 CLASSES = ("disc", "square", "triangle", "star", "cross", "crescent")
-COUNTS = (0.6, 0.25, 0.15)  # chances of one, two, three objects in a scene
+COUNTS = (0.7, 0.2, 0.1)  # chances of one, two, three objects in a scene
 HUE_SPREAD = 0.085  # of an object's hue around its class's, turns (standard deviation); classes are 1/6 apart
 
 
@@ -98,7 +98,7 @@ def cloud(rng: np.random.Generator, size: int, scale: float) -> np.ndarray:
 
 def silhouette(rng: np.random.Generator, label: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Place an object: its mask [S, S] bool and its own axes u, v [S, S], 1 at the radius."""
-    radius = rng.uniform(0.22, 0.40) * size
+    radius = rng.uniform(0.24, 0.42) * size
     centre = rng.uniform(0.6 * radius, size - 0.6 * radius, 2)  # x, y; may be cut off by the frame
     angle, stretch = rng.uniform(-0.5, 0.5), rng.uniform(0.85, 1.18)
     y, x = np.mgrid[:size, :size].astype(np.float32)
