@@ -81,9 +81,9 @@ class ResNet(nn.Module):
     def __init__(self, arch: str, widths: list[int], stride: int) -> None:
         super().__init__()
         block, depths = LAYERS[arch]
-        self.conv1 = nn.Conv2d(3, widths[0], 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(widths[0])
-        inside, reached, before = widths[0], 4, 1  # channels, stride and dilation so far
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        inside, reached, before = 64, 4, 1  # channels, stride and dilation so far
         for i, (name, width, depth) in enumerate(zip(STAGES, widths, depths, strict=True)):
             step = 2 if i and reached < stride else 1
             dilation = before * 2 if i and step == 1 else before
