@@ -42,13 +42,13 @@ def cues(scenes: ModuleType, count: int, size: int, seed: int) -> tuple[np.ndarr
             colours.append(image[mask].mean(0))
             shapes.append((np.log(len(y)), np.log((np.ptp(x) + 1) / (np.ptp(y) + 1))))
             classes.append(label)
-    shape = np.array(shapes)
+    shape: np.ndarray = np.array(shapes)
     return np.array(colours), shape / shape.std(0), np.array(classes)
 
 
 def purity(labels: np.ndarray, classes: np.ndarray) -> float:
     """Share of objects of their cluster's most frequent class; both [M]."""
-    return sum(np.bincount(classes[labels == k]).max() for k in np.unique(labels)) / len(classes)
+    return float(sum(np.bincount(classes[labels == k]).max() for k in np.unique(labels)) / len(classes))
 
 
 def main(words: list[str] | None = None) -> None:
