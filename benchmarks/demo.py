@@ -28,18 +28,21 @@ from unseg.evaluation import artefacts, metrics
 from unseg.io import records
 
 
+def environment() -> dict[str, str]:
+    """With this interpreter's programs first on the path."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
 def call(root: Path, *command: str) -> None:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     log = root / "log.txt"
     with log.open("a") as file:
-        done = subprocess.run(command, cwd=root, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "PATH": path})
+        done = subprocess.run(command, cwd=root, stdout=file, stderr=subprocess.STDOUT, env=environment())
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed in {root}:\n{log.read_text()[-2000:]}")
 
 
 def repro(root: Path) -> dict[str, float]:
     """Run `dvc repro`; returns the seconds from the start of each stage to that of the next, or to the end."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     starts: list[tuple[str, float]] = []
     with (root / "log.txt").open("a") as log:
         pipe = subprocess.Popen(
@@ -47,7 +50,7 @@ def repro(root: Path) -> dict[str, float]:
             cwd=root,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
+            env=environment() | {"PYTHONUNBUFFERED": "1"},
             text=True,
         )
         assert pipe.stdout is not None

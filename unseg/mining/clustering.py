@@ -75,8 +75,8 @@ def normalise(tokens: np.ndarray, fit: np.ndarray, whiten: str, components: int 
 def cluster(tokens: np.ndarray, fit: np.ndarray, p: Clustering, seed: int) -> np.ndarray:
     """Cluster `fit` [M', D] and name the cluster of each row of `tokens` [M, D]: int64, 0..K-1.
 
-    Clusters are numbered by size, largest first, as they lie in `fit`. A row that is not in `fit` gets the cluster of the
-    nearest centre (K-means) or of most of its nearest neighbours in `fit` (spectral).
+    Clusters are numbered by size, largest first, as they lie in `fit`. Each row gets the cluster of the nearest centre
+    (K-means), or of most of its nearest neighbours in `fit`, itself among them where it is there (spectral).
 
     Raises:
         ValueError: fewer different rows in `fit` than clusters, or no more of them than neighbours.
@@ -84,11 +84,13 @@ def cluster(tokens: np.ndarray, fit: np.ndarray, p: Clustering, seed: int) -> np
     different = len(np.unique(fit, axis=0))
     if different < p.k:
         raise ValueError(f"{different} different objects cannot make {p.k} clusters; lower cluster.k or add images")
-    x, y = (normalise(t, fit, p.whiten, p.components) for t in (fit, tokens))
+    x = normalise(fit, fit, p.whiten, p.components)
     labels, predict = (spectral if p.algorithm == "spectral" else kmeans)(x, p, seed)
     rank = np.empty(p.k, np.int64)
     rank[np.argsort(-np.bincount(labels, minlength=p.k), kind="stable")] = np.arange(p.k)
-    return np.asarray(rank[predict(y)]) if len(y) else np.zeros(0, np.int64)
+    if not len(tokens):
+        return np.zeros(0, np.int64)
+    return np.asarray(rank[predict(x if tokens is fit else normalise(tokens, fit, p.whiten, p.components))])
 
 
 def kmeans(x: np.ndarray, p: Clustering, seed: int) -> tuple[np.ndarray, Predict]:
