@@ -21,10 +21,11 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.demo import arguments, call, copy
-from unseg.backbones import vit
-from unseg.backbones.weights import FRESH
-from unseg.evaluation import backbone_kmeans, metrics, sets
-from unseg.io import records
+from unseg.core import records
+from unseg.evaluation import metrics
+from unseg.evaluation.backbones import kmeans, sets
+from unseg.models import vit
+from unseg.models.weights import FRESH
 
 KINDS: dict[str, dict[str, Any]] = {"croc": {}, "dino": {"croc.alpha": 0.0}, "random": {"backbone.weights": "models/fresh"}}
 
@@ -52,16 +53,16 @@ def examples(root: Path, folder: str) -> list[sets.Example]:
     ]
 
 
-def kmeans(shape: vit.Backbone, found: list[sets.Example], size: int) -> float:
-    p = backbone_kmeans.BackboneKmeans(
+def kmeans_miou(shape: vit.Backbone, found: list[sets.Example], size: int) -> float:
+    p = kmeans.BackboneKmeans(
         size=size, grid=size, components=50, clusters=None, starts=5, iterations=100, seeds=5, batch=1, precision="fp32"
     )
-    masks, tokens = backbone_kmeans.gather(p, vit.load(shape), found)
-    reduced, k = backbone_kmeans.reduce(tokens.reshape(-1, tokens.shape[-1]), p.components), len(found[0].names)
+    masks, tokens = kmeans.gather(p, vit.load(shape), found)
+    reduced, k = kmeans.reduce(tokens.reshape(-1, tokens.shape[-1]), p.components), len(found[0].names)
     mious = []
     for seed in range(p.seeds):
-        labels = backbone_kmeans.cluster(p, reduced, k, seed).reshape(tokens.shape[:3])
-        mious.append(metrics.mean(backbone_kmeans.score(labels, masks, k, k)))
+        labels = kmeans.cluster(p, reduced, k, seed).reshape(tokens.shape[:3])
+        mious.append(metrics.mean(kmeans.score(labels, masks, k, k)))
     return float(np.mean(mious))
 
 
@@ -92,15 +93,15 @@ def main() -> None:
             shape = vit.Backbone(weights if weights == FRESH else str(root / weights), **given)
             side = content["demo"]["size"] // shape.patch * shape.patch
             every = {i.id for i in records.to_learn(root / "data/images.json")}
-            rows[kind].append((kmeans(shape, found, side), fit(root, every)))
+            rows[kind].append((kmeans_miou(shape, found, side), fit(root, every)))
             print(
                 f"seed {seed}  {kind:6}  K-means mIoU {rows[kind][-1][0]:.3f}  mined-mask IoU {rows[kind][-1][1]:.3f}", flush=True
             )
     for kind, scores in rows.items():
-        kmeans_miou, mined = np.mean(scores, 0)
+        clustered, mined = np.mean(scores, 0)
         spread = np.ptp(scores, 0)
         print(
-            f"mean    {kind:6}  K-means mIoU {kmeans_miou:.3f} (spread {spread[0]:.3f})  "
+            f"mean    {kind:6}  K-means mIoU {clustered:.3f} (spread {spread[0]:.3f})  "
             f"mined-mask IoU {mined:.3f} (spread {spread[1]:.3f})"
         )
     if options.into is None:

@@ -25,10 +25,10 @@ from PIL import Image as Pillow
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg import params
-from unseg.console import InputError
-from unseg.io import demo, photos, records
-from unseg.segmentation import crf_methods, segmenter
+from unseg.core import optional, params, records
+from unseg.core.console import InputError
+from unseg.data import demo, photos
+from unseg.segmentation import segmenter
 from unseg.segmentation.crf import Crf, refine
 
 CONV = Crf("conv", 10, 1.0, 3.0, 67.0, 3.0, 4.0, window=64, stride=8)
@@ -119,7 +119,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, metavar="FOLDER")
     options = parser.parse_args(words)
     try:
-        crf_methods.check("dense")
+        optional.check_crf_method("dense")
     except InputError as error:
         print(f"nothing to compare: {error}")
         return

@@ -3,7 +3,7 @@
     python -m benchmarks.croc [rounds]
 
 ViT-S/16 at 224 px, B = 16 images: 6 heads, 392 tokens, 12 seeds, the paper's outputs (65,536 and 8,192), random weights and
-pixels. A step is all that `unseg.backbones.pretraining` does of one: both forwards, clustering, losses, backward, clipping,
+pixels. A step is all that `unseg.pretraining.croc_training` does of one: both forwards, clustering, losses, backward, clipping,
 AdamW, the teacher. Steps and clusterings take turns, so that whatever else the machine does slows both; a figure is the
 median of the rounds, after one to warm up. UNSEG_COMPILE=1 adds a step with compiled blocks. On a GPU, images a second and
 the share of the measured bf16 matmul peak too. About a minute and a half on 2 CPU cores with 3 rounds.
@@ -21,8 +21,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg import environment, params
-from unseg.backbones import croc, pretraining, views, vit
+from unseg.core import params
+from unseg.engine import environment
+from unseg.models import vit
+from unseg.pretraining import croc, croc_training, views
 
 PROFILE = "profiles/croc_coco.yaml"
 BATCH = 16
@@ -46,7 +48,7 @@ def compare(ways: dict[str, Callable[[], object]], rounds: int, device: torch.de
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def operations(shape: vit.Backbone, p: pretraining.Croc) -> float:
+def operations(shape: vit.Backbone, p: croc_training.Croc) -> float:
     """Multiply-adds times two of a step: both networks forward, the student's backward (twice its forward)."""
     tokens, width = 1 + (p.views.size // shape.patch) ** 2, shape.width
     block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
@@ -60,7 +62,7 @@ def operations(shape: vit.Backbone, p: pretraining.Croc) -> float:
 def main(rounds: int = 3) -> None:
     device = environment.device()
     torch.manual_seed(0)
-    published = params.group("croc", pretraining.Croc, PROFILE)
+    published = params.group("croc", croc_training.Croc, PROFILE)
     numbers = {key: params.value(f"backbone.{key}", int, PROFILE) for key in ("patch", "width", "depth", "heads")}
     shape = vit.Backbone("none", **numbers)
     p = replace(published, batch=BATCH)
@@ -73,16 +75,16 @@ def main(rounds: int = 3) -> None:
     where = views.positions(boxes.to(device), batch.flipped.to(device), side // shape.patch)
 
     def stepping(compiled: bool) -> Callable[[], None]:
-        net = pretraining.Step(p, shape).to(device).train()
+        net = croc_training.Step(p, shape).to(device).train()
         if compiled:
-            pretraining.compile_blocks(net)
+            croc_training.compile_blocks(net)
         learned = [x for x in net.student.parameters() if x.requires_grad]
         optimizer = torch.optim.AdamW(learned, lr=1e-4, fused=True)
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
-            pretraining.accumulate(net, batch, (0.04, 0.04), p.accumulate)
-            pretraining.clip_each(learned, p.clip)
+            croc_training.accumulate(net, batch, (0.04, 0.04), p.accumulate)
+            croc_training.clip_each(learned, p.clip)
             optimizer.step()
             net.follow(0.996)
 

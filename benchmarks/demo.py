@@ -24,8 +24,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg.evaluation import artefacts, metrics
-from unseg.io import records
+from unseg.core import records
+from unseg.evaluation import loading, metrics
 
 
 def environment() -> dict[str, str]:
@@ -107,7 +107,7 @@ def ceiling(root: Path) -> float:
     call(supervised, *stage, "stages.train_segmenter", "data/images.json", "truth-train.zip", folder, "s.safetensors", "s.tsv")
     call(supervised, *stage, "stages.predict", "data/images.json", folder, "s.safetensors", "p.zip")
     judged = [i for i in records.to_judge(root / "data/images.json") if i in truth]
-    (found,) = artefacts.confusions(judged, truth, [records.Labels(supervised / "p.zip")], classes + 1, classes + 1)
+    (found,) = loading.confusions(judged, truth, [records.Labels(supervised / "p.zip")], classes + 1, classes + 1)
     return metrics.mean(metrics.iou(metrics.rename(found.sum, metrics.match(found.sum, by="iou"))))
 
 

@@ -24,11 +24,11 @@ from PIL import Image as Pillow
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg import environment, params
-from unseg.backbones import resnet
+from unseg.core import params, records
 from unseg.detection import detector
 from unseg.detection.settings import Detect, Detector
-from unseg.io import records
+from unseg.engine import environment
+from unseg.models import resnet
 
 SPENT: defaultdict[str, float] = defaultdict(float)  # seconds
 

@@ -22,8 +22,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.demo import arguments, call, copy
-from unseg.evaluation import artefacts, metrics
-from unseg.io import records
+from unseg.core import records
+from unseg.evaluation import loading, metrics
 
 DROP, OBJECTS = ["detector.drop_iou=0.01"], ["mine.objects=3"]
 R50 = ["detector.arch=resnet50", "detector.width=8", "detector.short_sides=[192]", "detector.long_side=256"]
@@ -60,7 +60,7 @@ def main() -> None:
 def judged(root: Path, detections: str, sure: float) -> list[float]:
     """AR@10 of the mined masks; AR@10 and AP50 of all detections; of the sure ones."""
     asked = {i.id for i in records.to_judge(root / "data/images.json")}
-    objects = artefacts.objects(str(root / "data/truth.zip"), asked)["annotations"]
+    objects = loading.objects(str(root / "data/truth.zip"), asked)["annotations"]
 
     def scores(found: list[dict[str, Any]]) -> dict[str, float]:
         with contextlib.redirect_stdout(io.StringIO()):

@@ -23,9 +23,9 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg.backbones import vit
+from unseg.engine.precision import autocast, fastest_precision
 from unseg.mining import affinity
-from unseg.precision import autocast, fastest_precision
+from unseg.models import vit
 
 ROWS, COLS, PATCH, HEADS, WIDTH, DEPTH = 40, 53, 16, 6, 384, 12
 CPU = torch.device("cpu")

@@ -24,14 +24,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.quality import objects, true_objects
 from stages.embed import GREY
-from unseg import environment, params
-from unseg.backbones import vit
+from unseg.clustering import algorithms
+from unseg.core import params, records
+from unseg.data import photos
 from unseg.detection import detector
 from unseg.detection.settings import Detect
-from unseg.evaluation.quality import overlap
-from unseg.io import images, photos, records
-from unseg.mining import affinity, clustering, crops, miner
-from unseg.precision import autocast
+from unseg.engine import batching, environment
+from unseg.engine.precision import autocast
+from unseg.evaluation.label_free.quality import overlap
+from unseg.mining import affinity, crops, miner
+from unseg.models import vit
 from unseg.segmentation import segmenter
 
 BOTH = ("fp32", "bf16")
@@ -62,7 +64,7 @@ def tokens(every: list[records.Image], root: str, precision: str) -> np.ndarray:
     for a in records.read_json("data/masks.json")["annotations"]:
         if a["image_id"] in by_id:
             crop = crops.cut(photos.read(root, by_id[a["image_id"]]), a["segmentation"], p, GREY)
-            x = images.pad_to(images.to_tensor(crop), shape.patch)[None].to(environment.device())
+            x = batching.pad_to(batching.to_tensor(crop), shape.patch)[None].to(environment.device())
             with autocast(x.device, precision):
                 out.append(vit.tokens(model, x)[0, 0].float().cpu().numpy())
     return np.array(out)
@@ -96,8 +98,8 @@ def main(words: list[str] | None = None) -> None:
     found: list[Any] = [tokens(every, root, precision) for precision in BOTH]
     unit = [t / np.linalg.norm(t, axis=1, keepdims=True) for t in found]
     angle = np.degrees(np.arccos(np.clip((unit[0] * unit[1]).sum(1), -1, 1))).mean()
-    p, seed = params.group("cluster", clustering.Clustering), params.value("seed", int)
-    agree = adjusted_rand_score(*(clustering.cluster(t, t, p, seed) for t in found))
+    p, seed = params.group("cluster", algorithms.Clustering), params.value("seed", int)
+    agree = adjusted_rand_score(*(algorithms.cluster(t, t, p, seed) for t in found))
     print(f"tokens: {angle:.2f} degrees apart; clusters agree to {agree:.3f} (adjusted Rand index)")
     maps = [segmented(every, root, precision) for precision in BOTH]
     same = np.mean([np.mean(maps[0][i.id] == maps[1][i.id]) for i in every])

@@ -27,19 +27,20 @@ from PIL import Image as Pillow
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg import params
-from unseg.api import Predictor, load
-from unseg.cli.predict import predict
-from unseg.io import images, photos
+from unseg.core import params
+from unseg.data import photos
+from unseg.engine import batching
 from unseg.segmentation import deeplab, segmenter, tiles
+from unseg.serving.api import Predictor, load
+from unseg.serving.cli.predict import predict
 
 SMALL, LARGE = (375, 500), (2448, 3264)  # rows, columns
 PEAK = """
 import resource, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from unseg.api import load
-from unseg.cli.predict import predict
+from unseg.serving.api import load
+from unseg.serving.cli.predict import predict
 predict(load({model!r}, seen="original"), Path({photo!r}), Path({out!r}))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -92,7 +93,7 @@ def alone(predictor: Predictor, folder: Path) -> float:
     for path in sorted(folder.iterdir()):
         image = photos.open_rgb(path)
         size = tiles.looked_at(predictor.net, (image.height, image.width), predictor.seen)
-        x = images.to_tensor(photos.resize(image, size))[None]
+        x = batching.to_tensor(photos.resize(image, size))[None]
         begun = time.perf_counter()
         segmenter.probabilities(predictor.net, x.to(predictor.device)).float().cpu()
         spent += time.perf_counter() - begun

@@ -29,12 +29,13 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg import params
-from unseg.backbones import vit
-from unseg.evaluation import quality, stability
-from unseg.io import photos, records
-from unseg.io.records import VOID, Image, Labels
-from unseg.mining import affinity, choosing, clustering, miner
+from unseg.clustering import algorithms, choice
+from unseg.core import params, records
+from unseg.core.records import VOID, Image, Labels
+from unseg.data import photos
+from unseg.evaluation.label_free import quality, stability
+from unseg.mining import affinity, miner
+from unseg.models import vit
 
 KEEPS, CENTERS, SCALES = (0.1, 0.2, 0.4, 0.6), (True, False), (0.5, 1.0)
 PLAUSIBLE = 0.25  # share of an image; an object that fills more or less is less likely
@@ -102,15 +103,15 @@ def classes_of(truths: dict[int, Any], ids: Sequence[int], masks: dict[int, Any]
 
 def clusters(options: argparse.Namespace, truths: dict[int, Any]) -> Iterator[dict[str, Any]]:
     masks = {a["id"]: a for a in records.read_json("data/masks.json")["annotations"]}
-    stored, p = np.load("data/cls_tokens.npz"), params.group("cluster", clustering.Clustering)
+    stored, p = np.load("data/cls_tokens.npz"), params.group("cluster", algorithms.Clustering)
     kept = [n for n, id in enumerate(stored["ids"].tolist()) if masks[id]["image_id"] in truths]
     tokens, true = stored["tokens"][kept], classes_of(truths, stored["ids"][kept].tolist(), masks)
     for whiten, seed in itertools.product(("std", "none", "pca"), options.seeds):
         ks = [k for k in (2, 3, 4, 6, 8, 12, 16, 24) if 4 * k < len(kept)]
-        q = choosing.Choosing(ks, 3, len(kept), 2)
-        tried = choosing.sweep(tokens, replace(p, whiten=whiten), q, seed)
+        q = choice.Choosing(ks, 3, len(kept), 2)
+        tried = choice.sweep(tokens, replace(p, whiten=whiten), q, seed)
         for t, k in enumerate(tried.ks):
-            labels = clustering.cluster(tokens, tokens, replace(p, k=k, whiten=whiten, starts=2, support=None), seed)
+            labels = algorithms.cluster(tokens, tokens, replace(p, k=k, whiten=whiten, starts=2, support=None), seed)
             yield {
                 "run": f"K {k} whiten {whiten} seed {seed}",
                 "true": float(adjusted_mutual_info_score(true, labels)),

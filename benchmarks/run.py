@@ -29,14 +29,15 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.mine import forward, plain
-from unseg import params
-from unseg.backbones import vit
-from unseg.detection import detector, fpn
+from unseg.core import params, records
+from unseg.data import photos
+from unseg.detection import detector, torchvision_fpn
 from unseg.detection.settings import Detect, Detector
-from unseg.io import images, photos, records
+from unseg.engine import batching
+from unseg.engine.precision import autocast, fastest_precision
 from unseg.mining import affinity
-from unseg.precision import autocast, fastest_precision
-from unseg.segmentation import deeplab, labels, segmenter
+from unseg.models import vit
+from unseg.segmentation import deeplab, pseudo_labels, segmenter
 
 ROUNDS = 5  # at the most, of each way
 MINE = (640, 848)  # pixels, the papers' sizes: mining
@@ -140,7 +141,7 @@ def detect(device: torch.device) -> Row:
     batch = 2 if device.type == "cpu" else 16
     profile = ROOT / "profiles/folder.yaml"
     p, q = replace(params.group("detector", Detector, profile), precision="auto"), params.group("detect", Detect, profile)
-    net = fpn.build(p, 20).to(device)
+    net = torchvision_fpn.build(p, 20).to(device)
     trained = detector.prepared(net, p, q, 20)
     x = torch.randint(0, 256, (batch, 3, *PHOTO), dtype=torch.uint8, device=device)
 
@@ -194,7 +195,7 @@ def aggregate() -> Row:
             box = coco_mask.toBbox(rle).tolist()
             own.append({"category_id": int(rng.integers(20)), "segmentation": rle, "bbox": box, "score": float(score)})
         found.append(own)
-    p = labels.Aggregation(0.5, "keep_higher", "mask", "background")
+    p = pseudo_labels.Aggregation(0.5, "keep_higher", "mask", "background")
 
     def simple() -> None:
         for own in found:
@@ -213,7 +214,7 @@ def aggregate() -> Row:
 
     def ours() -> None:
         for own in found:
-            labels.paint(own, PHOTO, p)
+            pseudo_labels.paint(own, PHOTO, p)
 
     return Row("aggregate, 10 objects", count, ours, simple, 0, "", floor)
 
@@ -231,7 +232,7 @@ def load(folder: Path) -> Row:
 
     def ours() -> None:
         for image in every:
-            images.pad_to(images.to_tensor(photos.resize(photos.read(folder, image), size)), 16)
+            batching.pad_to(batching.to_tensor(photos.resize(photos.read(folder, image), size)), 16)
 
     def decode() -> None:
         for content in contents:

@@ -24,7 +24,7 @@ from pycocotools import mask as coco_mask
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg.io import records
+from unseg.core import records
 
 SIDE, KINDS, K, CHANNELS, DETECTIONS, OBJECTS = 32, 64, 27, 384, 10, 7  # KINDS: different photographs and masks
 LIMIT = 2.0  # GiB

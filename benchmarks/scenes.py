@@ -4,7 +4,7 @@
 
 K-means (K = cluster.k) on the mean colours of the true objects, and on the logarithms of their areas and aspect ratios.
 Prints the purity of the clusters: the share of objects that are of their cluster's most frequent class. --against prints
-the same for the scenes of another commit's unseg/io/demo.py, drawn at `--size` pixels a side.
+the same for the scenes of another commit's unseg/data/demo.py, drawn at `--size` pixels a side.
 """
 
 import argparse
@@ -19,16 +19,16 @@ from sklearn.cluster import KMeans
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg.io import demo
+from unseg.data import demo
 
 
 def module_at(commit: str) -> ModuleType:
-    """unseg/io/demo.py of a commit; the other modules are this tree's."""
-    show = ("git", "show", f"{commit}:unseg/io/demo.py")
+    """unseg/data/demo.py of a commit; the other modules are this tree's."""
+    show = ("git", "show", f"{commit}:unseg/data/demo.py")
     source = subprocess.run(show, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     module = ModuleType("demo_at_commit")
     sys.modules[module.__name__] = module  # dataclasses look their module up
-    exec(compile(source, f"{commit}:unseg/io/demo.py", "exec"), module.__dict__)
+    exec(compile(source, f"{commit}:unseg/data/demo.py", "exec"), module.__dict__)
     return module
 
 

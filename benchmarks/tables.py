@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg.io import truth
+from unseg.data import truth
 from unseg.report import charts, page
 
 NOT_HERE = "not measured here"

@@ -1,16 +1,17 @@
 """Sure detections as the instances of the next round of the detector."""
 
-from unseg import params
-from unseg.console import run
-from unseg.detection import adopting
-from unseg.io import records
+from unseg.core import params, records
+from unseg.core.console import run
+from unseg.detection import self_training
 
 
 def main(instances: str, detections: str, out: str) -> None:
-    p = params.group("adopt", adopting.Adoption)
+    p = params.group("adopt", self_training.Adoption)
     known = records.read_json(instances)
     found, former = records.by_image(records.read_json(detections)), records.by_image(known["annotations"])
-    adopted = [(i["id"], r) for i in known["images"] for r in adopting.adopt(found.get(i["id"], []), former.get(i["id"], []), p)]
+    adopted = [
+        (i["id"], r) for i in known["images"] for r in self_training.adopt(found.get(i["id"], []), former.get(i["id"], []), p)
+    ]
     annotations = [
         records.annotation(n, image_id, r["category_id"], r["segmentation"]) for n, (image_id, r) in enumerate(adopted, 1)
     ]

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from unseg import alarms, params
-from unseg.console import InputError, run, track
-from unseg.io import photos, streams
-from unseg.io.records import VOID, Image, read_images, to_judge, to_learn, write_labels
-from unseg.segmentation.labels import Aggregation, paint
+from unseg.core import alarms, params, streams
+from unseg.core.console import InputError, run, track
+from unseg.core.records import VOID, Image, read_images, to_judge, to_learn, write_labels
+from unseg.data import photos
+from unseg.segmentation.pseudo_labels import Aggregation, paint
 
 
 def main(

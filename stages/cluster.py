@@ -2,14 +2,13 @@
 
 import numpy as np
 
-from unseg import alarms, params
-from unseg.console import InputError, run
-from unseg.io import records
-from unseg.mining import clustering
+from unseg.clustering import algorithms
+from unseg.core import alarms, params, records
+from unseg.core.console import InputError, run
 
 
 def main(tokens: str, masks: str, out: str) -> None:
-    p, seed = params.group("cluster", clustering.Clustering), params.value("seed", int)
+    p, seed = params.group("cluster", algorithms.Clustering), params.value("seed", int)
     alarm = params.group("alarms.clusters", alarms.Clusters)
     stored, coco = np.load(tokens), records.read_json(masks)
     learned = {i["id"] for i in coco["images"] if i["split"] != "val"}
@@ -20,7 +19,7 @@ def main(tokens: str, masks: str, out: str) -> None:
     if p.support is not None:
         fit = np.concatenate([fit, np.load(p.support)["tokens"]])
     try:
-        labels = clustering.cluster(every, fit, p, seed)
+        labels = algorithms.cluster(every, fit, p, seed)
     except ValueError as error:
         raise InputError(f"{tokens}: {error}") from None
     label_of = dict(zip(stored["ids"].tolist(), labels.tolist(), strict=True))

@@ -1,11 +1,10 @@
 """The detector's instances on every image."""
 
-from unseg import params
-from unseg.console import Meter, run
+from unseg.core import params, records
+from unseg.core.console import Meter, run
 from unseg.detection import detector
 from unseg.detection.settings import Detect
-from unseg.io import records
-from unseg.scratch import Results, Scratch
+from unseg.engine.checkpoint import Results, Scratch
 
 
 def main(index: str, folder: str, weights: str, out: str) -> None:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from unseg import params
-from unseg.console import run
-from unseg.io import demo
+from unseg.core import params
+from unseg.core.console import run
+from unseg.data import demo
 
 
 def main(root: str) -> None:

@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unseg import environment, params
-from unseg.backbones import vit
-from unseg.console import Meter, run
-from unseg.io import images, photos, records
+from unseg.core import params, records
+from unseg.core.console import Meter, run
+from unseg.data import photos
+from unseg.engine import batching, environment
+from unseg.engine.checkpoint import Results, Scratch
+from unseg.engine.precision import autocast
 from unseg.mining import crops
-from unseg.precision import autocast
-from unseg.scratch import Results, Scratch
+from unseg.models import vit
 
 PIXELS = 3_000_000  # of a batch
 GREY = (124, 116, 104)  # ImageNet's mean colour: zero after normalisation
@@ -31,7 +32,7 @@ def main(index: str, masks: str, folder: str, weights: str, out: str) -> None:
 
     def load(a: Record) -> Tensor:
         photo = photos.read(folder, by_id[a["image_id"]])
-        return images.pad_to(images.to_tensor(crops.cut(photo, a["segmentation"], p, GREY)), backbone.patch)
+        return batching.pad_to(batching.to_tensor(crops.cut(photo, a["segmentation"], p, GREY)), backbone.patch)
 
     with Scratch("embed", [p, backbone], [index, masks, folder, weights]) as scratch, Results(scratch) as results:
 
@@ -39,7 +40,7 @@ def main(index: str, masks: str, folder: str, weights: str, out: str) -> None:
             return results.left(batches, lambda a: a["id"])
 
         with torch.inference_mode(), Meter(len(objects), "embed", results.before) as meter:
-            for batch, pixels in images.batches_by_shape(objects, padded, load, PIXELS, left):
+            for batch, pixels in batching.batches_by_shape(objects, padded, load, PIXELS, left):
                 with autocast(device, p.precision):
                     cls = vit.tokens(model, pixels.to(device))[:, 0].float().cpu().numpy()  # [B, D]
                 for a, token in zip(batch, cls, strict=True):

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from unseg import params
-from unseg.backbones import vit
-from unseg.console import InputError, run, track
-from unseg.evaluation import backbone_kmeans, metrics, protocols, sets
-from unseg.evaluation.backbone_kmeans import BackboneKmeans
-from unseg.io import records
+from unseg.core import params, records
+from unseg.core.console import InputError, run, track
+from unseg.evaluation import metrics, protocols
+from unseg.evaluation.backbones import kmeans, sets
+from unseg.evaluation.backbones.kmeans import BackboneKmeans
+from unseg.models import vit
 
 PROTOCOL = (
     "K-means on the standardised patch tokens (PCA) of all judged images together, clusters matched to classes on IoU "
@@ -22,15 +22,15 @@ def main(weights: str, kind: str, root: str, val: str, name: str, out: str) -> N
     shape = vit.shape_of(weights, fresh)
     sets.check_size("backbone_kmeans", p.size, shape.patch, weights)
     classes, examples = sets.read(data, data.val)
-    judged = backbone_kmeans.judged(examples, p.batch)
+    judged = kmeans.judged(examples, p.batch)
     if not judged:
         raise InputError(f"{val} names {len(examples)} images; backbone_kmeans.batch, {p.batch}, leaves none of them: lower it")
-    masks, tokens = backbone_kmeans.gather(p, vit.load(shape), judged)
-    reduced = backbone_kmeans.reduce(tokens.reshape(-1, tokens.shape[-1]), p.components)
+    masks, tokens = kmeans.gather(p, vit.load(shape), judged)
+    reduced = kmeans.reduce(tokens.reshape(-1, tokens.shape[-1]), p.components)
     k, ious = p.clusters or len(classes), []
     for seed in track(range(p.seeds), "K-means"):
-        labels = backbone_kmeans.cluster(p, reduced, k, seed).reshape(tokens.shape[:3])
-        ious.append(backbone_kmeans.score(labels, masks, len(classes), k))
+        labels = kmeans.cluster(p, reduced, k, seed).reshape(tokens.shape[:3])
+        ious.append(kmeans.score(labels, masks, len(classes), k))
     mious = np.array([metrics.mean(each) for each in ious])
     scores = {
         "backbone": name,

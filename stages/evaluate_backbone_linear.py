@@ -1,11 +1,12 @@
 """mIoU of a linear probe on a ViT's frozen patch tokens."""
 
-from unseg import params, training
-from unseg.backbones import vit
-from unseg.console import run
-from unseg.evaluation import backbone_linear, metrics, protocols, sets
-from unseg.evaluation.backbone_linear import BackboneLinear
-from unseg.io import records
+from unseg.core import params, records
+from unseg.core.console import run
+from unseg.engine import training
+from unseg.evaluation import metrics, protocols
+from unseg.evaluation.backbones import linear, sets
+from unseg.evaluation.backbones.linear import BackboneLinear
+from unseg.models import vit
 
 PROTOCOL = (
     "1x1 convolution on frozen patch tokens, trained on crops of the set's training images; judged on its held-out images as "
@@ -21,10 +22,10 @@ def main(weights: str, kind: str, root: str, train: str, val: str, share: str, n
     shape = vit.shape_of(weights, fresh)
     sets.check_size("backbone_linear", p.size, shape.patch, weights)
     model, (classes, learned), (_, judged) = vit.load(shape), sets.read(data, data.train), sets.read(data, data.val)
-    learned = backbone_linear.part_of(learned, data.share, seed)
+    learned = linear.part_of(learned, data.share, seed)
     with training.Scratch("evaluate_backbone_linear", [p, data, seed, vars(shape)], [weights, train, val]) as scratch:
-        layer = backbone_linear.learn(p, model, len(classes), learned, seed, scratch)
-        counts = backbone_linear.judge(p, model, layer, judged)
+        layer = linear.learn(p, model, len(classes), learned, seed, scratch)
+        counts = linear.judge(p, model, layer, judged)
         ious = metrics.iou(counts)
         scores = {
             "backbone": name,

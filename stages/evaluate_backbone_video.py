@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from unseg import environment, params
-from unseg.backbones import vit
-from unseg.console import InputError, run, track
-from unseg.evaluation import backbone_video, davis, metrics, protocols, sets
-from unseg.evaluation.backbone_video import BackboneVideo
-from unseg.io import records
+from unseg.core import params, records
+from unseg.core.console import InputError, run, track
+from unseg.engine import environment
+from unseg.evaluation import metrics, protocols
+from unseg.evaluation.backbones import davis, sets, video
+from unseg.evaluation.backbones.video import BackboneVideo
+from unseg.models import vit
 
 PROTOCOL = (
     "labels of the first frame carried on by likeness of frozen patch tokens; DAVIS's J and F, means over objects, "
@@ -26,7 +27,7 @@ def main(weights: str, root: str, sequences: str, name: str, out: str) -> None:
     scores = {}
     for sequence in track(davis.find(root, sequences.removeprefix(f"{root}/")), "videos"):
         truth = davis.read_masks(sequence)
-        scores[sequence.name] = davis.objects(truth, backbone_video.follow(p, model, sequence, truth[0]))
+        scores[sequence.name] = davis.objects(truth, video.follow(p, model, sequence, truth[0]))
     about = {"backbone": name, "sequences": len(scores), "objects": sum(map(len, scores.values()))}
     lists = {
         "each": [{"sequence": key} | rounded(davis.summary([value])) for key, value in scores.items()],

@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from unseg import params
-from unseg.console import run
-from unseg.evaluation import artefacts, metrics, protocols
-from unseg.io import streams
-from unseg.io.records import Image, Labels, class_names, read_images, to_judge, to_learn, write_json
+from unseg.core import params, streams
+from unseg.core.console import run
+from unseg.core.records import Image, Labels, class_names, read_images, to_judge, to_learn, write_json
+from unseg.evaluation import loading, metrics, protocols
 
 NO_TRUTH = "ground truth: {} has no pixel of a known class in a judged image"
 NO_CLASS = "(no class)"  # what pixels of a cluster that stands for none are predicted to be
@@ -20,7 +19,7 @@ def main(images: str, truth: str, instances: str, predictions: str, results: str
     steps = ["masks", "detector", *params.value("rounds", list[str])]
     known, guesses = Labels(truth, "semantic/"), [Labels(Path(predictions) / f"{step}.zip") for step in steps]
     judged = [image for image in to_judge(images) if image in known]
-    found = artefacts.confusions(judged, known, guesses, len(classes), k + 1)
+    found = loading.confusions(judged, known, guesses, len(classes), k + 1)
     if not found[0].sum.any():
         for step in steps:
             write(results, details, step, {"images": 0, "needs": NO_TRUTH.format(truth)}, [], [], [])
@@ -35,7 +34,7 @@ def main(images: str, truth: str, instances: str, predictions: str, results: str
 
 
 def by_class_and_image(
-    counted: artefacts.Confusions, classes: list[str], judged: list[Image]
+    counted: loading.Confusions, classes: list[str], judged: list[Image]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
     """Records of the confusion's cells, of each class's IoU and of each image's mIoU, clusters matched as for miou."""
     assignment = metrics.match(counted.sum, by="iou")
@@ -58,8 +57,8 @@ def votes(images: str, truth: str, instances: str, classes: int, labels: int) ->
     """What the mined masks of the training images say of the clusters' classes (published MaskDistill)."""
     known: dict[int, Image] = {image.id: image for image in read_images(images)}
     learned = {image.id for image in to_learn(images)}
-    mined = artefacts.checked(instances, streams.stream(instances, "annotations"), known, labels - 1)
-    there: list[dict[str, Any]] = artefacts.objects(truth, learned, shapes=False)["annotations"]
+    mined = loading.checked(instances, streams.stream(instances, "annotations"), known, labels - 1)
+    there: list[dict[str, Any]] = loading.objects(truth, learned, shapes=False)["annotations"]
     return protocols.box_votes(there, [m for m in mined if m["image_id"] in learned], classes, labels)
 
 

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from unseg import params
-from unseg.console import run
-from unseg.evaluation import artefacts, metrics, protocols
-from unseg.io import streams
-from unseg.io.records import read_images, to_judge, write_json
+from unseg.core import params, streams
+from unseg.core.console import run
+from unseg.core.records import read_images, to_judge, write_json
+from unseg.evaluation import loading, metrics, protocols
 
 NO_TRUTH = "ground truth: {} has no object in a judged image"
 
@@ -18,11 +17,11 @@ NO_TRUTH = "ground truth: {} has no object in a judged image"
 def main(images: str, truth: str, masks: str, instances: str, detections: str, results: str, details: str, curve: str) -> None:
     known, seed = {image.id: image for image in read_images(images)}, params.value("seed", int)
     asked = {image.id for image in to_judge(images)}
-    truths = artefacts.objects(truth, asked)
+    truths = loading.objects(truth, asked)
     judged = asked & {image["id"] for image in truths["images"]}
 
     def load(path: str, records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{"score": 1.0, **r} for r in artefacts.checked(path, records, known) if r["image_id"] in judged]
+        return [{"score": 1.0, **r} for r in loading.checked(path, records, known) if r["image_id"] in judged]
 
     objects = load(truth, truths["annotations"])
     mined = load(masks, streams.stream(masks, "annotations"))

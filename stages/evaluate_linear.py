@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from unseg import params, training
-from unseg.console import run
-from unseg.evaluation import linear, metrics, protocols
-from unseg.io import records
+from unseg.core import params, records
+from unseg.core.console import run
+from unseg.engine import training
+from unseg.evaluation import linear_probe, metrics, protocols
 from unseg.segmentation import crf, segmenter
 
 PROTOCOL = (
@@ -15,7 +15,11 @@ PROTOCOL = (
 
 
 def main(index: str, folder: str, truth: str, weights: str, out: str, details: str) -> None:
-    p, q, seed = params.group("linear", linear.Linear), params.group("predict", segmenter.Predict), params.value("seed", int)
+    p, q, seed = (
+        params.group("linear", linear_probe.Linear),
+        params.group("predict", segmenter.Predict),
+        params.value("seed", int),
+    )
     net, classes, maps = segmenter.load(weights), records.class_names(truth), records.Labels(truth, "semantic/")
     learned = [i for i in records.to_learn(index) if i in maps]
     judged = [i for i in records.to_judge(index) if i in maps]
@@ -25,8 +29,8 @@ def main(index: str, folder: str, truth: str, weights: str, out: str, details: s
         records.write_json(out, {})
         return
     with training.Scratch("evaluate_linear", [p, seed], [index, truth, weights, folder]) as scratch:
-        probed = linear.probe(p, net, len(classes), folder, learned, maps, seed, scratch)
-        counts, refined = linear.judge(probed, folder, judged, maps, q, params.group("crf", crf.Crf) if p.crf else None)
+        probed = linear_probe.probe(p, net, len(classes), folder, learned, maps, seed, scratch)
+        counts, refined = linear_probe.judge(probed, folder, judged, maps, q, params.group("crf", crf.Crf) if p.crf else None)
         ious = metrics.iou(counts)
         how = PROTOCOL.format(learned=len(learned), p=p, full=p.drop_epoch + 1)
         numbers = {"miou": how + protocols.MEAN, "pixel_accuracy": how + "share of the right pixels"}

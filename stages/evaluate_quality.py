@@ -2,12 +2,14 @@
 
 import numpy as np
 
-from unseg import alarms, params
-from unseg.backbones import vit
-from unseg.console import run
-from unseg.evaluation import metrics, quality, stability
-from unseg.io.records import Labels, decode, read_images, read_json, spread, to_judge, to_learn, write_json
-from unseg.mining import affinity, clustering
+from unseg.clustering import algorithms
+from unseg.core import alarms, params
+from unseg.core.console import run
+from unseg.core.records import Labels, decode, read_images, read_json, spread, to_judge, to_learn, write_json
+from unseg.evaluation import metrics
+from unseg.evaluation.label_free import quality, stability
+from unseg.mining import affinity
+from unseg.models import vit
 
 
 def main(
@@ -26,7 +28,7 @@ def main(
 ) -> None:
     q, alarm = params.group("quality", quality.Quality), params.group("alarms.segmentation", alarms.Segmentation)
     mining, backbone = params.group("mine", affinity.Mining), params.group("backbone", vit.Backbone)
-    p, seed = params.group("cluster", clustering.Clustering), params.value("seed", int)
+    p, seed = params.group("cluster", algorithms.Clustering), params.value("seed", int)
     images, judged, learned = read_images(index), to_judge(index), to_learn(index)
     mined = read_json(masks)["annotations"]
     mask_of = {a["image_id"]: a["segmentation"] for a in reversed(mined)}  # of several the first

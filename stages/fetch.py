@@ -5,9 +5,9 @@ import json
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unseg.backbones import official, resnet, vit
-from unseg.console import InputError, run
-from unseg.io.records import whole
+from unseg.core.console import InputError, run
+from unseg.core.records import whole
+from unseg.models import official, resnet, vit
 
 
 def main(name: str, output: str) -> None:

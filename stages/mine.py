@@ -5,12 +5,12 @@ import math
 from collections.abc import Iterator
 from itertools import count
 
-from unseg import alarms, params
-from unseg.backbones import vit
-from unseg.console import InputError, run
-from unseg.io import photos, records
+from unseg.core import alarms, params, records
+from unseg.core.console import InputError, run
+from unseg.data import photos
+from unseg.engine.checkpoint import Results, Scratch
 from unseg.mining import affinity, miner
-from unseg.scratch import Results, Scratch
+from unseg.models import vit
 
 
 def main(index: str, folder: str, weights: str, out: str) -> None:

@@ -2,10 +2,9 @@
 
 import torch
 
-from unseg import params
-from unseg.console import run, track
-from unseg.io import records
-from unseg.scratch import Results, Scratch
+from unseg.core import params, records
+from unseg.core.console import run, track
+from unseg.engine.checkpoint import Results, Scratch
 from unseg.segmentation import segmenter
 
 

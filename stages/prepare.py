@@ -3,14 +3,13 @@
 from collections import Counter
 from dataclasses import asdict
 
-from unseg import environment, params
-from unseg.console import InputError, run
-from unseg.detection import backends
-from unseg.io import datasets, truth
-from unseg.io.datasets import Data
-from unseg.io.examine import examine
-from unseg.io.records import Labels, write_json, write_zip
-from unseg.segmentation import crf_methods
+from unseg.core import optional, params
+from unseg.core.console import InputError, run
+from unseg.core.records import Labels, write_json, write_zip
+from unseg.data import readers, truth
+from unseg.data.examination import examine
+from unseg.data.readers import Data
+from unseg.engine import environment
 
 MODELS = ("croc", "mine", "embed", "detector", "segmenter", "backbone_linear", "backbone_kmeans", "backbone_video")
 PRECISION_KEYS = [f"{group}.precision" for group in MODELS]
@@ -18,24 +17,24 @@ PRECISION_KEYS = [f"{group}.precision" for group in MODELS]
 
 def main(images: str, rejected: str, truth_zip: str) -> None:
     data = params.group("data", Data)
-    backends.check(params.value("detector.backend", str))  # or the run would end after hours of mining
-    crf_methods.check(params.value("crf.method", str))
+    optional.check_detector_backend(params.value("detector.backend", str))  # or the run would end after hours of mining
+    optional.check_crf_method(params.value("crf.method", str))
     environment.check()
     precisions = {key: params.value(key, str) for key in PRECISION_KEYS}
     if "bf16" in precisions.values():  # the only reason to import torch here
-        from unseg.precision import check_not_emulated
+        from unseg.engine.precision import check_not_emulated
 
         check_not_emulated(precisions, environment.device())
-    found = datasets.find(data)
+    found = readers.find(data)
     index, bad = examine(data, found)
     write_json(rejected, {"rejected": [asdict(r) for r in bad]})
     splits = Counter(i.split for i in index)
-    print(f"{data.images}: {len(index)} images ({datasets.total(splits)})" if index else f"{data.images}: no image")
+    print(f"{data.images}: {len(index)} images ({readers.total(splits)})" if index else f"{data.images}: no image")
     if bad:
         reasons = Counter(r.reason.split(":")[0] for r in bad)
-        print(f"{len(bad)} rejected ({datasets.total(reasons)}): see {rejected}")
+        print(f"{len(bad)} rejected ({readers.total(reasons)}): see {rejected}")
     if found.ignored:
-        print(f"{found.ignored.total()} other files ignored ({datasets.total(found.ignored)})")
+        print(f"{found.ignored.total()} other files ignored ({readers.total(found.ignored)})")
     for split, file in (("train", data.train or data.images), ("val", data.val)):
         if file and not splits[split] and not splits["both"]:
             raise InputError(f"data.{split}: {file}: none of its images can be used; {rejected} says why")

@@ -1,17 +1,18 @@
 """CrOC pre-training. (Runs only when params.yaml's backbone.weights is models/croc.safetensors.)"""
 
-from unseg import params, training
-from unseg.backbones import pretraining, vit
-from unseg.console import run
-from unseg.io import records
+from unseg.core import params, records
+from unseg.core.console import run
+from unseg.engine import training
+from unseg.models import vit
+from unseg.pretraining import croc_training
 
 
 def main(index: str, folder: str, weights: str, history: str) -> None:
-    p, seed = params.group("croc", pretraining.Croc), params.value("seed", int)
+    p, seed = params.group("croc", croc_training.Croc), params.value("seed", int)
     shape = {name: params.value(f"backbone.{name}", int) for name in ("patch", "width", "depth", "heads")}
     backbone = vit.Backbone(weights, **shape)
     with training.Scratch("croc", [p, shape, seed], [index, folder, p.init]) as scratch:
-        model, values = pretraining.train(p, backbone, folder, records.to_learn(index), seed, scratch)
+        model, values = croc_training.train(p, backbone, folder, records.to_learn(index), seed, scratch)
         training.write_weights(weights, model, {"kind": "vit", "backbone": shape})
         training.write_history(history, values)
 

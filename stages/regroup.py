@@ -4,14 +4,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from unseg import params
-from unseg.console import run, track
-from unseg.io import records
-from unseg.segmentation import clusters
+from unseg.clustering import naming
+from unseg.core import params, records
+from unseg.core.console import run, track
 
 
 def main(index: str, labels: str, said: str, out: str) -> None:
-    table = clusters.read(said, params.value("cluster.k", int)).becomes()
+    table = naming.read(said, params.value("cluster.k", int)).becomes()
     learned, maps = records.to_learn(index), records.Labels(labels)
 
     def regrouped() -> Iterator[tuple[str, np.ndarray]]:

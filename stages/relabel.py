@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from unseg import environment, params
-from unseg.console import run, track
-from unseg.io import photos, records
-from unseg.scratch import Results, Scratch
+from unseg.core import params, records
+from unseg.core.console import run, track
+from unseg.data import photos
+from unseg.engine import environment
+from unseg.engine.checkpoint import Results, Scratch
 from unseg.segmentation import crf, segmenter
 
 

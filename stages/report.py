@@ -7,13 +7,12 @@ import csv
 import math
 from pathlib import Path
 
-from unseg import params
-from unseg.console import InputError, run
-from unseg.io import streams
-from unseg.io.records import Labels, by_image, class_names, read_images, read_json, to_judge, to_learn, whole
+from unseg.clustering import naming
+from unseg.core import params, streams
+from unseg.core.console import InputError, run
+from unseg.core.records import Labels, by_image, class_names, read_images, read_json, to_judge, to_learn, whole
 from unseg.report import backbones, page, pictures, sections, sheets, unlabelled
 from unseg.report.page import Section
-from unseg.segmentation import clusters as naming
 
 
 def main(

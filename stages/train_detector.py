@@ -1,10 +1,10 @@
 """Mask R-CNN on the labelled masks of the training images."""
 
-from unseg import params, training
-from unseg.console import InputError, run
+from unseg.core import params, records
+from unseg.core.console import InputError, run
 from unseg.detection import detector
 from unseg.detection.settings import Detector
-from unseg.io import records
+from unseg.engine import training
 
 
 def main(index: str, instances: str, folder: str, weights: str, history: str) -> None:

@@ -1,8 +1,8 @@
 """DeepLab-v3 on the label maps of the training images."""
 
-from unseg import params, training
-from unseg.console import run
-from unseg.io import records
+from unseg.core import params, records
+from unseg.core.console import run
+from unseg.engine import training
 from unseg.segmentation import segmenter
 
 

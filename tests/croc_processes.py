@@ -18,16 +18,17 @@ import torch
 import torch._dynamo  # by optimizers, else in each fork
 from PIL import Image as Pillow
 
-from unseg import distributed, training
-from unseg.backbones import croc, pretraining, views, vit
-from unseg.backbones.weights import FRESH
-from unseg.io.records import Image
+from unseg.core.records import Image
+from unseg.engine import distributed, training
+from unseg.models import vit
+from unseg.models.weights import FRESH
+from unseg.pretraining import croc, croc_training, views
 
 IMAGES, BATCH, EPOCHS = 16, 8, 4  # 8 steps
 KILLED_AT = 5  # of the steps, from 0: the second of its epoch
 LOOK = views.Augmentation(32, 0.25, 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, [1.0, 0.1], 0.6, [0.0, 0.2])
 CLUSTERS = croc.Clustering("keys", 8, 4, 4.0, 20.0, 5, 2.0, 2.0, "batch")
-SETTINGS = pretraining.Croc(
+SETTINGS = croc_training.Croc(
     init=FRESH, epochs=EPOCHS, batch=BATCH, accumulate=1, lr=0.01, min_lr=1e-5, warmup_epochs=1, weight_decay=0.04,
     weight_decay_end=0.4, ema=0.9, clip=3.0, freeze_epochs=0.5, drop_path=0.1, alpha=1.0,
     outputs=32, outputs_centroid=16, hidden=32, bottleneck=16, head_batch_norm=True, norm_last=False, center_momentum=0.9,
@@ -40,19 +41,19 @@ SETTINGS = pretraining.Croc(
 def learn(folder: Path, name: str, scratch: str, kill: bool = False) -> None:
     os.environ |= {"UNSEG_SCRATCH": str(folder / scratch), "UNSEG_CHECKPOINT_SECONDS": "0" if scratch == "killed" else "60"}
     if kill:
-        follow, done = pretraining.Step.follow, []
+        follow, done = croc_training.Step.follow, []
 
-        def deadly(net: pretraining.Step, momentum: float) -> None:
+        def deadly(net: croc_training.Step, momentum: float) -> None:
             done.append(momentum)
             if len(done) > KILLED_AT:
                 os.kill(os.getpid(), signal.SIGKILL)
             follow(net, momentum)
 
-        pretraining.Step.follow = deadly  # type: ignore[method-assign]
+        croc_training.Step.follow = deadly  # type: ignore[method-assign]
     records = [Image(i + 1, f"{i}.png", 40, 48, "train") for i in range(IMAGES)]
     with training.Scratch("croc", [], []) as opened:
         found = opened.load()
-        model, values = pretraining.train(SETTINGS, vit.Backbone("none", 8, 24, 2, 3), str(folder), records, 0, opened)
+        model, values = croc_training.train(SETTINGS, vit.Backbone("none", 8, 24, 2, 3), str(folder), records, 0, opened)
         if distributed.rank() == 0:
             resumed = len(found["values"]) if found else 0
             torch.save({"values": values, "weights": model.state_dict(), "resumed": resumed}, folder / f"{name}.pt")

@@ -28,14 +28,18 @@ import yaml
 from PIL import Image as Pillow
 from safetensors.torch import save_file
 
-from unseg import params, training
-from unseg.backbones import pretraining, vit, weights
-from unseg.console import InputError
+from unseg.clustering import algorithms, choice, naming
+from unseg.core import params, records
+from unseg.core.console import InputError
+from unseg.data import coco, examination, readers, truth
 from unseg.detection import detector
-from unseg.evaluation import linear, quality
-from unseg.io import coco, datasets, examine, records, truth
-from unseg.mining import affinity, choosing, clustering, crops
-from unseg.segmentation import clusters, crf, labels, segmenter
+from unseg.engine import training
+from unseg.evaluation import linear_probe
+from unseg.evaluation.label_free import quality
+from unseg.mining import affinity, crops
+from unseg.models import vit, weights
+from unseg.pretraining import croc_training
+from unseg.segmentation import crf, pseudo_labels, segmenter
 
 ROOT = Path(__file__).parents[1]
 LONGEST = 10  # seconds
@@ -43,10 +47,10 @@ NUMBERS: list[Any] = [None, True, 0, -1, 1, 2**31, 2**63, 10**40, 1e308, float("
 TEXTS: list[Any] = ["", "../../x", "/etc/passwd", "\0", "\ud800x", "é" * 300, "nan", "1e5"]
 JUNK: list[Any] = [*NUMBERS, *TEXTS, [], {}, [[]], [{}], {"a": 1}, {"size": [16, 16], "counts": "0"}]
 GROUPS = {
-    "data": datasets.Data, "backbone": vit.Backbone, "croc": pretraining.Croc, "mine": affinity.Mining, "embed": crops.Embedding,
-    "cluster": clustering.Clustering, "detector": detector.Detector, "detect": detector.Detect, "aggregate": labels.Aggregation,
-    "segmenter": segmenter.Segmenter, "predict": segmenter.Predict, "crf": crf.Crf, "linear": linear.Linear,
-    "quality": quality.Quality, "choose": choosing.Choosing,
+    "data": readers.Data, "backbone": vit.Backbone, "croc": croc_training.Croc, "mine": affinity.Mining, "embed": crops.Embedding,
+    "cluster": algorithms.Clustering, "detector": detector.Detector, "detect": detector.Detect, "aggregate": pseudo_labels.Aggregation,
+    "segmenter": segmenter.Segmenter, "predict": segmenter.Predict, "crf": crf.Crf, "linear": linear_probe.Linear,
+    "quality": quality.Quality, "choose": choice.Choosing,
 }  # fmt: skip
 
 
@@ -174,8 +178,8 @@ class Fuzz:
         form, data = self.rng.choice(self.photos)
         data = huge_png(self.rng) if self.rng.random() < 0.1 else bent(self.rng, data)
         Path("photos/x." + form).write_bytes(data)
-        found = examine.look(
-            Path("photos").resolve(), datasets.Candidate("x." + form, "train", annotated=self.rng.random() < 0.5)
+        found = examination.look(
+            Path("photos").resolve(), readers.Candidate("x." + form, "train", annotated=self.rng.random() < 0.5)
         )
         assert isinstance(found, (str, tuple))
         Path("photos/x." + form).unlink()
@@ -188,15 +192,15 @@ class Fuzz:
             ):
                 file.writestr(name, bent(self.rng, self.photos[0][1]) if self.rng.random() < 0.5 else self.photos[0][1])
         Path("photos/x.zip").write_bytes(bent(self.rng, Path("photos/x.zip").read_bytes()))
-        data = datasets.Data("folder", "photos", "photos", None, None, None)
-        examine.photos.archive.cache_clear()
-        examine.examine(data, datasets.find(data))
+        data = readers.Data("folder", "photos", "photos", None, None, None)
+        examination.photos.archive.cache_clear()
+        examination.examine(data, readers.find(data))
         Path("photos/x.zip").unlink()
 
     def coco(self) -> None:
         Path("train.json").write_bytes(text_of(self.rng, self.coco_json))
-        data = datasets.Data("coco", ".", "photos", "train.json", None, None)
-        index, _ = examine.examine(data, datasets.find(data))
+        data = readers.Data("coco", ".", "photos", "train.json", None, None)
+        index, _ = examination.examine(data, readers.find(data))
         for name, _ in truth.members(data, index):
             assert "photos" not in name
         coco.read(Path("train.json"), Path("photos"))
@@ -254,10 +258,10 @@ class Fuzz:
         tree = {"clusters": dict(enumerate(swapped(self.rng, list(self.clusters["clusters"].values()))))}
         text = yaml.safe_dump(tree if self.rng.random() < 0.8 else swapped(self.rng, self.clusters)).encode("utf-8", "replace")
         Path("clusters.yaml").write_bytes(bent(self.rng, text) if self.rng.random() < 0.5 else text)
-        read = clusters.read("clusters.yaml", 3)
-        clusters.write("clusters.yaml", read)
-        said = {k: entry for k, entry in read.entries.items() if entry != clusters.Entry()}
-        assert clusters.read("clusters.yaml", 3).entries == said
+        read = naming.read("clusters.yaml", 3)
+        naming.write("clusters.yaml", read)
+        said = {k: entry for k, entry in read.entries.items() if entry != naming.Entry()}
+        assert naming.read("clusters.yaml", 3).entries == said
 
 
 KINDS: dict[str, Callable[[Fuzz], None]] = {

@@ -1,6 +1,6 @@
 """Stages in processes of their own, for test_stage_processes.py: `python stage_processes.py FOLDER`.
 
-Each stage that is started by unseg.distributed, at toy size, on the outputs of the ones before: in one process (FOLDER/one),
+Each stage that is started by unseg.engine.distributed, at toy size, on the outputs of the ones before: in one process (FOLDER/one),
 in two that gloo joins (FOLDER/two), and mine in one that ends itself by SIGKILL, and in one that goes on from there
 (FOLDER/again). They are forks of this process, which has imported torch and the stages and has no thread of torch.
 """
@@ -20,8 +20,9 @@ from PIL import Image as Pillow
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
-from unseg import distributed, scratch
-from unseg.io import demo, records
+from unseg.core import records
+from unseg.data import demo
+from unseg.engine import checkpoint, distributed
 from unseg.mining import miner
 from unseg.segmentation import segmenter
 
@@ -118,15 +119,15 @@ def ranked(name: str, rank: int, port: int) -> None:
 
 
 def mine_again(kill: bool) -> None:
-    put, done = scratch.Results.put, []
+    put, done = checkpoint.Results.put, []
 
-    def deadly(results: scratch.Results, number: int, content: bytes) -> None:
+    def deadly(results: checkpoint.Results, number: int, content: bytes) -> None:
         put(results, number, content)
         done.append(number)
         if kill and len(done) == KILLED_AT:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    scratch.Results.put = deadly  # type: ignore[method-assign]
+    checkpoint.Results.put = deadly  # type: ignore[method-assign]
     os.environ["UNSEG_CHECKPOINT_SECONDS"] = "0"
     stage("mine", "again")
     Path("again.json").write_text(json.dumps(done))

@@ -1,4 +1,4 @@
-"""Self-training rounds of the detector (unseg/detection/adopting.py, stages/adopt.py)."""
+"""Self-training rounds of the detector (unseg/detection/self_training.py, stages/adopt.py)."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from stages import adopt as stage
-from unseg.detection.adopting import Adoption, adopt
-from unseg.io.records import annotation, decode, encode, write_json
+from unseg.core.records import annotation, decode, encode, write_json
+from unseg.detection.self_training import Adoption, adopt
 
 P = Adoption(threshold=0.7, overlap=0.5)
 

@@ -21,14 +21,16 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import unseg
-from unseg import api, params, precision
-from unseg.cli.main import main
-from unseg.console import InputError
+from unseg.core import params, records
+from unseg.core.console import InputError
+from unseg.data import video
 from unseg.detection import detector
 from unseg.detection.settings import Detect, Detector
-from unseg.io import images, records, video
+from unseg.engine import batching, precision
 from unseg.segmentation import segmenter, tiles
 from unseg.segmentation.crf import Crf, refine
+from unseg.serving import api
+from unseg.serving.cli.main import main
 
 SHAPE = {"arch": "resnet18", "width": 4, "stride": 8, "rates": [1, 2, 4], "labels": 5}
 CRF = Crf("conv", 2, 1.0, 3.0, 20.0, 3.0, 4.0, window=12, stride=1)
@@ -101,10 +103,10 @@ def test_blending_is_the_weighted_mean_of_tiles(monkeypatch: pytest.MonkeyPatch)
     for rows, a in zip(down, tiles.weights(down, 16), strict=True):
         for cols, b in zip(across, tiles.weights(across, 16), strict=True):
             at, w = (slice(*rows), slice(*cols)), a[:, None] * b
-            want[:, at[0], at[1]] += fake(net, images.to_tensor(pixels[at])[None])[0] * w
+            want[:, at[0], at[1]] += fake(net, batching.to_tensor(pixels[at])[None])[0] * w
             total[at] += w
     assert torch.allclose(got, want / total, atol=1e-5)
-    assert torch.allclose(got[:3], images.to_tensor(pixels), atol=1e-5)  # no seam where all tiles agree
+    assert torch.allclose(got[:3], batching.to_tensor(pixels), atol=1e-5)  # no seam where all tiles agree
 
 
 @pytest.mark.parametrize("size", [(100, 70), (31, 200), (12, 9)])
@@ -138,7 +140,7 @@ def test_a_photograph_by_file_image_and_array(model: Path, tmp_path: Path) -> No
     predictor = unseg.load(model)
     made = [predictor.predict(x) for x in (tmp_path / "a.png", str(tmp_path / "a.png"), Pillow.fromarray(photo()), photo())]
     net = segmenter.load(model)
-    p = segmenter.probabilities(net, images.to_tensor(photo())[None])[0]
+    p = segmenter.probabilities(net, batching.to_tensor(photo())[None])[0]
     for m in made:
         assert (m.labels == p.argmax(0).numpy()).all()  # as stages/predict.py has it
         assert np.allclose(m.confidence, p.max(0).values.numpy())
@@ -151,7 +153,7 @@ def test_what_the_network_sees(model: Path) -> None:
     net, x = segmenter.load(model), photo(50, 90)
     for seen, size in (("square", (32, 32)), (40, (40, 72))):
         small = np.asarray(Pillow.fromarray(x).resize(size[::-1], Pillow.Resampling.BILINEAR))
-        p = segmenter.probabilities(net, images.to_tensor(small)[None])
+        p = segmenter.probabilities(net, batching.to_tensor(small)[None])
         want = F.interpolate(p, (50, 90), mode="bilinear", align_corners=False)[0].argmax(0).numpy()
         assert (unseg.load(model, seen=seen).predict(x).labels == want).mean() > 0.999
 
@@ -171,7 +173,7 @@ def test_how_a_model_looks_is_known_from_its_file_or_its_run(model: Path, tmp_pa
 
 
 def test_merging_adds_probabilities_and_ignoring_leaves_void(model: Path, tmp_path: Path) -> None:
-    p = segmenter.probabilities(segmenter.load(model), images.to_tensor(photo())[None])[0].clone()
+    p = segmenter.probabilities(segmenter.load(model), batching.to_tensor(photo())[None])[0].clone()
     often = (1 + np.argsort(-np.bincount(p.argmax(0).flatten().numpy(), minlength=5)[1:])).tolist()  # labels
     void, dog, more, less = (label - 1 for label in often)
     text = f"{{{void}: {{ignore: true}}, {dog}: {{name: dog}}, {more}: {{merge: {dog}}}, {less}: {{merge: background}}}}"
@@ -188,7 +190,7 @@ def test_merging_adds_probabilities_and_ignoring_leaves_void(model: Path, tmp_pa
 
 
 def test_a_crf_of_a_small_photograph_is_that_of_relabel(model: Path) -> None:
-    p = segmenter.probabilities(segmenter.load(model), images.to_tensor(photo())[None])[0]
+    p = segmenter.probabilities(segmenter.load(model), batching.to_tensor(photo())[None])[0]
     made = unseg.load(model).predict(photo(), CRF)
     assert (made.labels == refine(p.numpy(), photo(), CRF)).all()
 
@@ -243,7 +245,7 @@ def test_what_cannot_be_loaded_or_predicted(model: Path, tmp_path: Path) -> None
 
 
 def test_unseg_itself_needs_no_torch() -> None:
-    code = "import unseg, unseg.cli.main, sys; sys.exit('torch' in sys.modules)"
+    code = "import unseg, unseg.serving.cli.main, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

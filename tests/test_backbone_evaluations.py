@@ -18,32 +18,33 @@ from PIL import Image as Pillow
 from torch.utils.data import Dataset
 
 from stages import evaluate_backbone_kmeans, evaluate_backbone_linear, evaluate_backbone_video
-from unseg import training
-from unseg.backbones import vit
-from unseg.console import InputError
-from unseg.evaluation import backbone_kmeans, backbone_linear, backbone_video, davis, probe, sets
-from unseg.evaluation.backbone_kmeans import BackboneKmeans
-from unseg.evaluation.backbone_linear import BackboneLinear, Crops
-from unseg.evaluation.backbone_video import BackboneVideo
+from unseg.core.console import InputError
+from unseg.engine import training
+from unseg.evaluation import probe
+from unseg.evaluation.backbones import davis, kmeans, linear, sets, video
+from unseg.evaluation.backbones.kmeans import BackboneKmeans
+from unseg.evaluation.backbones.linear import BackboneLinear, Crops
+from unseg.evaluation.backbones.video import BackboneVideo
 from unseg.evaluation.probe import Schedule
+from unseg.models import vit
 
 SHAPE = vit.Backbone(vit.FRESH, patch=8, width=32, depth=2, heads=2)
 VOID = 255
 RED, GREEN = (220, 40, 30), (30, 180, 60)
 
 
-def linear(**changed: Any) -> BackboneLinear:
+def linear_params(**changed: Any) -> BackboneLinear:
     head = Schedule(epochs=30, drop_epoch=25, batch=4, lr=1.0, momentum=0.9, weight_decay=0.0)
     values = {"size": 32, "smallest": 0.8, "grid": 16, "precision": "fp32", "head": head} | changed
     return BackboneLinear(**values)  # type: ignore[arg-type]
 
 
-def kmeans(**changed: Any) -> BackboneKmeans:
+def kmeans_params(**changed: Any) -> BackboneKmeans:
     values = {"size": 32, "grid": 16, "components": 8, "clusters": None, "starts": 3, "iterations": 30, "seeds": 2}
     return BackboneKmeans(**(values | {"batch": 1, "precision": "fp32"} | changed))  # type: ignore[arg-type]
 
 
-def video(**changed: Any) -> BackboneVideo:
+def video_params(**changed: Any) -> BackboneVideo:
     values = {"size": 64, "multiple": 16, "context": 2, "radius": 1, "top": 3, "temperature": 0.1, "precision": "fp32"}
     return BackboneVideo(**(values | changed))  # type: ignore[arg-type]
 
@@ -119,7 +120,7 @@ def test_the_first_and_the_last_frame_are_not_scored() -> None:
     assert found["J"]["recall"] == 0.5  # type: ignore[index]
 
 
-def test_objects_count_equally_whatever_their_video() -> None:
+def test_objects_count_equally_whatever_their_video_params() -> None:
     one, two = np.full((1, 2, 5), 0.9), np.full((2, 2, 8), 0.3)
     assert davis.summary([one, two])["J&F"] == pytest.approx((0.9 + 0.3 + 0.3) / 3)
 
@@ -184,15 +185,15 @@ def test_labels_come_from_the_likest_tokens_nearby(h: int, w: int, frames: int, 
     target, sources = torch.randn(h, w, 6, generator=g).double(), torch.randn(frames, h, w, 6, generator=g).double()
     target, sources = (t / t.norm(dim=-1, keepdim=True) for t in (target, sources))
     labels = torch.randn(frames, h, w, 3, generator=g).double().softmax(-1)
-    got = backbone_video.carry(target, sources, labels, video(**changed))
-    assert np.allclose(got, carried(target.numpy(), sources.numpy(), labels.numpy(), video(**changed)), atol=1e-12)
+    got = video.carry(target, sources, labels, video_params(**changed))
+    assert np.allclose(got, carried(target.numpy(), sources.numpy(), labels.numpy(), video_params(**changed)), atol=1e-12)
     assert torch.allclose(got.sum(-1), torch.ones(h, w).double())
 
 
 def test_equally_like_tokens_are_all_taken() -> None:
     same = torch.ones(1, 3, 3, 1)
     labels = torch.eye(9).view(1, 3, 3, 9)
-    got = backbone_video.carry(same[0], same, labels, video(top=1))
+    got = video.carry(same[0], same, labels, video_params(top=1))
     assert torch.allclose(got[1, 1], torch.full((9,), 1 / 9))
     assert torch.allclose(got[0, 0], torch.tensor([1, 1, 0, 1, 1, 0, 0, 0, 0]) / 4)
 
@@ -204,9 +205,9 @@ def test_the_context_is_the_first_frame_and_the_last_few(monkeypatch: pytest.Mon
         seen.append((target.item(), sources.flatten().tolist(), labels.flatten().tolist()))
         return 10 * target
 
-    monkeypatch.setattr(backbone_video, "carry", spy)
+    monkeypatch.setattr(video, "carry", spy)
     frames = [torch.full((1, 1, 1), float(i)) for i in range(5)]
-    list(backbone_video.propagate(iter(frames), torch.full((1, 1, 1), -1.0), video(context=2)))
+    list(video.propagate(iter(frames), torch.full((1, 1, 1), -1.0), video_params(context=2)))
     assert seen == [
         (1, [0], [-1]),
         (2, [0, 1], [-1, 10]),
@@ -214,22 +215,22 @@ def test_the_context_is_the_first_frame_and_the_last_few(monkeypatch: pytest.Mon
         (4, [0, 2, 3], [-1, 20, 30]),
     ]
     seen.clear()
-    list(backbone_video.propagate(iter(frames[:3]), torch.full((1, 1, 1), -1.0), video(context=0)))
+    list(video.propagate(iter(frames[:3]), torch.full((1, 1, 1), -1.0), video_params(context=0)))
     assert [s[1] for s in seen] == [[0], [0]]
 
 
 def test_each_label_is_stretched_before_the_largest_is_taken() -> None:
     soft = torch.tensor([[[0.8, 0.2], [0.7, 0.3]]])  # [1, 2, 2]: 0.3 is the most that label 1 has, and so 1
-    assert backbone_video.enlarge(soft, 2, (2, 4)).tolist() == [[0, 0, 1, 1]] * 2
+    assert video.enlarge(soft, 2, (2, 4)).tolist() == [[0, 0, 1, 1]] * 2
     gone = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
-    assert not backbone_video.enlarge(gone, 2, (2, 4)).any()
+    assert not video.enlarge(gone, 2, (2, 4)).any()
 
 
 @pytest.mark.parametrize(
     ("size", "want"), [((480, 854), (480, 832)), ((854, 480), (832, 480)), ((1080, 1920), (480, 832)), ((480, 480), (480, 448))]
 )
 def test_the_longer_side_is_cut_to_a_multiple(size: tuple[int, int], want: tuple[int, int]) -> None:
-    assert backbone_video.input_size(size, video(size=480, multiple=64)) == want
+    assert video.input_size(size, video_params(size=480, multiple=64)) == want
 
 
 # ---- sets
@@ -342,7 +343,7 @@ def test_thin_is_torchs_nearest(size: int, grid: int) -> None:
 
 def test_a_crops_labels_lie_where_its_pixels_do(voc: str) -> None:
     _, found = sets.read(sets.Set("voc", voc, "lists/train.txt", "lists/val.txt", 1.0), "lists/train.txt")
-    p = linear(size=64, grid=64)
+    p = linear_params(size=64, grid=64)
     flips = set()
     for seed in range(12):
         pixels, labels = Crops(found, p)[seed % 4, seed]
@@ -366,11 +367,11 @@ def test_a_linear_probe_learns_what_can_be_told_apart(voc: str, tmp_path: Path, 
     monkeypatch.setenv("UNSEG_DEVICE", "cpu")
     data = sets.Set("voc", voc, "lists/train.txt", "lists/val.txt", 1.0)
     (classes, learned), (_, judged) = sets.read(data, data.train), sets.read(data, data.val)
-    model, p = vit.load(SHAPE), linear()
+    model, p = vit.load(SHAPE), linear_params()
     before = [x.clone() for x in model.parameters()]
     with training.Scratch("probe", [], []) as scratch:
-        layer = backbone_linear.learn(p, model, len(classes), learned, 0, scratch)
-    counts = backbone_linear.judge(p, model, layer, judged)
+        layer = linear.learn(p, model, len(classes), learned, 0, scratch)
+    counts = linear.judge(p, model, layer, judged)
     assert counts.sum() == 3 * 32 * 32 - 3 * 32  # all pixels but the row of void, squeezed to a pixel or none
     assert counts.trace() > 0.85 * counts.sum()
     assert counts[[0, 3]].sum() == counts.sum()
@@ -411,32 +412,32 @@ class Fixed(Dataset[Any]):
 
 def test_a_share_of_the_examples() -> None:
     examples = [sets.Example(str(i), "", {}) for i in range(100)]
-    some = backbone_linear.part_of(examples, 0.1, 0)
+    some = linear.part_of(examples, 0.1, 0)
     assert len(some) == 10
     assert some == sorted(some, key=lambda e: int(e.photo))
-    assert some != backbone_linear.part_of(examples, 0.1, 1)
-    assert backbone_linear.part_of(examples, 1.0, 0) == examples
-    assert len(backbone_linear.part_of(examples, 0.001, 0)) == 1
+    assert some != linear.part_of(examples, 0.1, 1)
+    assert linear.part_of(examples, 1.0, 0) == examples
+    assert len(linear.part_of(examples, 0.001, 0)) == 1
 
 
 def test_whole_batches_alone_as_published() -> None:
     examples = [sets.Example(str(i), "", {}) for i in range(1449)]
-    assert len(backbone_kmeans.judged(examples, 60)) == 1440
-    assert backbone_kmeans.judged(examples, 1) == examples
-    assert backbone_kmeans.judged(examples[:59], 60) == []
+    assert len(kmeans.judged(examples, 60)) == 1440
+    assert kmeans.judged(examples, 1) == examples
+    assert kmeans.judged(examples[:59], 60) == []
 
 
 def test_kmeans_score_by_hand() -> None:
     masks = np.array([[[0, 0, 1, 1]] * 4, [[0, 0, 0, VOID]] * 4], np.uint8)
     labels = np.array([[[1, 0]] * 2, [[1, 1]] * 2], np.uint8)  # 2 x 2 tokens stretch over 4 x 4 labels
-    assert backbone_kmeans.score(labels, masks, 3, 3)[:2].tolist() == [1, 1]
-    assert np.isnan(backbone_kmeans.score(labels, masks, 3, 3)[2])  # a class without a pixel
+    assert kmeans.score(labels, masks, 3, 3)[:2].tolist() == [1, 1]
+    assert np.isnan(kmeans.score(labels, masks, 3, 3)[2])  # a class without a pixel
     labels[1, :, 1] = 0
-    assert backbone_kmeans.score(labels, masks, 2, 2).tolist() == [16 / 20, 8 / 12]
+    assert kmeans.score(labels, masks, 2, 2).tolist() == [16 / 20, 8 / 12]
     # more clusters than classes: both halves of class 0 are given to it
     labels = np.array([[[1, 0]] * 2, [[2, 2]] * 2], np.uint8)
-    assert backbone_kmeans.score(labels, masks, 2, 3).tolist() == [1, 1]
-    assert backbone_kmeans.score(labels, masks, 3, 3)[:2].tolist() == [12 / 20, 1]  # one to one
+    assert kmeans.score(labels, masks, 2, 3).tolist() == [1, 1]
+    assert kmeans.score(labels, masks, 3, 3)[:2].tolist() == [12 / 20, 1]  # one to one
 
 
 def test_tokens_are_standardised_before_the_pca() -> None:
@@ -445,9 +446,9 @@ def test_tokens_are_standardised_before_the_pca() -> None:
     x[:, 2] = x[:, 0] + 0.1 * x[:, 2]
     scaled = (x - x.mean(0)) / x.std(0)
     _, _, axes = np.linalg.svd(scaled, full_matrices=False)
-    got = backbone_kmeans.reduce(x.astype(np.float32), 2)
+    got = kmeans.reduce(x.astype(np.float32), 2)
     assert np.allclose(np.abs(got), np.abs(scaled @ axes[:2].T), atol=1e-3)
-    assert backbone_kmeans.reduce(x.astype(np.float32), 50).shape == (500, 4)
+    assert kmeans.reduce(x.astype(np.float32), 50).shape == (500, 4)
 
 
 # ---- backbones and stages
@@ -482,9 +483,9 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     groups = {
         "seed": 0,
         "backbone": {"patch": 8, "width": 32, "depth": 2, "heads": 2},
-        "backbone_linear": {**vars(linear()), "head": {**vars(linear().head), "epochs": 2}},
-        "backbone_kmeans": vars(kmeans()),
-        "backbone_video": vars(video()),
+        "backbone_linear": {**vars(linear_params()), "head": {**vars(linear_params().head), "epochs": 2}},
+        "backbone_kmeans": vars(kmeans_params()),
+        "backbone_video": vars(video_params()),
     }
     work = tmp_path / "work"
     (work / "models").mkdir(parents=True)

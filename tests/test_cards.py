@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from unseg.io.records import Image, annotation, encode
+from unseg.clustering.naming import Clusters, Entry
+from unseg.core.records import Image, annotation, encode
 from unseg.report import cards, pictures
-from unseg.segmentation.clusters import Clusters, Entry
 
 
 def test_coherence_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""Labels for objects by K-means on whitened tokens (unseg/mining/clustering.py)."""
+"""Labels for objects by K-means on whitened tokens (unseg/clustering/algorithms.py)."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
-from unseg.mining.clustering import Clustering, cluster, normalise
+from unseg.clustering.algorithms import Clustering, cluster, normalise
 
 NORMALISE = ("std", "pca", "none")
 

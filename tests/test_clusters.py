@@ -8,15 +8,15 @@ import pytest
 import yaml
 
 from stages import regroup
-from unseg.cli import clusters as verb
-from unseg.cli.main import said_of
-from unseg.console import InputError
-from unseg.folder import Run
-from unseg.io import records
-from unseg.io.records import VOID, Image, Labels
+from unseg.clustering import naming
+from unseg.clustering.naming import Clusters, Entry
+from unseg.core import records
+from unseg.core.console import InputError
+from unseg.core.records import VOID, Image, Labels
 from unseg.report import pictures, sections
-from unseg.segmentation import clusters
-from unseg.segmentation.clusters import Clusters, Entry
+from unseg.serving.cli import clusters as verb
+from unseg.serving.cli.main import said_of
+from unseg.serving.run import Run
 
 SAID = """
 clusters:
@@ -34,7 +34,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_what_is_said_and_what_becomes_of_labels(tmp_path: Path) -> None:
-    said = clusters.read(written(tmp_path, SAID), 6)
+    said = naming.read(written(tmp_path, SAID), 6)
     assert said.entries[0] == Entry("dog", (255, 0, 128))
     assert said.becomes()[[0, 1, 2, 3, 4, 5, 6, 7, 255]].tolist() == [0, 1, 2, 1, 0, VOID, 6, 7, 255]
     assert said.names() == {0: "background", 1: "dog", 2: "cluster 1", 6: "cluster 5"}
@@ -42,15 +42,15 @@ def test_what_is_said_and_what_becomes_of_labels(tmp_path: Path) -> None:
 
 def test_nothing_said_changes_nothing(tmp_path: Path) -> None:
     for text in ("clusters: {}", "", "# nothing"):
-        said = clusters.read(written(tmp_path, text), 3)
+        said = naming.read(written(tmp_path, text), 3)
         assert said == Clusters(3)
         assert (said.becomes() == np.arange(256)).all()
 
 
 def test_written_and_read_again(tmp_path: Path) -> None:
-    said = clusters.read(written(tmp_path, SAID), 6, "abc")
-    clusters.write(tmp_path / "again.yaml", said)
-    assert clusters.read(tmp_path / "again.yaml", 6, "abc") == said
+    said = naming.read(written(tmp_path, SAID), 6, "abc")
+    naming.write(tmp_path / "again.yaml", said)
+    assert naming.read(tmp_path / "again.yaml", 6, "abc") == said
     assert yaml.safe_load((tmp_path / "again.yaml").read_text())["clustering"] == "abc"
 
 
@@ -81,7 +81,7 @@ def test_written_and_read_again(tmp_path: Path) -> None:
 )
 def test_what_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError) as error:
-        clusters.read(written(tmp_path, text), 6, "this")
+        naming.read(written(tmp_path, text), 6, "this")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert str(tmp_path) in str(error.value)
@@ -89,7 +89,7 @@ def test_what_is_refused_in_one_line(tmp_path: Path, text: str, message: str) ->
 
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file; `unseg clusters` writes one"):
-        clusters.read(tmp_path / "clusters.yaml", 3)
+        naming.read(tmp_path / "clusters.yaml", 3)
 
 
 def test_label_maps_regrouped_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def run(folder: Path) -> Run:
 def test_edits_by_the_command_line(tmp_path: Path) -> None:
     here = run(tmp_path)
     verb.edit(here, [("name", "0=dog"), ("colour", "0=#ff0080"), ("merge", "2=0"), ("ignore", "4"), ("merge", "3=background")])
-    said = clusters.read(tmp_path / "clusters.yaml", 6)
+    said = naming.read(tmp_path / "clusters.yaml", 6)
     assert said.becomes()[:7].tolist() == [0, 1, 2, 1, 0, VOID, 6]
     assert said.entries[0] == Entry("dog", (255, 0, 128))
     again = verb.edit(here, [("name", "0=cat"), ("merge", "4=1"), ("reset", "2")])
@@ -142,7 +142,7 @@ def test_a_file_of_another_clustering_is_refused_until_it_is_reset(tmp_path: Pat
 
 def test_the_reports_scheme_takes_names_colours_and_merges(tmp_path: Path) -> None:
     bare = pictures.scheme(6, ["background", "disc"], {0: 1})
-    scheme = pictures.renamed(bare, clusters.read(written(tmp_path, SAID), 6))
+    scheme = pictures.renamed(bare, naming.read(written(tmp_path, SAID), 6))
     assert scheme.title(0) == "dog"
     assert scheme.clusters[0].tolist() == [255, 0, 128]
     assert (scheme.clusters[1:] == bare.clusters[1:]).all()
@@ -153,7 +153,7 @@ def test_the_reports_scheme_takes_names_colours_and_merges(tmp_path: Path) -> No
 
 def test_the_legend_shows_the_colour_that_people_chose(tmp_path: Path) -> None:
     bare = pictures.scheme(6, ["background", "disc"], {0: 1})
-    scheme = pictures.renamed(bare, clusters.read(written(tmp_path, SAID), 6))
+    scheme = pictures.renamed(bare, naming.read(written(tmp_path, SAID), 6))
     chosen = "rgb(255, 0, 128)"
     assert chosen in sections.legend(scheme, ["background", "disc"])
     assert chosen not in sections.legend(bare, ["background", "disc"])

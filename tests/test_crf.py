@@ -13,10 +13,10 @@ import torch
 import yaml
 
 from benchmarks.crf import scenes
-from unseg.console import InputError
-from unseg.params import group
+from unseg.core import optional
+from unseg.core.console import InputError
+from unseg.core.params import group
 from unseg.segmentation import crf as module
-from unseg.segmentation import crf_methods
 from unseg.segmentation.crf import Crf, conv, refine, refine_each
 
 needs_dense = pytest.mark.skipif(not find_spec("pydensecrf"), reason="pydensecrf2 is not installed (g++, Python 3.12 or older)")
@@ -286,7 +286,7 @@ def test_conv_leaves_what_it_is_given() -> None:
 
 
 def test_dense_without_pydensecrf_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crf_methods, "find_spec", lambda name: None)
+    monkeypatch.setattr(optional, "find_spec", lambda name: None)
     p, image = next(scenes(1, 32))
     with pytest.raises(
         InputError, match=r"crf\.method is dense, and pydensecrf is not installed; pip install .* or set crf\.method: conv"
@@ -297,7 +297,7 @@ def test_dense_without_pydensecrf_names_the_remedy(monkeypatch: pytest.MonkeyPat
 
 def test_conv_does_not_import_pydensecrf_and_the_check_no_torch() -> None:
     conv_alone = "import sys, unseg.segmentation.crf; assert 'pydensecrf' not in sys.modules"
-    check_alone = "import sys, unseg.segmentation.crf_methods as m; m.check('conv'); assert 'torch' not in sys.modules"
+    check_alone = "import sys, unseg.core.optional as m; m.check('conv'); assert 'torch' not in sys.modules"
     for code in (conv_alone, check_alone):
         subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=Path(__file__).parents[1])
 

@@ -1,4 +1,4 @@
-"""CrOC (unseg/backbones/croc.py, pretraining.py), against the specification.
+"""CrOC (unseg/pretraining/croc.py, pretraining.py), against the specification.
 
 The oracle is the specification's section 3 written out, token by token and cluster by cluster, in float64.
 """
@@ -18,12 +18,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unseg import training
-from unseg.backbones import croc, pretraining, views, vit
-from unseg.backbones.croc import Clustering, Clusters, join_locate_split, merge, sinkhorn, transport_cost
-from unseg.backbones.weights import FRESH
-from unseg.console import InputError
-from unseg.io.records import Image
+from unseg.core.console import InputError
+from unseg.core.records import Image
+from unseg.engine import training
+from unseg.models import vit
+from unseg.models.weights import FRESH
+from unseg.pretraining import croc, croc_training, views
+from unseg.pretraining.croc import Clustering, Clusters, join_locate_split, merge, sinkhorn, transport_cost
 
 F64 = torch.float64
 SIDE = 4  # patches a side of the small views below
@@ -399,7 +400,7 @@ def test_head_gives_both_layers_their_bottleneck_at_unit_length() -> None:
 BACKBONE = vit.Backbone("none", patch=8, width=12, depth=2, heads=2)
 
 
-def settings_of(clusters: dict[str, Any] | None = None, **changed: Any) -> pretraining.Croc:
+def settings_of(clusters: dict[str, Any] | None = None, **changed: Any) -> croc_training.Croc:
     look = {"size": 32, "smallest": 0.25, "jitter_chance": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
     look |= {"grey_chance": 0.2, "blur_chances": [1.0, 0.1], "blur": 0.6, "solarise_chances": [0.0, 0.2]}
     values = {"epochs": 2, "batch": 4, "accumulate": 1, "lr": 0.05, "min_lr": 0.0001, "warmup_epochs": 1.0, "weight_decay": 0.04}
@@ -421,7 +422,7 @@ def settings_of(clusters: dict[str, Any] | None = None, **changed: Any) -> pretr
     }
     values |= {"init": FRESH, "center_momentum": 0.9}
     values |= {"teacher_warmup_epochs": 1.0, "precision": "fp32", "views": views.Augmentation(**look)}  # type: ignore[arg-type]
-    return pretraining.Croc(**(values | {"clustering": clustering(**(clusters or {}))} | changed))
+    return croc_training.Croc(**(values | {"clustering": clustering(**(clusters or {}))} | changed))
 
 
 def batch_of(images: int, seed: int = 0) -> views.Views:
@@ -431,9 +432,9 @@ def batch_of(images: int, seed: int = 0) -> views.Views:
     return views.Views(pixels, boxes, torch.rand(images, 2, generator=g) < 0.5)
 
 
-def step_of(p: pretraining.Croc, seed: int = 0) -> pretraining.Step:
+def step_of(p: croc_training.Croc, seed: int = 0) -> croc_training.Step:
     torch.manual_seed(seed)
-    return pretraining.Step(p, BACKBONE).train()
+    return croc_training.Step(p, BACKBONE).train()
 
 
 def nothing_found(*_: Any, **__: Any) -> Clusters:
@@ -568,7 +569,7 @@ def test_the_teacher_follows_and_starts_as_the_student() -> None:
 def test_gradients_are_clipped_parameter_by_parameter() -> None:
     small, large, none = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
     small.grad, large.grad = torch.tensor([0.3, 0.4]), torch.tensor([30.0, 40.0])
-    pretraining.clip_each([small, large, none], 3.0)
+    croc_training.clip_each([small, large, none], 3.0)
     assert small.grad.tolist() == pytest.approx([0.3, 0.4])
     assert large.grad.tolist() == pytest.approx([1.8, 2.4])
 
@@ -606,7 +607,7 @@ def test_schedules_and_frozen_last_layers(tmp_path: Any, monkeypatch: pytest.Mon
     monkeypatch.setenv("UNSEG_DEVICE", "cpu")
     p = settings_of(epochs=3, warmup_epochs=1.0, freeze_epochs=1.0)
     with training.Scratch("pretrain", [], []) as scratch:
-        model, values = pretraining.train(p, BACKBONE, str(tmp_path), records, 0, scratch)
+        model, values = croc_training.train(p, BACKBONE, str(tmp_path), records, 0, scratch)
     peak = 0.05 * 4 / 256
     half = math.sqrt(0.5)
     cosine = [0.5 * (1 + c) for c in (1, half, 0, -half)]  # over the four steps after the warm-up
@@ -624,7 +625,7 @@ def test_schedules_and_frozen_last_layers(tmp_path: Any, monkeypatch: pytest.Mon
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it
 def test_compiled_blocks_compute_the_same() -> None:
     plain, compiled = step_of(settings_of()), step_of(settings_of())
-    pretraining.compile_blocks(compiled, backend="eager")
+    croc_training.compile_blocks(compiled, backend="eager")
     done = [block._compiled_call_impl is not None for vit in (compiled.student.vit, compiled.teacher.vit) for block in vit.blocks]
     assert done == [True] * (2 * BACKBONE.depth - 1) + [False]  # a hook listens to the teacher's last one
     found = []
@@ -644,13 +645,13 @@ def test_the_host_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) ->
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         out = net(views.Views(*(mode.from_tensor(x) for x in batch)), 0.04, 0.04)
         out["loss"].backward()
-        pretraining.clip_each(list(net.student.parameters()), 3.0)
+        croc_training.clip_each(list(net.student.parameters()), 3.0)
         net.follow(0.9)
         with pytest.raises(DataDependentOutputException):
             out["loss"].item()
 
 
-def learn(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, photographs: list[Pillow.Image], p: pretraining.Croc) -> Any:
+def learn(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, photographs: list[Pillow.Image], p: croc_training.Croc) -> Any:
     records = []
     for i, photograph in enumerate(photographs):
         photograph.save(tmp_path / f"{i}.png")
@@ -659,7 +660,7 @@ def learn(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, photographs: list[Pill
     monkeypatch.setenv("UNSEG_WORKERS", "0")
     monkeypatch.setenv("UNSEG_DEVICE", "cpu")
     with training.Scratch("pretrain", [], []) as scratch:
-        return pretraining.train(p, BACKBONE, str(tmp_path), records, 0, scratch)
+        return croc_training.train(p, BACKBONE, str(tmp_path), records, 0, scratch)
 
 
 @pytest.mark.parametrize("changed", [{"batch": 1, "head_batch_norm": True}, {"batch": 4, "precision": "bf16"}])
@@ -707,7 +708,7 @@ def test_training_from_init_ends_elsewhere_than_from_random_weights(tmp_path: Pa
     photographs = [Pillow.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)) for i in range(4)]
     weights = vit_file(tmp_path / "vit.safetensors")
     models = [learn(tmp_path, monkeypatch, photographs, settings_of(init=i, lr=1e-6))[0] for i in (weights, FRESH)]
-    start = pretraining.initial_state(settings_of(init=weights), BACKBONE)
+    start = croc_training.initial_state(settings_of(init=weights), BACKBONE)
     near, far = (max((m.state_dict()[k] - start[k]).abs().max() for k in start) for m in models)
     assert near < 1e-4 < 0.05 < far
 
@@ -731,7 +732,7 @@ def test_gradients_of_parts_add_up() -> None:
     parts, whole = step_of(p), step_of(p)
     batch = batch_of(4)
     torch.manual_seed(1)
-    metrics = pretraining.accumulate(parts, batch, (0.04, 0.04), 2)
+    metrics = croc_training.accumulate(parts, batch, (0.04, 0.04), 2)
     torch.manual_seed(1)
     found = [whole(views.Views(*(x[half] for x in batch)), 0.04, 0.04) for half in (slice(0, 2), slice(2, 4))]
     sum(f["loss"] / 2 for f in found).backward()  # type: ignore[union-attr]
@@ -758,14 +759,14 @@ def test_what_cannot_be_divided(monkeypatch: pytest.MonkeyPatch) -> None:
         (0, {}, "no image to learn from"),
     ):
         with pytest.raises(InputError, match=words):
-            pretraining.check(settings_of(**changed), BACKBONE, count)
-    pretraining.check(settings_of(accumulate=3), BACKBONE, 3)
+            croc_training.check(settings_of(**changed), BACKBONE, count)
+    croc_training.check(settings_of(accumulate=3), BACKBONE, 3)
     odd = vit.Backbone("none", patch=5, width=12, depth=2, heads=2)
     with pytest.raises(InputError, match=r"croc\.views\.size is 32; it must be a multiple of backbone\.patch, 5"):
-        pretraining.check(settings_of(), odd, 4)
-    monkeypatch.setattr(pretraining.distributed, "world", lambda: 3)
+        croc_training.check(settings_of(), odd, 4)
+    monkeypatch.setattr(croc_training.distributed, "world", lambda: 3)
     with pytest.raises(InputError, match=r"processes \(3\)"):
-        pretraining.check(settings_of(), BACKBONE, 8)
+        croc_training.check(settings_of(), BACKBONE, 8)
 
 
 def test_settings_out_of_range() -> None:

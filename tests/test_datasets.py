@@ -1,4 +1,4 @@
-"""stages/prepare.py and what it is made of: unseg/io/datasets.py, coco.py, examine.py, truth.py."""
+"""stages/prepare.py and what it is made of: unseg/data/readers.py, coco.py, examine.py, truth.py."""
 
 import json
 import os
@@ -20,11 +20,11 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from stages import prepare
-from unseg.console import InputError
-from unseg.io import coco, demo, examine, photos, truth
-from unseg.io.datasets import Data
-from unseg.io.records import Labels, decode, encode, read_images, run_lengths, write_json
-from unseg.segmentation import crf_methods
+from unseg.core import optional
+from unseg.core.console import InputError
+from unseg.core.records import Labels, decode, encode, read_images, run_lengths, write_json
+from unseg.data import coco, demo, examination, photos, truth
+from unseg.data.readers import Data
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "data"
 VOC = {"kind": "voc", "root": "raw", "images": "raw/JPEGImages", "train": "train.txt", "val": None, "annotations": None}
@@ -266,9 +266,9 @@ def test_a_decompression_bomb_is_rejected_and_a_large_image_is_not(monkeypatch: 
 
 def test_reasons_name_no_place_on_this_machine() -> None:
     path = Path("raw/a.jpg").resolve()
-    reason = examine.explain(PermissionError(13, "Permission denied", str(path)), path)
+    reason = examination.explain(PermissionError(13, "Permission denied", str(path)), path)
     assert reason == "cannot be decoded: [Errno 13] Permission denied: 'a.jpg'"
-    assert examine.explain(EOFError(), path) == "cannot be decoded: EOFError"
+    assert examination.explain(EOFError(), path) == "cannot be decoded: EOFError"
 
 
 def test_a_name_that_is_no_text_is_rejected() -> None:
@@ -308,7 +308,7 @@ def test_a_detector_that_is_not_installed_ends_the_first_stage(monkeypatch: pyte
 
 
 def test_a_dense_crf_that_is_not_installed_ends_the_first_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crf_methods, "find_spec", lambda name: None)
+    monkeypatch.setattr(optional, "find_spec", lambda name: None)
     photo("raw/a.png")
     with pytest.raises(InputError, match=r"pydensecrf is not installed; pip install pydensecrf2.* or set crf.method: conv"):
         run(FOLDER, crf="dense")
@@ -864,12 +864,14 @@ def test_a_name_in_a_list_may_lead_into_an_archive_but_not_out(tmp_path: Path) -
     packed("raw/images/a.zip", **{"a.webp": picture()})
     packed("other.zip", **{"a.webp": picture()})
     root = (tmp_path / "raw/images").resolve()
-    assert examine.refuse(root, "a.zip/a.webp") is None
-    assert examine.refuse(root, "a.zip/../../../other.zip/a.webp") == "leads out of data.images"
-    assert examine.refuse(root, str(tmp_path / "other.zip/a.webp")) is not None
+    assert examination.refuse(root, "a.zip/a.webp") is None
+    assert examination.refuse(root, "a.zip/../../../other.zip/a.webp") == "leads out of data.images"
+    assert examination.refuse(root, str(tmp_path / "other.zip/a.webp")) is not None
     (root / "link.zip").symlink_to(tmp_path / "other.zip")
-    assert examine.refuse(root, "link.zip/a.webp") == "leads out of data.images"
-    assert examine.look(root, examine.Candidate("a.zip/gone.webp", "train")) == "cannot be decoded: a.zip has no gone.webp"
+    assert examination.refuse(root, "link.zip/a.webp") == "leads out of data.images"
+    assert (
+        examination.look(root, examination.Candidate("a.zip/gone.webp", "train")) == "cannot be decoded: a.zip has no gone.webp"
+    )
 
 
 def test_each_process_reads_an_archive_for_itself() -> None:

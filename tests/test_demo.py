@@ -1,4 +1,4 @@
-"""The drawn scenes (unseg/io/demo.py): stable, disjoint, and not to be told apart by colour."""
+"""The drawn scenes (unseg/data/demo.py): stable, disjoint, and not to be told apart by colour."""
 
 import json
 from functools import cache
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from unseg.io.demo import CLASSES, COUNTS, Demo, scene, silhouette, write
-from unseg.io.records import decode
+from unseg.core.records import decode
+from unseg.data.demo import CLASSES, COUNTS, Demo, scene, silhouette, write
 
 SIZE = 64
 SCENES = 150

@@ -20,15 +20,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from unseg import params, training
-from unseg.backbones import resnet
-from unseg.console import InputError
-from unseg.detection import detector, fpn
+from unseg.core import params
+from unseg.core.console import InputError
+from unseg.core.records import Image, annotation, by_image, decode, encode
+from unseg.data import demo
+from unseg.detection import detector, torchvision_fpn
 from unseg.detection.detector import learning_rate
 from unseg.detection.examples import Examples, pasted
 from unseg.detection.settings import Detect, Detector
-from unseg.io import demo
-from unseg.io.records import Image, annotation, by_image, decode, encode
+from unseg.engine import training
+from unseg.models import resnet
 
 SIZE = 64
 Annotations = list[dict[str, Any]]
@@ -276,7 +277,7 @@ def test_steps_use_the_learning_rate_and_the_frozen_stages_stay(tmp_path: Path, 
     model, _ = learn(tmp_path, p, every, objects)
     assert rates == [learning_rate(p, i) for i in range(3)]
     torch.manual_seed(0)
-    fresh = fpn.build(p, 6).state_dict()
+    fresh = torchvision_fpn.build(p, 6).state_dict()
     same = {key for key, v in model.state_dict().items() if torch.equal(v, fresh[key])}
     still = [
         key for key in fresh if key.startswith(("backbone.body.net.conv1", "backbone.body.net.bn1", "backbone.body.net.layer1"))
@@ -454,10 +455,10 @@ def test_official_weights_give_the_source_models_features(tmp_path: Path, source
 
 def test_the_papers_settings_in_detectron2() -> None:
     present("detectron2")
-    from unseg.detection import c4
+    from unseg.detection import detectron2_c4
 
     p = params.group("detector", Detector, Path(__file__).parents[1] / "profiles/voc.yaml")
-    cfg = c4.config(replace(p, backend="detectron2"), 20)
+    cfg = detectron2_c4.config(replace(p, backend="detectron2"), 20)
     model = cfg.MODEL
     assert (model.META_ARCHITECTURE, model.ROI_HEADS.NAME, model.RESNETS.DEPTH) == ("GeneralizedRCNN", "Res5ROIHeads", 50)
     assert model.BACKBONE.FREEZE_AT == 2
@@ -470,13 +471,13 @@ def test_the_papers_settings_in_detectron2() -> None:
     assert (p.lr, p.lr_steps, p.iterations, p.warmup_iterations) == (0.02, [20000, 22000], 24000, 100)
     assert (p.batch, p.reference_batch) == (16, 16)
     assert (p.drop_iou, p.copy_paste) == (None, 0.0)
-    net = c4.build(setting(backend="detectron2", frozen_stages=1), 3).train()
+    net = detectron2_c4.build(setting(backend="detectron2", frozen_stages=1), 3).train()
     frozen = {name.rsplit(".", 1)[0] for name, x in net.backbone.named_parameters() if not x.requires_grad}
     assert frozen
     assert all(name.startswith(("stem", "res2")) for name in frozen)
     assert all(name.startswith(("res3", "res4")) for name, x in net.backbone.named_parameters() if x.requires_grad)
     assert isinstance(net.roi_heads.res5.norm, nn.BatchNorm2d)
-    decayed = {g["weight_decay"] for g in c4.groups(net, p)}
+    decayed = {g["weight_decay"] for g in detectron2_c4.groups(net, p)}
     assert decayed == {0.0, p.weight_decay}
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():  # in bfloat16 Detectron2 would round the proposals too
         assert net.eval().backbone(torch.zeros(1, 3, 64, 64))["res4"].dtype == torch.float32
@@ -531,9 +532,9 @@ def test_nothing_is_registered_in_detectron2(tmp_path: Path) -> None:
 
 def test_detectron2_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "detectron2", None)
-    for name in [n for n in sys.modules if n.startswith("detectron2.")] + ["unseg.detection.c4"]:
+    for name in [n for n in sys.modules if n.startswith("detectron2.")] + ["unseg.detection.detectron2_c4"]:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.delattr("unseg.detection.c4", raising=False)
+    monkeypatch.delattr("unseg.detection.detectron2_c4", raising=False)
     with pytest.raises(InputError, match=r"detectron2 is not installed; install .* or set detector.backend: torchvision"):
         detector.backend(setting(backend="detectron2"))
 

@@ -1,6 +1,6 @@
 """A stage ends with the dvc that started it, however that ends: with one line, its lock free, and the next `dvc repro` resumes.
 
-The stage is a small script that uses unseg.console.run and no network; the repository is made for it.
+The stage is a small script that uses unseg.core.console.run and no network; the repository is made for it.
 """
 
 import contextlib
@@ -119,7 +119,7 @@ def test_killing_dvc_ends_all_processes_of_a_stage(tmp_path: Path) -> None:
         "def main():\n    pathlib.Path('pids-' + os.environ['RANK']).write_text(f'{os.getpid()} {os.getppid()} ')\n"
         "    time.sleep(120)\nif __name__ == '__main__':\n    console.run(main)\n"
     )
-    (tmp_path / "dvc.yaml").write_text("stages: {two: {cmd: python -m unseg.distributed two, outs: [out]}}\n")
+    (tmp_path / "dvc.yaml").write_text("stages: {two: {cmd: python -m unseg.engine.distributed two, outs: [out]}}\n")
     subprocess.run(["dvc", "init", "--no-scm", "-q"], cwd=tmp_path, env=env, check=True)
     pids: list[int] = []
 
@@ -197,7 +197,7 @@ def test_a_signal_amid_imports_is_not_lost_by_what_is_imported(number: signal.Si
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("module", [["unseg.distributed", "stages.mine"], ["stages.choose_k"]])
+@pytest.mark.parametrize("module", [["unseg.engine.distributed", "stages.mine"], ["stages.choose_k"]])
 def test_a_stage_is_guarded_before_its_imports(module: list[str]) -> None:
     def state(pid: int) -> tuple[bool, bool]:
         """Whether it is guarded, and whether torch or scikit-learn are there."""

@@ -1,12 +1,12 @@
-"""unseg.environment: what the variables give, and which of their values are refused."""
+"""unseg.engine.environment: what the variables give, and which of their values are refused."""
 
 import sys
 
 import pytest
 import torch
 
-from unseg import distributed, environment
-from unseg.console import InputError
+from unseg.core.console import InputError
+from unseg.engine import distributed, environment
 
 
 def test_it_chooses_device_workers_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_what_cannot_be_used_is_named(name: str, value: str, monkeypatch: pytest
 
 def test_a_stage_says_it_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNSEG_PROCESSES", "two")
-    monkeypatch.setattr(sys, "argv", ["unseg.distributed", "stages.mine"])
+    monkeypatch.setattr(sys, "argv", ["unseg.engine.distributed", "stages.mine"])
     with pytest.raises(SystemExit) as end:
         distributed.main()
     assert end.value.code == "error: UNSEG_PROCESSES is 'two'; it must be a whole number of at least 1, or unset"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from stages import evaluate_clustering, evaluate_instances
-from unseg.console import InputError
-from unseg.io.records import annotation, encode, to_png, write_json, write_labels, write_zip
+from unseg.core.console import InputError
+from unseg.core.records import annotation, encode, to_png, write_json, write_labels, write_zip
 
 CLASSES = ["background", "cat", "dog"]
 SPLITS = {"train_a.jpg": "train", "sub/b.jpg": "val", "c.jpg": "val", "d.jpg": "val"}  # d has no truth

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from tests import fuzz, mutations
-from unseg import console, training
-from unseg.console import InputError
-from unseg.io import records
-from unseg.scratch import Results, Scratch, code
+from unseg.core import console, records
+from unseg.core.console import InputError
+from unseg.engine import training
+from unseg.engine.checkpoint import Results, Scratch, code
 
 ROOT = Path(__file__).parents[1]
 WRITERS: dict[str, Callable[[Path], None]] = {
@@ -176,7 +176,7 @@ def test_damaged_results_are_made_again(
 
 def test_progress_of_other_code_is_not_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
     before = Scratch("toy", [], []).path
-    monkeypatch.setattr("unseg.scratch.code", lambda: code()[::-1])
+    monkeypatch.setattr("unseg.engine.checkpoint.code", lambda: code()[::-1])
     assert Scratch("toy", [], []).path != before
 
 
@@ -193,7 +193,7 @@ def test_progress_of_other_code_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as older:
-        older.setattr("unseg.scratch.code", lambda: "0123456789ab")
+        older.setattr("unseg.engine.checkpoint.code", lambda: "0123456789ab")
         gone = [broken_off("toy", [1]), broken_off("toy", [2])]
         held = Scratch("toy", [3], [])
         held.__enter__()

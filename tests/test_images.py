@@ -1,4 +1,4 @@
-"""How photographs are opened (unseg/io/photos.py), made into tensors (unseg/io/images.py), and recorded (unseg/io/records.py)."""
+"""How photographs are opened (unseg/data/photos.py), made into tensors (unseg/engine/batching.py), and recorded (unseg/core/records.py)."""
 
 import io
 import json
@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image as Pillow
 
-from unseg.console import InputError
-from unseg.io import images, photos, records
-from unseg.io.records import Image
+from unseg.core import records
+from unseg.core.console import InputError
+from unseg.core.records import Image
+from unseg.data import photos
+from unseg.engine import batching
 
 MASKS = arrays(bool, st.tuples(st.integers(1, 24), st.integers(1, 24)))
 
@@ -175,18 +177,18 @@ def test_to_tensor_normalises_by_channel() -> None:
     pixels = np.array([[[0, 255, 51]]], np.uint8)
     expected = [(0 - 0.485) / 0.229, (1 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
     for source in (pixels, Pillow.fromarray(pixels)):
-        tensor = images.to_tensor(source)
+        tensor = batching.to_tensor(source)
         assert tensor.shape == (3, 1, 1)
         torch.testing.assert_close(tensor.flatten(), torch.tensor(expected))
 
 
 def test_pad_to_adds_at_the_bottom_and_right() -> None:
     tensor = torch.ones(3, 5, 7)
-    padded = images.pad_to(tensor, 4)
+    padded = batching.pad_to(tensor, 4)
     assert padded.shape == (3, 8, 8)
     assert padded[:, :5, :7].eq(1).all()
     assert padded.sum() == tensor.sum()
-    assert images.pad_to(tensor, 1).equal(tensor)
+    assert batching.pad_to(tensor, 1).equal(tensor)
 
 
 def load(item: tuple[int, int, int]) -> torch.Tensor:
@@ -200,7 +202,7 @@ def test_batches_hold_every_item_once_among_its_like(sizes: list[tuple[int, int]
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNSEG_WORKERS", "0")
-        for members, batch in images.batches_by_shape(items, lambda i: i[1:], load, pixels):
+        for members, batch in batching.batches_by_shape(items, lambda i: i[1:], load, pixels):
             assert batch.shape == (len(members), 3, *members[0][1:])
             assert batch[:, 0, 0, 0].tolist() == [m[0] for m in members]
             assert len(members) == 1 or len(members) * members[0][1] * members[0][2] <= pixels

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from stages import aggregate
-from unseg.console import InputError
-from unseg.io.records import Labels, annotation, encode, read_images, write_json
-from unseg.segmentation.labels import Aggregation, Detection, keep, paint
+from unseg.core.console import InputError
+from unseg.core.records import Labels, annotation, encode, read_images, write_json
+from unseg.segmentation.pseudo_labels import Aggregation, Detection, keep, paint
 
 PAPER = Aggregation(threshold=0.9, overlap="keep_higher", shape="mask", uncertain="background")
 

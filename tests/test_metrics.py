@@ -11,8 +11,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco_mask
 from sklearn.metrics import confusion_matrix, jaccard_score
 
+from unseg.core.records import annotation, boxes_xyxy, decode, encode
 from unseg.evaluation import metrics
-from unseg.io.records import annotation, boxes_xyxy, decode, encode
 
 VOID = 255
 

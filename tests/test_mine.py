@@ -10,9 +10,9 @@ import yaml
 from PIL import Image as Pillow
 
 from stages import embed, mine
-from unseg.backbones.weights import FRESH
-from unseg.io import demo
-from unseg.io.records import by_image, decode, write_json
+from unseg.core.records import by_image, decode, write_json
+from unseg.data import demo
+from unseg.models.weights import FRESH
 
 SIZES = ((64, 64), (48, 80), (64, 64))
 

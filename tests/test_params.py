@@ -1,4 +1,4 @@
-"""params.yaml and the profiles, and how they are read (unseg/params.py)."""
+"""params.yaml and the profiles, and how they are read (unseg/core/params.py)."""
 
 import re
 from dataclasses import MISSING, dataclass, fields
@@ -9,40 +9,44 @@ import pytest
 import yaml
 
 from stages import prepare
-from unseg import alarms, params
-from unseg.backbones import croc, pretraining, views, vit
-from unseg.console import InputError
-from unseg.detection import adopting, settings
-from unseg.evaluation import backbone_kmeans, backbone_linear, backbone_video, linear, quality
-from unseg.io import datasets, demo
-from unseg.mining import affinity, choosing, clustering, crops
+from unseg.clustering import algorithms, choice
+from unseg.core import alarms, params
+from unseg.core.console import InputError
+from unseg.data import demo, readers
+from unseg.detection import self_training, settings
+from unseg.evaluation import linear_probe
+from unseg.evaluation.backbones import kmeans, linear, video
+from unseg.evaluation.label_free import quality
+from unseg.mining import affinity, crops
+from unseg.models import vit
+from unseg.pretraining import croc, croc_training, views
 from unseg.report import page
-from unseg.segmentation import crf, labels, segmenter
+from unseg.segmentation import crf, pseudo_labels, segmenter
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))]
 GROUPS: dict[str, type] = {
-    "data": datasets.Data,
+    "data": readers.Data,
     "demo": demo.Demo,
     "backbone": vit.Backbone,
     "embedder": vit.Backbone,
-    "croc": pretraining.Croc,
+    "croc": croc_training.Croc,
     "mine": affinity.Mining,
     "embed": crops.Embedding,
-    "cluster": clustering.Clustering,
+    "cluster": algorithms.Clustering,
     "detector": settings.Detector,
     "detect": settings.Detect,
-    "adopt": adopting.Adoption,
-    "aggregate": labels.Aggregation,
+    "adopt": self_training.Adoption,
+    "aggregate": pseudo_labels.Aggregation,
     "segmenter": segmenter.Segmenter,
     "predict": segmenter.Predict,
     "crf": crf.Crf,
-    "linear": linear.Linear,
-    "backbone_linear": backbone_linear.BackboneLinear,
-    "backbone_kmeans": backbone_kmeans.BackboneKmeans,
-    "backbone_video": backbone_video.BackboneVideo,
+    "linear": linear_probe.Linear,
+    "backbone_linear": linear.BackboneLinear,
+    "backbone_kmeans": kmeans.BackboneKmeans,
+    "backbone_video": video.BackboneVideo,
     "quality": quality.Quality,
-    "choose": choosing.Choosing,
+    "choose": choice.Choosing,
     "alarms.masks": alarms.Masks,
     "alarms.clusters": alarms.Clusters,
     "alarms.labels": alarms.Labels,

@@ -15,8 +15,8 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import jaccard_score
 from sklearn.metrics.cluster import contingency_matrix
 
-from unseg.evaluation import linear, metrics, protocols
-from unseg.io.records import Image, annotation, encode
+from unseg.core.records import Image, annotation, encode
+from unseg.evaluation import linear_probe, metrics, protocols
 from unseg.segmentation import segmenter
 from unseg.segmentation.crf import Crf
 
@@ -102,8 +102,8 @@ def test_the_probe_is_judged_with_and_without_a_crf(tmp_path: Path, monkeypatch:
     net = SimpleNamespace(labels=2)
     known = {image: half.astype(np.uint8)}
     crf = Crf("conv", 5, smooth_xy=1, smooth_weight=3, bilateral_xy=20, bilateral_rgb=10, bilateral_weight=4, window=12, stride=1)
-    counts, refined = linear.judge(net, str(tmp_path), [image], known, None, crf)  # type: ignore[arg-type]
+    counts, refined = linear_probe.judge(net, str(tmp_path), [image], known, None, crf)  # type: ignore[arg-type]
     assert counts.tolist() == [[71, 1], [0, 72]]
     assert refined is not None
     assert refined.tolist() == [[72, 0], [0, 72]]
-    assert linear.judge(net, str(tmp_path), [image], known, None, None)[1] is None  # type: ignore[arg-type]
+    assert linear_probe.judge(net, str(tmp_path), [image], known, None, None)[1] is None  # type: ignore[arg-type]

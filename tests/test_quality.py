@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from test_clustering import blobs, clustering
 
 from stages import choose_k, cluster, evaluate_quality, mine
-from unseg import alarms
-from unseg.backbones import vit
-from unseg.console import InputError
-from unseg.evaluation import quality, stability
-from unseg.io.records import Image, annotation, decode, encode, read_json, write_arrays, write_json, write_labels
-from unseg.mining import choosing
-from unseg.mining.clustering import cluster as clusters_of
+from unseg.clustering import choice
+from unseg.clustering.algorithms import cluster as clusters_of
+from unseg.core import alarms
+from unseg.core.console import InputError
+from unseg.core.records import Image, annotation, decode, encode, read_json, write_arrays, write_json, write_labels
+from unseg.evaluation.label_free import quality, stability
+from unseg.models import vit
 from unseg.report import unlabelled
 
 # ---- pure functions
@@ -162,16 +162,16 @@ def test_a_limit_is_a_share(key: str) -> None:
 # ---- choice of K
 
 
-def choosing_of(*ks: int, **changed: int) -> choosing.Choosing:
-    return choosing.Choosing(**({"ks": list(ks), "repeats": 5, "objects": 300, "starts": 3} | changed))  # type: ignore[arg-type]
+def choosing_of(*ks: int, **changed: int) -> choice.Choosing:
+    return choice.Choosing(**({"ks": list(ks), "repeats": 5, "objects": 300, "starts": 3} | changed))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("true", [3, 5])
 def test_the_number_of_blobs_is_recommended(true: int) -> None:
     tokens, _ = blobs((30,) * true)
-    tried = choosing.sweep(tokens, clustering(), choosing_of(2, 3, 4, 5, 6, 200), 0)
+    tried = choice.sweep(tokens, clustering(), choosing_of(2, 3, 4, 5, 6, 200), 0)
     assert tried.ks == [2, 3, 4, 5, 6]  # halves of 75 cannot make 200
-    advice = choosing.advise(tried)
+    advice = choice.advise(tried)
     assert advice.best == true
     assert advice.as_good == [true]
     assert advice.wins[tried.ks.index(true)] == 1
@@ -180,13 +180,13 @@ def test_the_number_of_blobs_is_recommended(true: int) -> None:
 
 def test_where_there_are_no_clusters_many_k_are_as_good() -> None:
     noise = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
-    advice = choosing.advise(choosing.sweep(noise, clustering(), choosing_of(2, 3, 4, 5), 0))
+    advice = choice.advise(choice.sweep(noise, clustering(), choosing_of(2, 3, 4, 5), 0))
     assert len(advice.as_good) > 1
 
 
 def test_the_reference_has_the_mean_and_the_covariance_and_no_clusters() -> None:
     tokens, _ = blobs((400, 400, 400))
-    noise = choosing.reference(tokens, np.random.default_rng(0))
+    noise = choice.reference(tokens, np.random.default_rng(0))
     assert noise.shape == tokens.shape
     assert np.allclose(noise.mean(0), tokens.mean(0), atol=0.06)
     assert np.allclose(np.cov(noise.T), np.cov(tokens.T), atol=0.03)
@@ -208,22 +208,22 @@ def test_few_clusters_are_not_preferred_for_being_few() -> None:
     centres = np.eye(12)[:6] * 0.5 + np.repeat(np.eye(12)[[10, 11]], 3, 0)
     tokens = (np.repeat(centres, 50, 0) + rng.normal(0, 0.04, (300, 12))).astype(np.float32)
     p = clustering(whiten="none")
-    tried = choosing.sweep(tokens, p, choosing_of(2, 3, 4, 6, 8), 0)
+    tried = choice.sweep(tokens, p, choosing_of(2, 3, 4, 6, 8), 0)
     assert tried.stability[0].min() == pytest.approx(1)
-    assert choosing.advise(tried).best == 6
+    assert choice.advise(tried).best == 6
 
 
 def test_advice_by_hand() -> None:
     silhouette = np.ones((3, 4))
     stability_ = np.array([[0.25] * 4, [0.81, 0.81, 0.81, 0.49], [0.81, 0.64, 0.64, 0.81]])
-    tried = choosing.Tried([4, 6, 8], stability_ + 0.1, silhouette, 0 * silhouette + 0.1, 0 * silhouette)
+    tried = choice.Tried([4, 6, 8], stability_ + 0.1, silhouette, 0 * silhouette + 0.1, 0 * silhouette)
     assert np.allclose(tried.score[1], [0.9, 0.9, 0.9, 0.7])
-    advice = choosing.advise(tried)  # means 0.5, 0.85, 0.85: the smaller of equals; 8 cannot be told from it
+    advice = choice.advise(tried)  # means 0.5, 0.85, 0.85: the smaller of equals; 8 cannot be told from it
     assert (advice.best, advice.as_good) == (6, [6, 8])
     assert advice.wins == pytest.approx([0, 2.5 / 4, 1.5 / 4])
-    once = choosing.Tried([4, 6], np.array([[0.2], [0.9]]), np.ones((2, 1)), *np.zeros((2, 2, 1)))
-    assert choosing.advise(once).as_good == [4, 6]  # of one repeat nothing is known
-    worse = choosing.Tried([2], np.array([[0.4]]), np.array([[0.9]]), np.array([[0.5]]), np.array([[0.1]]))
+    once = choice.Tried([4, 6], np.array([[0.2], [0.9]]), np.ones((2, 1)), *np.zeros((2, 2, 1)))
+    assert choice.advise(once).as_good == [4, 6]  # of one repeat nothing is known
+    worse = choice.Tried([2], np.array([[0.4]]), np.array([[0.9]]), np.array([[0.5]]), np.array([[0.1]]))
     assert worse.score.tolist() == [[0]]  # less stable than noise
 
 

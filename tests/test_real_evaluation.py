@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from stages import aggregate, choose_k, cluster, embed, evaluate_clustering, evaluate_instances, evaluate_quality, mine, prepare
 from stages import evaluate_backbone_kmeans as kmeans
 from stages import evaluate_backbone_linear as linear
-from unseg.backbones import vit
-from unseg.io.records import read_json, write_json
+from unseg.core.records import read_json, write_json
+from unseg.models import vit
 
 REAL = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 SHAPE = {"weights": "vit.safetensors", "patch": 16, "width": 16, "depth": 1, "heads": 2}

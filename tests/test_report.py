@@ -17,11 +17,22 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from stages import evaluate_clustering, evaluate_instances, report
-from unseg.cli.main import main
-from unseg.console import InputError
-from unseg.io import demo
-from unseg.io.records import Labels, annotation, encode, read_json, to_json, to_judge, to_png, write_json, write_labels, write_zip
+from unseg.core.console import InputError
+from unseg.core.records import (
+    Labels,
+    annotation,
+    encode,
+    read_json,
+    to_json,
+    to_judge,
+    to_png,
+    write_json,
+    write_labels,
+    write_zip,
+)
+from unseg.data import demo
 from unseg.report import backbones, charts, comparison, page, pictures, sections, sheets, unlabelled
+from unseg.serving.cli.main import main
 
 K = 7
 SERIES = ("stability", "silhouette", "chance_stability", "chance_silhouette", "score")

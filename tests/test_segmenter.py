@@ -14,11 +14,11 @@ from PIL import Image as Pillow
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from unseg import training
-from unseg.backbones import resnet
-from unseg.console import InputError
-from unseg.io import images, records
-from unseg.io.records import VOID, Image, Labels
+from unseg.core import records
+from unseg.core.console import InputError
+from unseg.core.records import VOID, Image, Labels
+from unseg.engine import batching, training
+from unseg.models import resnet
 from unseg.segmentation import segmenter
 from unseg.segmentation.deeplab import DeepLab
 from unseg.segmentation.segmenter import Predict, Segmenter, augment, every_probability, hard_pixel_loss, learning_rate
@@ -361,7 +361,7 @@ def test_every_photograph_has_probabilities_at_its_own_size(tmp_path: Path, kind
     alone = seen(trained, tmp_path, every, Predict(kind, 1))  # batches of one
     assert all(torch.allclose(found[i], alone[i], atol=1e-5) for i in found)
     if kind == "original":
-        x = images.to_tensor(Pillow.open(tmp_path / "odd.png"))
+        x = batching.to_tensor(Pillow.open(tmp_path / "odd.png"))
         with torch.inference_mode():
             assert torch.allclose(found[9], trained.model(x[None])[0].softmax(0), atol=1e-5)
 

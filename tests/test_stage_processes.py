@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.croc_processes import free_port
-from unseg import distributed
+from unseg.engine import distributed
 
 SCRIPT = Path(__file__).with_name("stage_processes.py")
 IMAGES, KILLED_AT, BATCH = 10, 5, 2
@@ -69,7 +69,7 @@ def test_two_nodes_find_what_one_process_finds(folder: Path) -> None:
     node = f"{sys.executable} -m torch.distributed.run {meet}"
     launcher = folder / "two nodes.sh"  # as srun would, on one machine
     launcher.write_text(f'{node} --node-rank 1 "$@" & other=$!\n{node} --node-rank 0 "$@" && wait $other\n')
-    words = ["-m", "unseg.distributed", *MINE]
+    words = ["-m", "unseg.engine.distributed", *MINE]
     env = ENV | {"UNSEG_LAUNCHER": f"sh '{launcher}'", "UNSEG_SCRATCH": "scratch-nodes"}
     done = subprocess.run([sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -81,7 +81,7 @@ def test_the_launcher_gets_torchruns_words(tmp_path: Path, monkeypatch: pytest.M
     launcher = tmp_path / "the nodes.sh"
     launcher.write_text(f"""printf '%s\\n' "$@" > '{tmp_path / "words"}'\n""")
     monkeypatch.setenv("UNSEG_LAUNCHER", f"sh '{launcher}' --nnodes 2")
-    monkeypatch.setattr(sys, "argv", ["unseg.distributed", *MINE])
+    monkeypatch.setattr(sys, "argv", ["unseg.engine.distributed", *MINE])
     distributed.main()
     assert (tmp_path / "words").read_text().split("\n")[:-1] == ["--nnodes", "2", "-m", *MINE]
 
@@ -91,7 +91,7 @@ def test_the_launcher_gets_torchruns_words(tmp_path: Path, monkeypatch: pytest.M
 )
 def test_a_launcher_that_fails_is_named(bad: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNSEG_LAUNCHER", bad)
-    monkeypatch.setattr(sys, "argv", ["unseg.distributed", *MINE])
+    monkeypatch.setattr(sys, "argv", ["unseg.engine.distributed", *MINE])
     with pytest.raises(SystemExit) as end:
         distributed.main()
     assert str(end.value).startswith("error: ")
@@ -115,7 +115,7 @@ def dies(tmp_path: Path, start: str, work: str) -> None:
     (tmp_path / "dying.py").write_text(DYING.format(start=start, work=work, died=str(tmp_path / "died")))
     env = ENV | {"UNSEG_PROCESSES": "2", "PYTHONPATH": f"{tmp_path}{os.pathsep}{SCRIPT.parents[1]}"}
     done = subprocess.run(
-        [sys.executable, "-m", "unseg.distributed", "dying"], env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "unseg.engine.distributed", "dying"], env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: dying: process ")

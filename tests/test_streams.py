@@ -1,4 +1,4 @@
-"""Lists of records that are streamed (unseg/io/streams.py)."""
+"""Lists of records that are streamed (unseg/core/streams.py)."""
 
 import json
 import tracemalloc
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from unseg.console import InputError
-from unseg.io import records, streams
-from unseg.io.records import Image, Lines, line, to_json
+from unseg.core import records, streams
+from unseg.core.console import InputError
+from unseg.core.records import Image, Lines, line, to_json
 
 IMAGES = [Image(i, f"{i}.png", 8, 8, "train") for i in (2, 3, 5, 9)]
 FOUND = [{"image_id": i, "score": j / 4} for i in (2, 2, 5, 9) for j in range(2)]

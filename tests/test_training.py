@@ -1,4 +1,4 @@
-"""The order of examples, checkpoints and histories of every training (unseg/training.py)."""
+"""The order of examples, checkpoints and histories of every training (unseg/engine/training.py)."""
 
 import json
 import math
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from stages import pretrain, train_detector, train_segmenter
-from unseg import distributed, training
-from unseg.backbones import pretraining
-from unseg.console import InputError
+from unseg.core.console import InputError
+from unseg.core.records import write_json, write_labels
 from unseg.detection import detector
-from unseg.io.records import write_json, write_labels
-from unseg.precision import autocast, check_not_emulated, check_precision
+from unseg.engine import distributed, training
+from unseg.engine.precision import autocast, check_not_emulated, check_precision
+from unseg.engine.training import Order, Scratch, fit, mix, steps_per_epoch, write_history, write_weights
+from unseg.pretraining import croc_training
 from unseg.segmentation import segmenter
-from unseg.training import Order, Scratch, fit, mix, steps_per_epoch, write_history, write_weights
 
 COUNT, BATCH, STEPS = 10, 4, 7
 
@@ -144,7 +144,7 @@ def test_two_at_once(tmp_path: Path) -> None:
 
 
 def test_another_process_holds_the_lock(tmp_path: Path) -> None:
-    code = "from unseg.training import Scratch\nwith Scratch('toy', [1], []):\n print('in', flush=True)\n input()"
+    code = "from unseg.engine.training import Scratch\nwith Scratch('toy', [1], []):\n print('in', flush=True)\n input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "in\n"
@@ -182,7 +182,9 @@ def test_an_input_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         Scratch("toy", [], [tmp_path / "none.json"])
 
 
-@pytest.mark.parametrize(("stage", "module"), [(train_detector, detector), (train_segmenter, segmenter), (pretrain, pretraining)])
+@pytest.mark.parametrize(
+    ("stage", "module"), [(train_detector, detector), (train_segmenter, segmenter), (pretrain, croc_training)]
+)
 def test_other_initial_weights_of_the_same_name_are_another_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: ModuleType, module: ModuleType
 ) -> None:

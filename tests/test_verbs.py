@@ -17,13 +17,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import unseg
-from unseg.cli import fit
-from unseg.cli.main import main
-from unseg.console import InputError
-from unseg.evaluation import fewlabels
+from unseg.clustering import naming
+from unseg.clustering.naming import Entry
+from unseg.core.console import InputError
 from unseg.report import comparison
-from unseg.segmentation import clusters, export, segmenter
-from unseg.segmentation.clusters import Entry
+from unseg.segmentation import segmenter
+from unseg.serving import export, few_labels
+from unseg.serving.cli import fit
+from unseg.serving.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 SHAPE: dict[str, Any] = {"arch": "resnet18", "width": 4, "stride": 8, "rates": [1, 2, 4], "labels": 5}
@@ -95,9 +96,9 @@ def test_export_wants_a_file(model: Path) -> None:
 
 def test_votes_by_hand() -> None:
     maps = [(np.array([[0, 1, 1, 2], [3, 3, 4, 1]]), np.array([[0, 1, 1, 1], [2, 255, 0, 2]]))]
-    table = fewlabels.votes(maps, 5, 3)
+    table = few_labels.votes(maps, 5, 3)
     assert table.tolist() == [[0, 2, 1], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 0, 0]]
-    said = fewlabels.named(table, ["background", "dog", "cat"])
+    said = few_labels.named(table, ["background", "dog", "cat"])
     assert said.entries == {0: Entry(name="dog"), 1: Entry(merge=1), 2: Entry(name="cat"), 3: Entry(merge=0)}
 
 
@@ -107,14 +108,14 @@ def test_a_linear_head_finds_classes_that_features_tell_apart(model: Path) -> No
         labels = rng.integers(0, count, 300)
         features = rng.normal(0, 1, (300, 256)) * np.linspace(0.1, 9, 256) + rng.normal(0, 20, 256)
         features[:, :3] += 4 * np.eye(3)[labels]
-        net = fewlabels.head(segmenter.load(model), features, labels, ["background", "a", "b"][:count])
+        net = few_labels.head(segmenter.load(model), features, labels, ["background", "a", "b"][:count])
         x = torch.from_numpy(features).float()[..., None, None]
         logits = net.model.head[-1](x)[:, :, 0, 0].detach().numpy()  # type: ignore[operator]
         assert (logits.argmax(1) == labels).mean() > 0.99
         fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(features, labels)
         assert np.allclose(logits[:, 1] - logits[:, 0] if count == 2 else logits, fitted.decision_function(features), atol=1e-2)
     with pytest.raises(InputError, match="no labelled pixel of class 1"):
-        fewlabels.head(segmenter.load(model), features, labels * 2, ["background", "a", "b", "c", "d"])
+        few_labels.head(segmenter.load(model), features, labels * 2, ["background", "a", "b", "c", "d"])
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_probe_makes_a_segmenter_of_ones_own_classes(model: Path, labelled: Path
     truth = np.arange(96) >= 48
     assert ((made.labels == 1) == truth).mean() > 0.85
     main(["probe", *words, "--vote", "-o", str(labelled / "voted.yaml")])
-    assert clusters.read(labelled / "voted.yaml", 4).count == 4
+    assert naming.read(labelled / "voted.yaml", 4).count == 4
     with pytest.raises(SystemExit, match="is there already"):
         main(["probe", *words, "-o", str(labelled / "mine.safetensors")])
     with pytest.raises(SystemExit, match="the masks have class 1, but 1 names are given"):

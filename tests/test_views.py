@@ -1,4 +1,4 @@
-"""The two views of an image and where their patches lie (unseg/backbones/views.py), against a coordinate map that is cropped."""
+"""The two views of an image and where their patches lie (unseg/pretraining/views.py), against a coordinate map that is cropped."""
 
 import random
 from pathlib import Path
@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from unseg.backbones import views
-from unseg.backbones.views import Augmentation, Pairs, collate, crop, positions
-from unseg.io.records import Image
+from unseg.core.records import Image
+from unseg.pretraining import views
+from unseg.pretraining.views import Augmentation, Pairs, collate, crop, positions
 
 SIDE = 4  # patches a side of a view
 

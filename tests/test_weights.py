@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stages import fetch
-from unseg.backbones import official, resnet, vit
-from unseg.backbones.weights import resnet_state
-from unseg.console import InputError
+from unseg.core.console import InputError
+from unseg.models import official, resnet, vit
+from unseg.models.weights import resnet_state
 
 State = dict[str, Tensor]
 VITS16 = vit.Backbone("", patch=16, width=384, depth=12, heads=6)

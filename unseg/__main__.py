@@ -1,6 +1,6 @@
 """`python -m unseg ...` is `unseg ...`."""
 
-from unseg.cli.main import main
+from unseg.serving.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -26,9 +26,10 @@ from packaging.requirements import Requirement
 from pages import PAGES, ROOT, blocks, commands
 from PIL import Image as Pillow
 
-from unseg.cli import fit
-from unseg.cli.main import main
-from unseg.segmentation import clusters, export
+from unseg.clustering import naming
+from unseg.serving import export
+from unseg.serving.cli import fit
+from unseg.serving.cli.main import main
 
 MINE = "Your own photographs"  # a section of README
 SHARED = ("dvc exp ", "dvc remote ", "dvc push", "git clone ")  # run by test_share.py, as README has them
@@ -196,7 +197,7 @@ def said_in_folder_md(home: Home) -> None:
     """The blocks of docs/folder.md that are no commands, and the files that its commands made."""
     said, regroup = blocks("docs/folder.md", "yaml")
     Path("said.yaml").write_text(said)
-    assert clusters.read("said.yaml", 3).names() == {0: "background", 1: "dog"}
+    assert naming.read("said.yaml", 3).names() == {0: "background", 1: "dog"}
     for key, value in yaml.safe_load(regroup).items():
         home.pipe.set(key, value)
     assert home.pipe.repro("regroup@0") == ["regroup@0"]

@@ -18,16 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unseg import distributed, environment, training
-from unseg.backbones import resnet
-from unseg.console import InputError
-from unseg.detection import backends
+from unseg.core import optional
+from unseg.core.console import InputError
+from unseg.core.records import Image, by_image, encode_all
+from unseg.data.photos import read
 from unseg.detection.examples import Examples, Target, collate
 from unseg.detection.settings import Detect, Detector, Found
-from unseg.io import images
-from unseg.io.photos import read
-from unseg.io.records import Image, by_image, encode_all
-from unseg.precision import autocast
+from unseg.engine import batching, distributed, environment, training
+from unseg.engine.precision import autocast
+from unseg.models import resnet
 
 
 @dataclass(frozen=True)
@@ -47,19 +46,19 @@ def backend(p: Detector) -> ModuleType:
         InputError: it is not installed.
     """
     if p.backend == "torchvision":
-        from unseg.detection import fpn
+        from unseg.detection import torchvision_fpn
 
-        return fpn
+        return torchvision_fpn
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # that torch will drop torch.jit, ten times
-            from unseg.detection import c4
+            from unseg.detection import detectron2_c4
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package == "unseg":
             raise
-        raise backends.missing(package) from None
-    return c4
+        raise optional.detectron2_missing(package) from None
+    return detectron2_c4
 
 
 def learning_rate(p: Detector, iteration: int) -> float:
@@ -114,7 +113,13 @@ def train(
 
 
 def save(path: str | Path, model: nn.Module, p: Detector, k: int) -> None:
-    about = {"kind": "detector", "detector": {**vars(p), "init": resnet.FRESH}, "k": k, "mean": images.MEAN, "std": images.STD}
+    about = {
+        "kind": "detector",
+        "detector": {**vars(p), "init": resnet.FRESH},
+        "k": k,
+        "mean": batching.MEAN,
+        "std": batching.STD,
+    }
     training.write_weights(path, model, about)
 
 
@@ -153,7 +158,7 @@ def detect(
     def load(record: Image) -> Tensor:
         return torch.from_numpy(np.array(read(root, record))).permute(2, 0, 1)
 
-    for batch, x in images.batches_by_shape(records, lambda r: r.size, load, trained.q.pixels, left):
+    for batch, x in batching.batches_by_shape(records, lambda r: r.size, load, trained.q.pixels, left):
         for record, results in zip(batch, instances(trained, x.to(device)), strict=True):
             yield record, [{"image_id": record.id, **r} for r in results]
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unseg.io.photos import read
-from unseg.io.records import Image, boxes_xyxy, decode, encode_all
+from unseg.core.records import Image, boxes_xyxy, decode, encode_all
+from unseg.data.photos import read
 
 Target = dict[str, Tensor]
 Example = tuple[Tensor, Target]

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unseg.backbones import resnet
-from unseg.detection.backends import BACKENDS
-from unseg.precision import check_precision
+from unseg.core.optional import DETECTOR_BACKENDS
+from unseg.engine.precision import check_precision
+from unseg.models import resnet
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Detector:
     precision: str
 
     def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise ValueError(f"detector.backend is {self.backend!r}; it must be one of {', '.join(BACKENDS)}")
+        if self.backend not in DETECTOR_BACKENDS:
+            raise ValueError(f"detector.backend is {self.backend!r}; it must be one of {', '.join(DETECTOR_BACKENDS)}")
         resnet.check("detector", self.arch, self.width, self.frozen_stages)
         if self.backend == "detectron2" and (self.arch != "resnet50" or self.frozen_stages > 3):
             raise ValueError("detector.backend detectron2 is R50-C4: arch must be resnet50, frozen_stages at most 3")

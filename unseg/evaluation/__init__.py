@@ -1,1 +1,1 @@
-"""How good it is, by ground truth. Nothing is learned from here."""
+"""Scores against ground truth, and without labels. Nothing is learned from here."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from unseg.io.records import VOID, by_image
+from unseg.core.records import VOID, by_image
 
 Record = dict[str, Any]
 UNMATCHED = -1  # class of a cluster that stands for none

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from unseg import training
-from unseg.io.records import VOID
+from unseg.core.records import VOID
+from unseg.engine import training
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from unseg.core.records import by_image
 from unseg.evaluation import metrics
 from unseg.evaluation.metrics import UNMATCHED, Record
-from unseg.io.records import by_image
 
 MEAN = "mean IoU over the classes that have pixels in the judged images, background included, void left out"
 CLUSTERING = {

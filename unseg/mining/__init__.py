@@ -1,1 +1,1 @@
-"""One object an image: its mask, its crop, its label."""
+"""One object mask an image, from the affinity graph of ViT keys."""

@@ -18,7 +18,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from unseg.precision import check_precision
+from unseg.engine.precision import check_precision
 
 RANKS = ("logits", "softmax", "degree")
 METHODS = ("maskdistill", "attention", "lost")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image as Pillow
 
-from unseg.io import photos
-from unseg.io.records import Rle, boxes_xyxy, decode
-from unseg.precision import check_precision
+from unseg.core.records import Rle, boxes_xyxy, decode
+from unseg.data import photos
+from unseg.engine.precision import check_precision
 
 REGIONS = ("masked", "box", "image")
 

@@ -13,12 +13,12 @@ from PIL import Image as Pillow
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from unseg import environment
-from unseg.backbones import vit
-from unseg.console import Meter
-from unseg.io import images, photos
+from unseg.core.console import Meter
+from unseg.data import photos
+from unseg.engine import batching, environment
+from unseg.engine.precision import autocast
 from unseg.mining import affinity
-from unseg.precision import autocast
+from unseg.models import vit
 
 PIXELS = 3_000_000  # of a batch
 T = TypeVar("T")
@@ -64,10 +64,10 @@ def objects(
 
     def load(item: T) -> Tensor:
         small = photos.resize(read(item), photos.short_side(size(item), p.resize))
-        return images.pad_to(images.to_tensor(small), patch)
+        return batching.pad_to(batching.to_tensor(small), patch)
 
     with Meter(len(items), "mine") as meter:
-        for batch, pixels in images.batches_by_shape(items, padded, load, PIXELS, left):
+        for batch, pixels in batching.batches_by_shape(items, padded, load, PIXELS, left):
             with autocast(device, p.precision):
                 query, keys = vit.last_block(model, pixels.to(device))
             query, keys = query.float(), keys.float()

@@ -1,1 +1,1 @@
-"""The page that shows a run."""
+"""The report of a run: one HTML page, figures, contact sheets."""

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unseg.console import track
-from unseg.io import photos
-from unseg.io.records import Image, decode
+from unseg.clustering.naming import Clusters
+from unseg.core.console import track
+from unseg.core.records import Image, decode
+from unseg.data import photos
 from unseg.report import page, pictures
 from unseg.report.page import PERCENT, Html, Section, html, join, named
 from unseg.report.sheets import CROP, Record
-from unseg.segmentation.clusters import Clusters
 
 TYPICAL, ODD = 8, 4  # masks on a card: those nearest to the cluster's mean, and those farthest from it
 

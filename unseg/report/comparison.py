@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from unseg import params
-from unseg.console import InputError, track
+from unseg.core import params
+from unseg.core.console import InputError, track
+from unseg.core.records import Image, Labels, class_names, read_json, to_judge
+from unseg.data import photos
 from unseg.evaluation import metrics
-from unseg.io import photos
-from unseg.io.records import Image, Labels, class_names, read_json, to_judge
 from unseg.report import pictures, sheets
 from unseg.report.page import DASH, Html, Section, document, fold, html, join, note, percent, table
 from unseg.report.sections import contact, plain, scalars

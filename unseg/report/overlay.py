@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
+from unseg.clustering.naming import Clusters
 from unseg.report import pictures
-from unseg.segmentation.clusters import Clusters
 
 LEAST, MOST = 320, 1280  # pixels of the longer side: smaller photographs are enlarged, larger ones reduced
 ROW, PAD, LETTERS = 22, 8, 40  # pixels of a legend's row and around its entries; letters of a name

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
-from unseg.io.records import VOID
-from unseg.segmentation.clusters import Clusters
+from unseg.clustering.naming import Clusters
+from unseg.core.records import VOID
 
 OKABE_ITO = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 CANDIDATES = 2048  # colours to choose from after those

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unseg.console import track
-from unseg.io import photos, streams
-from unseg.io.records import VOID, Image, Labels, decode, spread, whole
+from unseg.core import streams
+from unseg.core.console import track
+from unseg.core.records import VOID, Image, Labels, decode, spread, whole
+from unseg.data import photos
 from unseg.report import pictures
 from unseg.report.page import PERCENT
 

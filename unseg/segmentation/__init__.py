@@ -1,1 +1,1 @@
-"""Label maps, and DeepLab-v3 on them."""
+"""Pseudo-labels, the segmenter that is trained on them, and the CRF."""

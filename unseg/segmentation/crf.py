@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unseg.segmentation import crf_methods
+from unseg.core import optional
 
 ALONE, AHEAD = 100, 8  # images a process of the CRF has at the least; images a process that wait, at the most
 FLOOR = 1e-5  # probabilities below are taken as this, so that no energy is infinite
@@ -52,8 +52,8 @@ class Crf:
     stride: int  # pixels, conv alone: bilateral messages come from every so many pixels, each for its stride x stride square
 
     def __post_init__(self) -> None:
-        if self.method not in crf_methods.METHODS:
-            raise ValueError(f"crf.method is {self.method!r}; it must be one of {', '.join(crf_methods.METHODS)}")
+        if self.method not in optional.CRF_METHODS:
+            raise ValueError(f"crf.method is {self.method!r}; it must be one of {', '.join(optional.CRF_METHODS)}")
         for key in ("iterations", "window", "stride"):
             if getattr(self, key) < 1:
                 raise ValueError(f"crf.{key} is {getattr(self, key)}; it must be at least 1")
@@ -100,7 +100,7 @@ def refine(probabilities: np.ndarray, image: np.ndarray, crf: Crf, device: torch
 
 def dense(p: np.ndarray, image: np.ndarray, crf: Crf) -> np.ndarray:
     """pydensecrf's labels [H, W] of probabilities [C, H, W] and an image [H, W, 3]."""
-    crf_methods.check("dense")
+    optional.check_crf_method("dense")
     from pydensecrf.densecrf import DenseCRF2D
     from pydensecrf.utils import unary_from_softmax
 

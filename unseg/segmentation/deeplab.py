@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unseg.backbones import resnet
+from unseg.models import resnet
 
 
 def block(inside: int, outside: int, kernel: int, dilation: int = 1) -> list[nn.Module]:

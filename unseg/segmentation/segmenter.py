@@ -15,13 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from unseg import distributed, environment, training
-from unseg.backbones import resnet
-from unseg.console import InputError
-from unseg.io import images
-from unseg.io.photos import read, resize
-from unseg.io.records import VOID, Image, Labels, in_a_line
-from unseg.precision import autocast, check_precision
+from unseg.core.console import InputError
+from unseg.core.records import VOID, Image, Labels, in_a_line
+from unseg.data.photos import read, resize
+from unseg.engine import batching, distributed, environment, training
+from unseg.engine.precision import autocast, check_precision
+from unseg.models import resnet
 from unseg.segmentation.deeplab import DeepLab
 
 
@@ -101,7 +100,7 @@ class Examples(Dataset[Any]):
         record = self.records[index]
         rng = np.random.default_rng(seed)
         pixels, labels = augment(rng, np.asarray(read(self.root, record)), self.labels[record], self.size, *self.warp)
-        return images.to_tensor(pixels), torch.from_numpy(labels.astype(np.int64))
+        return batching.to_tensor(pixels), torch.from_numpy(labels.astype(np.int64))
 
 
 def augment(
@@ -272,9 +271,9 @@ def every_probability(
         return square if q.input == "square" else record.size
 
     def load(record: Image) -> Tensor:
-        return images.to_tensor(resize(read(root, record), shape(record)))
+        return batching.to_tensor(resize(read(root, record), shape(record)))
 
-    for batch, x in images.batches_by_shape(records, shape, load, q.pixels, left):
+    for batch, x in batching.batches_by_shape(records, shape, load, q.pixels, left):
         for record, p in zip(batch, probabilities(net, x.to(device)), strict=True):
             if p.shape[1:] != record.size:
                 p = F.interpolate(p[None], record.size, mode="bilinear", align_corners=False)[0]

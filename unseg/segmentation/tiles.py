@@ -17,8 +17,8 @@ from PIL import Image as Pillow
 from torch import Tensor
 from torch.nn import functional as F
 
-from unseg.io import images
-from unseg.io.photos import resize, short_side
+from unseg.data.photos import resize, short_side
+from unseg.engine import batching
 from unseg.segmentation.crf import Crf, refine
 from unseg.segmentation.segmenter import Trained, probabilities
 
@@ -55,7 +55,7 @@ def blended(net: Trained, pixels: np.ndarray, device: torch.device, tile: int = 
     down, across = spans(pixels.shape[0], tile, overlap), spans(pixels.shape[1], tile, overlap)
 
     def one(rows: Span, cols: Span) -> Tensor:
-        x = images.to_tensor(pixels[slice(*rows), slice(*cols)])
+        x = batching.to_tensor(pixels[slice(*rows), slice(*cols)])
         with TURN:
             return probabilities(net, x[None].to(device))[0].float().cpu()
 

@@ -1,1 +1,0 @@
-"""The networks that look at pictures, and how they are pre-trained or loaded."""

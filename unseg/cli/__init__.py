@@ -1,1 +1,0 @@
-"""The command line: words in, calls of the library, files and words out."""

@@ -1,0 +1,1 @@
+"""What every step shares: artefact files, parameters, messages. Nothing here imports another folder."""

@@ -1,0 +1,1 @@
+"""Data sets in: photographs, readers of their layouts, ground truth, the demo's scenes, video."""

@@ -1,0 +1,191 @@
+"""Mask R-CNN R50-C4 by Detectron2, at MaskDistill's settings (A.1): what its parent's recipe adds is named below.
+
+Detectron2 is not among the requirements: docs/papers.md says how it is installed. Its compiled extension is not needed.
+Only its model is used. The model is fed from our own records, and the training loop, checkpoints and launch are those of
+every other stage, so nothing is registered in Detectron2's global catalogues and nothing of it is written to disk.
+
+Of LOST's recipe (specification, section 3): RGB in ImageNet's normalisation, strides in the 3x3 convolutions, batch norm in
+the backbone that is learned (over all processes) and one more behind res5, Detectron2's frozen batch norm in frozen stages.
+
+Shapes: B images, H rows, W columns, M objects of an image, R proposals, K clusters (labels 1..K here, 0..K-1 in Detectron2).
+"""
+
+import re
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import ShapeSpec, cat
+from detectron2.modeling import build_model, detector_postprocess
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.solver.build import get_default_optimizer_params
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures.boxes import matched_pairwise_iou
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from unseg.core.console import InputError
+from unseg.data import photos
+from unseg.detection.examples import Target
+from unseg.detection.settings import Detect, Detector, Found
+from unseg.engine import batching, distributed
+from unseg.models import resnet
+from unseg.models.weights import resnet_state
+
+NAMES = {  # parts of the loss, here and in Detectron2
+    "classifier": "loss_cls",
+    "box_reg": "loss_box_reg",
+    "mask": "loss_mask",
+    "objectness": "loss_rpn_cls",
+    "rpn_box_reg": "loss_rpn_loc",
+}
+
+
+def config(p: Detector, k: int) -> CfgNode:
+    """Detectron2's settings for ours; what is not set here has its default in Detectron2 0.6."""
+    cfg = get_cfg()
+    model, rpn = cfg.MODEL, cfg.MODEL.RPN
+    model.DEVICE, model.MASK_ON, cfg.INPUT.FORMAT = "cpu", True, "RGB"  # the caller moves it
+    model.PIXEL_MEAN, model.PIXEL_STD = ([255 * x for x in values] for values in (batching.MEAN, batching.STD))
+    model.BACKBONE.FREEZE_AT = p.frozen_stages + 1 if p.frozen_stages else 0  # it counts the stem
+    model.RESNETS.NORM, model.RESNETS.STRIDE_IN_1X1 = "BN", False
+    model.RESNETS.STEM_OUT_CHANNELS = model.RESNETS.WIDTH_PER_GROUP = p.width
+    model.RESNETS.RES2_OUT_CHANNELS = 4 * p.width
+    model.ANCHOR_GENERATOR.SIZES = [[p.anchor * 2**i for i in range(5)]]
+    rpn.PRE_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TRAIN = 12 * p.proposals, 2 * p.proposals
+    rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST = 6 * p.proposals, p.proposals
+    model.ROI_HEADS.NUM_CLASSES, model.ROI_HEADS.BATCH_SIZE_PER_IMAGE = k, p.rois
+    model.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
+    return cfg
+
+
+class DropLoss(FastRCNNOutputLayers):  # type: ignore[misc]
+    """Learns no class from a proposal without a mask in it: see `unseg.detection.torchvision_fpn.DropLoss`."""
+
+    drop_iou: float
+
+    def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
+        parts: dict[str, Tensor] = super().losses(predictions, proposals)
+        kept = torch.cat([overlap(x) > self.drop_iou for x in proposals])  # [R]
+        labels = cat([x.gt_classes for x in proposals])
+        parts["loss_cls"] = (F.cross_entropy(predictions[0], labels, reduction="none") * kept).mean()
+        return parts
+
+
+def overlap(proposals: Instances) -> Tensor:
+    """IoU of each proposal with the object that Detectron2 matched with it, that of the largest IoU, [R]; 0 without one."""
+    if not proposals.has("gt_boxes"):
+        return torch.zeros(len(proposals), device=proposals.proposal_boxes.device)
+    return torch.as_tensor(matched_pairwise_iou(proposals.proposal_boxes, proposals.gt_boxes))
+
+
+def build(p: Detector, k: int) -> nn.Module:
+    """A fresh Mask R-CNN for K clusters."""
+    cfg = config(p, k)
+    model: Any = build_model(cfg)
+    channels, heads = 32 * p.width, model.roi_heads
+    heads.res5.add_module("norm", nn.BatchNorm2d(channels))
+    # Under autocast the maps are bfloat16, and Detectron2 would round the proposals' coordinates to that too.
+    model.backbone.register_forward_hook(lambda _module, _given, maps: {name: x.float() for name, x in maps.items()})
+    if p.drop_iou is not None:
+        heads.box_predictor = DropLoss(cfg, ShapeSpec(channels=channels, height=1, width=1))
+        heads.box_predictor.drop_iou = p.drop_iou
+    built: nn.Module = model
+    return built
+
+
+def renamed(name: str) -> str:
+    """A ResNet's tensor, as torchvision names it, by its name in Mask R-CNN R50-C4."""
+    name = re.sub(r"^(conv1|bn1)\.", r"backbone.stem.\1.", name)
+    name = re.sub(r"^layer4\.", "roi_heads.res5.", name)
+    name = re.sub(r"^layer([123])\.", lambda m: f"backbone.res{int(m[1]) + 1}.", name)
+    name = name.replace(".downsample.0.", ".shortcut.").replace(".downsample.1.", ".shortcut.norm.")
+    return re.sub(r"\.bn([123])\.", r".conv\1.norm.", name)
+
+
+def initialise(model: nn.Module, p: Detector) -> None:
+    """Self-supervised weights (MoCo-v2 or DINO, in their authors' layouts) into the ResNet; FRESH leaves it as it is.
+
+    Raises:
+        InputError: a key or a shape that does not fit; each key of the file has a place, each place a key.
+    """
+    if p.init == resnet.FRESH:
+        return
+    state = {renamed(name): x for name, x in resnet_state(p.init).items()}
+    parts = ("backbone.", "roi_heads.res5.")
+    want = {n: x for n, x in model.state_dict().items() if n.startswith(parts) and not n.startswith("roi_heads.res5.norm.")}
+    # A frozen batch norm counts no batches.
+    state = {n: x for n, x in state.items() if n in want or not n.endswith(".num_batches_tracked")}
+    for name in sorted(want.keys() | state.keys()):
+        have, need = (list(s[name].shape) if name in s else None for s in (state, want))
+        if have != need:
+            raise InputError(f"{p.init}: {name} has shape {have}, detector in params.yaml needs {need}")
+    model.load_state_dict(state, strict=False)
+
+
+def join(model: nn.Module) -> None:
+    """Where there are several processes: batch norm over all of them; sizes and proposals are drawn by each for itself."""
+    distributed.join(model)
+
+
+def groups(model: nn.Module, p: Detector) -> list[dict[str, object]]:
+    """What is learned, as the optimiser takes it: Detectron2 decays no weights of batch norm."""
+    found: list[dict[str, object]] = get_default_optimizer_params(model, weight_decay=p.weight_decay, weight_decay_norm=0.0)
+    return found
+
+
+def resized(x: Tensor, short_side: int, long_side: int) -> Tensor:
+    """[B, 3, H, W] in 0..1 to 0..255, the shorter side so many pixels unless the longer one gets too long."""
+    h, w = x.shape[-2:]
+    size = photos.short_side((h, w), min(short_side, max(1, long_side * min(h, w) // max(h, w))))
+    return F.interpolate(x, size, mode="bilinear", antialias=True) * 255
+
+
+def losses(model: nn.Module, p: Detector, pixels: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+    """The parts of the loss, by their names in `unseg.detection.torchvision_fpn`.
+
+    Raises:
+        InputError: boxes or scores that are not finite.
+    """
+    batch = []
+    for x, target in zip(pixels, targets, strict=True):
+        image = resized(x[None], p.short_sides[int(torch.randint(len(p.short_sides), ()))], p.long_side)[0]
+        there = Instances((image.shape[1], image.shape[2]))
+        there.gt_boxes = Boxes(target["boxes"].clone())
+        there.gt_boxes.scale(image.shape[2] / x.shape[2], image.shape[1] / x.shape[1])
+        there.gt_classes = target["labels"] - 1
+        there.gt_masks = BitMasks(nearest(target["masks"], there.image_size))
+        batch.append({"image": image, "instances": there})
+    try:
+        with EventStorage():  # it insists on somewhere to count
+            parts = model(batch)
+    except FloatingPointError as error:
+        raise InputError(f"detector: {error} Lower detector.lr in params.yaml") from None
+    return {name: parts[theirs] for name, theirs in NAMES.items()}
+
+
+def nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """[M, H, W] uint8 to [M, *size] bool; M may be 0."""
+    sizes = zip(size, masks.shape[1:], strict=True)
+    rows, cols = ((2 * torch.arange(n, device=masks.device) + 1) * m // (2 * n) for n, m in sizes)
+    return masks[:, rows[:, None], cols] > 0
+
+
+def prepare(model: Any, q: Detect) -> None:
+    """Set the model up for what `detect` of params.yaml asks; its image size is `find`'s."""
+    predictor = model.roi_heads.box_predictor
+    predictor.test_score_thresh, predictor.test_nms_thresh = q.min_score, q.nms
+    predictor.test_topk_per_image = q.max_detections
+
+
+def find(model: Any, p: Detector, q: Detect, x: Tensor) -> list[Found]:
+    """The objects of photographs [B, 3, H, W] in 0..1."""
+    small = list(resized(x, q.short_side, p.long_side))
+    answers = []
+    for found in model.inference([{"image": s} for s in small], do_postprocess=False):
+        found.pred_masks = found.pred_masks.float()  # in bfloat16 they would be put beside their places
+        whole = detector_postprocess(found, *x.shape[-2:])
+        boxes, scores, clusters = whole.pred_boxes.tensor.float(), whole.scores.float(), whole.pred_classes
+        answers.append(Found(*(v.cpu().numpy() for v in (whole.pred_masks, boxes, scores, clusters))))
+    return answers

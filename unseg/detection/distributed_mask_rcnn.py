@@ -1,0 +1,78 @@
+"""Mask R-CNN's training in several processes as in one: the same draws, the same padding, losses of the whole batch.
+
+torchvision draws sizes, anchors and proposals image by image, pads each batch to its largest image, and takes means over
+what it drew. Here each process draws for all images of the batch, as one process would (so all must start from the same
+seed), and keeps its own; `weigh` makes the mean over the processes the mean over the batch. With one process nothing changes.
+
+Shapes: B images of the whole batch, dealt out as `training.Order` does.
+"""
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from unseg.engine import distributed
+
+
+class Sampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]
+    """torchvision's sampler of positives and negatives, which draws for the images of all processes."""
+
+    def __init__(self, like: BalancedPositiveNegativeSampler) -> None:
+        super().__init__(like.batch_size_per_image, like.positive_fraction)
+        self.taken, self.positives = torch.zeros(()), torch.zeros(())  # of this process's images, in the last call
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """As torchvision's: matched_idxs has a tensor an image; more than 0 is positive, 0 negative, less neither."""
+        device = matched_idxs[0].device
+        there = torch.stack([torch.stack([(m >= 1).sum(), (m == 0).sum()]) for m in matched_idxs])  # [B / W, 2]
+        every = distributed.gather(there).transpose(0, 1).flatten(0, 1).tolist()  # [B, 2], in the order of the batch
+        masks: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for image, counts in enumerate(every):
+            most = int(self.batch_size_per_image * self.positive_fraction)
+            chosen = min(counts[0], most)
+            sizes = chosen, min(counts[1], self.batch_size_per_image - chosen)
+            drawn = [torch.randperm(n, device=device)[:size] for n, size in zip(counts, sizes, strict=True)]
+            if image % distributed.world() == distributed.rank():
+                own = matched_idxs[image // distributed.world()]
+                for mask, kind, some in zip(masks, (own >= 1, own == 0), drawn, strict=True):
+                    mask.append(torch.zeros_like(own, dtype=torch.uint8).index_fill_(0, kind.nonzero()[:, 0][some], 1))
+        self.positives = torch.cat(masks[0]).sum().float()
+        self.taken = self.positives + torch.cat(masks[1]).sum()
+        return masks
+
+
+class Transform(GeneralizedRCNNTransform):  # type: ignore[misc]
+    """torchvision's resizing and padding; sizes are drawn, and batches padded, as for the images of all processes."""
+
+    def torch_choice(self, k: list[int]) -> int:
+        drawn = [super(Transform, self).torch_choice(k) for _ in range(distributed.world())]
+        return int(drawn[distributed.rank()])
+
+    def max_by_axis(self, the_list: list[list[int]]) -> list[int]:
+        most = torch.tensor(super().max_by_axis(the_list), device=self.device)
+        return [int(n) for n in distributed.largest(most).tolist()]
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> object:
+        self.device = images[0].device  # a collective wants its tensors on the accelerator
+        return super().forward(images, targets)
+
+
+def join(model: MaskRCNN) -> None:
+    """Make a fresh model's training one of all processes, where there are several."""
+    distributed.join(model)
+    if distributed.world() > 1:
+        model.transform.__class__ = Transform
+        for part in (model.rpn, model.roi_heads):
+            part.fg_bg_sampler = Sampler(part.fg_bg_sampler)
+
+
+def weigh(model: MaskRCNN, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """This process's losses times its share of what each is a mean over, so that their mean is that of the whole batch."""
+    if distributed.world() == 1:
+        return parts
+    rpn, heads = model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler
+    own = {"objectness": rpn.taken, "rpn_box_reg": rpn.taken, "mask": heads.positives}
+    shares = {name: own.get(name, heads.taken) for name in parts}
+    return {name: x * (shares[name] / distributed.average(shares[name]).clamp_min(1e-9)) for name, x in parts.items()}

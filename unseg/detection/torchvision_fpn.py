@@ -1,0 +1,154 @@
+"""Mask R-CNN by torchvision: a ResNet of any width with a feature pyramid.
+
+Shapes: B images, H rows, W columns, M objects of an image, R proposals, K clusters (labels 1..K inside, 0 is background).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_loss
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.poolers import LevelMapper
+
+from unseg.detection import distributed_mask_rcnn
+from unseg.detection.examples import Target
+from unseg.detection.settings import Detect, Detector, Found
+from unseg.engine import batching
+from unseg.models import resnet
+
+
+class Pyramid(nn.Module):
+    """ResNet and FPN: images to maps at strides 4, 8, 16, 32, 64, all of `out_channels`."""
+
+    def __init__(self, body: resnet.Body, channels: int) -> None:
+        super().__init__()
+        self.body, self.out_channels = body, channels
+        self.fpn = FeaturePyramidNetwork(body.channels, channels, LastLevelMaxPool())
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps = {str(i): m for i, m in enumerate(self.body(x))}
+        out: dict[str, Tensor] = self.fpn(maps)
+        return out
+
+
+class DropLoss(RoIHeads):  # type: ignore[misc]
+    """Heads that learn nothing from a proposal without a mask in it: it may show an object that was not mined.
+
+    CutLER (Wang et al., arXiv:2301.11320, Eq. 2): the loss of a region counts only if its IoU with some mask is above
+    the threshold. All sampled regions stay in the mean. The proposal network learns as ever.
+    """
+
+    drop_iou: float
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[Target] | None = None,
+    ) -> tuple[list[Target], dict[str, Tensor]]:
+        if not self.training or targets is None:
+            answer: tuple[list[Target], dict[str, Tensor]] = super().forward(features, proposals, image_shapes, targets)
+            return answer
+        proposals, matched, labels, deltas = self.select_training_samples(proposals, targets)
+        logits, regression = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        _, box_loss = fastrcnn_loss(logits, regression, labels, deltas)
+        kept = torch.cat([overlap(x, t["boxes"]) > self.drop_iou for x, t in zip(proposals, targets, strict=True)])  # [R]
+        classifier = (F.cross_entropy(logits, torch.cat(labels), reduction="none") * kept).mean()
+        positive = [torch.where(x > 0)[0] for x in labels]
+        inside = [x[i] for x, i in zip(proposals, positive, strict=True)]
+        shapes = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, inside, image_shapes)))
+        of = [x[i] for x, i in zip(matched, positive, strict=True)]
+        mask_loss = maskrcnn_loss(shapes, inside, [t["masks"] for t in targets], [t["labels"] for t in targets], of)
+        return [], {"loss_classifier": classifier, "loss_box_reg": box_loss, "loss_mask": mask_loss}
+
+
+def overlap(proposals: Tensor, boxes: Tensor) -> Tensor:
+    """The largest IoU of each of the proposals [R, 4] with any of the boxes [M, 4], [R]; 0 where there is none."""
+    return box_iou(proposals, boxes).amax(1) if len(boxes) else proposals.new_zeros(len(proposals))
+
+
+def pool(size: int) -> MultiScaleRoIAlign:
+    """RoIAlign to size x size on the pyramid's first four maps.
+
+    It is told their strides: torchvision would guess them from the first image that it ever sees, and guess wrong where
+    that one is so low that the padding to 32 pixels is a large part of it.
+    """
+    align = MultiScaleRoIAlign(["0", "1", "2", "3"], size, 2)
+    align.scales, align.map_levels = [1 / 4, 1 / 8, 1 / 16, 1 / 32], LevelMapper(2, 5)
+    return align
+
+
+def build(p: Detector, k: int) -> MaskRCNN:
+    """A fresh Mask R-CNN for K clusters."""
+    sizes = tuple((p.anchor * 2**i,) for i in range(5))
+    pyramid = Pyramid(resnet.Body(p.arch, p.width, frozen=p.frozen_stages), p.fpn)
+    model = MaskRCNN(
+        pyramid,
+        min_size=p.short_sides,
+        max_size=p.long_side,
+        image_mean=list(batching.MEAN),
+        image_std=list(batching.STD),
+        rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5),
+        rpn_pre_nms_top_n_train=2 * p.proposals,
+        rpn_pre_nms_top_n_test=2 * p.proposals,
+        rpn_post_nms_top_n_train=p.proposals,
+        rpn_post_nms_top_n_test=p.proposals,
+        box_roi_pool=pool(7),
+        box_head=TwoMLPHead(p.fpn * 49, p.hidden),
+        box_predictor=FastRCNNPredictor(p.hidden, k + 1),
+        box_batch_size_per_image=p.rois,
+        mask_roi_pool=pool(14),
+        mask_head=MaskRCNNHeads(p.fpn, [p.fpn] * 4, 1),
+        mask_predictor=MaskRCNNPredictor(p.fpn, p.fpn, k + 1),
+    )
+    if p.drop_iou is not None:
+        model.roi_heads.__class__ = DropLoss  # the same heads with another forward
+        model.roi_heads.drop_iou = p.drop_iou
+    return model
+
+
+def initialise(model: MaskRCNN, p: Detector) -> None:
+    """Self-supervised weights into the ResNet. Raises: InputError, where they do not fit."""
+    resnet.initialise(model.backbone.body, p.init, "detector")
+
+
+def join(model: MaskRCNN) -> None:
+    """Where there are several processes: train as one does with the whole batch."""
+    distributed_mask_rcnn.join(model)
+
+
+def groups(model: nn.Module, p: Detector) -> list[nn.Parameter]:
+    """What is learned, as the optimiser takes it."""
+    return [x for x in model.parameters() if x.requires_grad]
+
+
+def losses(model: nn.Module, p: Detector, pixels: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+    """The parts of the loss: classifier, box_reg, mask, objectness, rpn_box_reg."""
+    parts = {name.removeprefix("loss_"): x for name, x in model(pixels, targets).items()}
+    return distributed_mask_rcnn.weigh(getattr(model, "module", model), parts)  # DistributedDataParallel holds it as its module
+
+
+def prepare(model: MaskRCNN, q: Detect) -> None:
+    """Set the model up for what `detect` of params.yaml asks."""
+    model.transform.min_size = (q.short_side,)
+    model.roi_heads.score_thresh, model.roi_heads.nms_thresh = q.min_score, q.nms
+    model.roi_heads.detections_per_img = q.max_detections
+
+
+def find(model: nn.Module, p: Detector, q: Detect, x: Tensor) -> list[Found]:
+    """The objects of photographs [B, 3, H, W] in 0..1."""
+    return [
+        Found(
+            (f["masks"][:, 0] > 0.5).cpu().numpy(),
+            f["boxes"].float().cpu().numpy(),
+            f["scores"].float().cpu().numpy(),
+            f["labels"].cpu().numpy() - 1,
+        )
+        for f in model(list(x))
+    ]

@@ -1,0 +1,1 @@
+"""How a step runs: devices, processes, precision, batches, checkpoints, the training loop."""

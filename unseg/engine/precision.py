@@ -1,0 +1,54 @@
+"""bfloat16 or float32: the `precision` of several groups of params.yaml.
+
+auto is the default everywhere: most CPUs have no bfloat16 units and emulate it, some 60 times slower than float32.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from unseg.core.console import InputError
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16: matrix products and convolutions in bfloat16; fp32: everything in float32; auto: bf16 where it is fast."""
+    chosen = fastest_precision(device) if precision == "auto" else precision
+    return torch.autocast(device.type, torch.bfloat16, enabled=chosen == "bf16")
+
+
+def fastest_precision(device: torch.device) -> str:
+    return "bf16" if fast_bf16(device) else "fp32"
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 itself, which is then some twice as fast as float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def portable(precision: str) -> str:
+    """What a model of this precision runs in on any device: bf16, which it was trained in elsewhere, becomes auto."""
+    return "auto" if precision == "bf16" else precision
+
+
+def check_precision(key: str, precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"{key} is {precision!r}; it must be auto, fp32 or bf16")
+
+
+def check_not_emulated(precisions: Mapping[str, str], device: torch.device) -> None:
+    """Refuse bf16 on a CPU that only emulates it: a stage that takes minutes in float32 would take hours.
+
+    Args:
+        precisions: the value of each key of params.yaml, e.g. {"croc.precision": "bf16"}.
+
+    Raises:
+        InputError: bf16 was asked for, and the CPU has no bfloat16 units.
+    """
+    asked = [key for key, precision in precisions.items() if precision == "bf16"]
+    if asked and device.type == "cpu" and not fast_bf16(device):
+        raise InputError(f"{', '.join(asked)}: bf16 is emulated on this CPU, some 60 times slower than fp32; set auto or fp32")

@@ -1,0 +1,1 @@
+"""CrOC's three evaluations of a ViT."""

@@ -1,0 +1,1 @@
+"""The networks, and the reading of their weights: ViT and ResNet."""

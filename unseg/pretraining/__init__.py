@@ -1,0 +1,1 @@
+"""CrOC: pre-training of a ViT."""

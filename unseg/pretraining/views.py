@@ -1,0 +1,138 @@
+"""Two augmented views of an image, and where each of their patches lies in it (CrOC, arXiv:2303.13245; spec B.2).
+
+Shapes: B images, 2 views, S pixels a side of a view, N patches of a view (row-major).
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+from PIL import ImageFilter, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import functional as F
+
+from unseg.core.records import Image
+from unseg.data import photos
+
+
+class Views(NamedTuple):
+    pixels: Tensor  # [B, 2, 3, S, S] uint8
+    boxes_xywh: Tensor  # [B, 2, 4] float32, the crop in pixels of the original image
+    flipped: Tensor  # [B, 2] bool
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The `croc.views` group of params.yaml."""
+
+    size: int  # S, pixels
+    smallest: float  # share of the image's area that a crop has at least
+    jitter_chance: float
+    brightness: float  # 0.4: factor from 0.6 to 1.4
+    contrast: float
+    saturation: float
+    hue: float  # turns, either way
+    grey_chance: float
+    blur_chances: list[float]  # first and second view
+    blur: float  # largest sigma, pixels of the view
+    solarise_chances: list[float]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.smallest <= 1:
+            raise ValueError(f"croc.views.smallest is {self.smallest}; it must be above 0 and at most 1")
+        for name in ("blur_chances", "solarise_chances"):
+            if len(getattr(self, name)) != 2:
+                raise ValueError(f"croc.views.{name} must have two numbers, one a view")
+
+
+@dataclass(frozen=True)
+class Pairs(Dataset[Any]):
+    """(index, seed) to the two views of an image; the seed fixes them."""
+
+    root: str
+    records: list[Image]
+    p: Augmentation
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, draw: tuple[int, int]) -> tuple[np.ndarray, list[tuple[int, int, int, int]], list[bool]]:
+        index, seed = draw
+        rng = random.Random(seed)
+        image = photos.read(self.root, self.records[index])
+        pixels, boxes, flips = [], [], []
+        for view in (0, 1):
+            x, y, w, h = box = crop(rng, image.size, self.p.smallest)
+            part = image.resize((self.p.size, self.p.size), Pillow.Resampling.BICUBIC, (x, y, x + w, y + h))
+            flip = rng.random() < 0.5
+            part = colour(rng, ImageOps.mirror(part) if flip else part, self.p, view)
+            pixels.append(np.asarray(part).transpose(2, 0, 1))
+            boxes.append(box)
+            flips.append(flip)
+        return np.stack(pixels), boxes, flips
+
+
+def collate(items: list[Any]) -> Views:
+    pixels, boxes, flips = zip(*items, strict=True)
+    return Views(torch.from_numpy(np.stack(pixels)), torch.tensor(boxes, dtype=torch.float32), torch.tensor(flips))
+
+
+def crop(rng: random.Random, size: tuple[int, int], smallest: float) -> tuple[int, int, int, int]:
+    """A random-resized crop of an image of size (W, H): x, y, w, h. Area share U(smallest, 1), log-uniform ratio 3/4 to 4/3.
+
+    Where ten draws do not fit, the largest central crop of an allowed ratio is taken; it has at least one pixel.
+    """
+    width, height = size
+    for _ in range(10):
+        area = rng.uniform(smallest, 1) * width * height
+        ratio = (4 / 3) ** rng.uniform(-1, 1)
+        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            return rng.randint(0, width - w), rng.randint(0, height - h), w, h
+    w = max(1, min(width, round(height * 4 / 3)))
+    h = max(1, min(height, round(width * 4 / 3)))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def colour(rng: random.Random, image: Pillow.Image, p: Augmentation, view: int) -> Pillow.Image:
+    """BYOL's colours: jitter, grey, blur, solarisation, the last two with chances of their own in view 0 and view 1."""
+    if rng.random() < p.jitter_chance:
+        changes = [
+            (F.adjust_brightness, rng.uniform(1 - p.brightness, 1 + p.brightness)),
+            (F.adjust_contrast, rng.uniform(1 - p.contrast, 1 + p.contrast)),
+            (F.adjust_saturation, rng.uniform(1 - p.saturation, 1 + p.saturation)),
+            (F.adjust_hue, rng.uniform(-p.hue, p.hue)),
+        ]
+        rng.shuffle(changes)
+        for change, amount in changes:
+            image = change(image, amount)
+    if rng.random() < p.grey_chance:
+        image = image.convert("L").convert("RGB")
+    if rng.random() < p.blur_chances[view]:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(min(0.1, p.blur), p.blur)))
+    if rng.random() < p.solarise_chances[view]:
+        image = ImageOps.solarize(image, 128)
+    return image
+
+
+def positions(boxes_xywh: Tensor, flipped: Tensor, side: int) -> Tensor:
+    """Where the centre of each patch lies in the original image.
+
+    Args:
+        boxes_xywh: [B, 2, 4] crops, pixels.
+        flipped: [B, 2] bool, mirrored left to right.
+        side: patches a side of the view.
+
+    Returns:
+        [B, 2, N, 2] float32: x, y in pixels of the original image.
+    """
+    share = (torch.arange(side, device=boxes_xywh.device, dtype=torch.float32) + 0.5) / side  # [side]
+    across = torch.where(flipped[..., None], 1 - share, share)  # [B, 2, side]
+    x = boxes_xywh[..., 0:1] + across * boxes_xywh[..., 2:3]  # [B, 2, side]
+    y = boxes_xywh[..., 1:2] + share * boxes_xywh[..., 3:4]  # [B, 2, side]
+    grid = torch.stack([x[..., None, :].expand(-1, -1, side, -1), y[..., None].expand(-1, -1, -1, side)], -1)
+    return grid.flatten(2, 3)  # [B, 2, N, 2]

@@ -1,0 +1,1 @@
+"""The finished model in use: Python API, command line, export."""

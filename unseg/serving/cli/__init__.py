@@ -1,0 +1,1 @@
+"""The command line. It parses arguments and calls the library."""

@@ -1,0 +1,57 @@
+"""Where a run keeps its files: the folder in which `dvc repro` ran."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from unseg.clustering import naming
+from unseg.core import params
+from unseg.core.console import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, and what it holds if it is finished."""
+
+    root: Path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.root / name
+
+    @property
+    def params(self) -> Path:
+        return self.root / params.FILE
+
+    def value(self, key: str, kind: type[T]) -> T:
+        return params.value(key, kind, self.params)
+
+    def group(self, key: str, kind: type[Any]) -> Any:
+        return params.group(key, kind, self.params)
+
+    @property
+    def seen(self) -> str:
+        """How its segmenter looks at photographs: params.yaml's predict.input, or as they are where there is no run."""
+        return str(self.value("predict.input", str)) if self.params.exists() else "original"
+
+    @property
+    def segmenter(self) -> Path:
+        """The published segmenter. Raises: InputError, where there is none yet."""
+        if not self.params.exists():
+            raise InputError(f"{self.params}: no such file; name the folder of a run by --run, or a model by --model")
+        path = self.root / f"models/segmenter-{self.value('final', str)}.safetensors"
+        if not path.exists():
+            raise InputError(f"{path}: no such file; make it with `dvc repro`, or name a model by --model")
+        return path
+
+    @property
+    def detector(self) -> Path:
+        """The detector whose detections the run goes on with."""
+        return self.root / f"models/{self.value('detections', str).replace('detections', 'detector', 1)}.safetensors"
+
+    @property
+    def clusters(self) -> Path | None:
+        """clusters.yaml, where there is one."""
+        path = self.root / naming.FILE
+        return path if path.exists() else None
