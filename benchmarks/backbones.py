@@ -21,11 +21,11 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.demo import arguments, call, copy
-from unseg.core import records
+from unseg.core import image_index, label_maps, storage
 from unseg.evaluation import metrics
 from unseg.evaluation.backbones import kmeans, sets
 from unseg.models import vit
-from unseg.models.weights import FRESH
+from unseg.models.weights import RANDOM_INIT
 
 KINDS: dict[str, dict[str, Any]] = {"croc": {}, "dino": {"croc.alpha": 0.0}, "random": {"backbone.weights": "models/fresh"}}
 
@@ -45,8 +45,8 @@ def examples(root: Path, folder: str) -> list[sets.Example]:
     """The held-out scenes, their truth laid out as PNGs."""
     with zipfile.ZipFile(root / "data/truth.zip") as archive:
         archive.extractall(root / "truth")
-    classes = range(len(records.class_names(root / "data/truth.zip")))
-    judged = records.to_judge(root / "data/images.json")
+    classes = range(len(label_maps.class_names(root / "data/truth.zip")))
+    judged = image_index.eval_images(root / "data/images.json")
     return [
         sets.Example(str(root / folder / i.file_name), str(root / f"truth/semantic/{i.file_name}.png"), {c: c for c in classes})
         for i in judged
@@ -69,7 +69,7 @@ def kmeans_miou(shape: vit.Backbone, found: list[sets.Example], size: int) -> fl
 def fit(root: Path, split: set[int]) -> float:
     """Mean IoU of the mined masks of some images."""
     objects = json.loads((root / "truth/instances.json").read_text())["annotations"]
-    masks = records.read_json(root / "data/masks.json")["annotations"]
+    masks = storage.read_json(root / "data/masks.json")["annotations"]
     chosen = ([a for a in part if a["image_id"] in split] for part in (objects, masks))
     there, mined = chosen
     return metrics.mask_quality(there, [{**m, "score": 1.0} for m in mined])["mean_iou"]
@@ -90,9 +90,9 @@ def main() -> None:
             found = examples(root, content["data"]["images"])
             given = {k: content["backbone"][k] for k in ("patch", "width", "depth", "heads")}
             weights = content["backbone"]["weights"]
-            shape = vit.Backbone(weights if weights == FRESH else str(root / weights), **given)
+            shape = vit.Backbone(weights if weights == RANDOM_INIT else str(root / weights), **given)
             side = content["demo"]["size"] // shape.patch * shape.patch
-            every = {i.id for i in records.to_learn(root / "data/images.json")}
+            every = {i.id for i in image_index.train_images(root / "data/images.json")}
             rows[kind].append((kmeans_miou(shape, found, side), fit(root, every)))
             print(
                 f"seed {seed}  {kind:6}  K-means mIoU {rows[kind][-1][0]:.3f}  mined-mask IoU {rows[kind][-1][1]:.3f}", flush=True

@@ -25,7 +25,7 @@ from PIL import Image as Pillow
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg.core import optional, params, records
+from unseg.core import image_index, optional, params
 from unseg.core.console import InputError
 from unseg.data import demo, photos
 from unseg.segmentation import segmenter
@@ -86,7 +86,7 @@ def finished(root: Path) -> Iterator[Item]:
     file = root / "params.yaml"
     content = yaml.safe_load(file.read_text())
     net = segmenter.load(root / f"models/segmenter-{content['final']}.safetensors")
-    folder, held_out = str(root / content["data"]["images"]), records.to_judge(root / "data/images.json")
+    folder, held_out = str(root / content["data"]["images"]), image_index.eval_images(root / "data/images.json")
     for image, p in segmenter.every_probability(net, folder, held_out, params.group("predict", segmenter.Predict, file)):
         yield p.float().cpu().numpy(), np.asarray(photos.read(folder, image))
 

@@ -24,7 +24,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg.core import records
+from unseg.core import image_index, label_maps
 from unseg.evaluation import loading, metrics
 
 
@@ -92,8 +92,11 @@ def miou(root: Path, name: str) -> float:
 
 def ceiling(root: Path) -> float:
     """Train the same segmenter on the truth of the training images."""
-    truth, learned = records.Labels(root / "data/truth.zip", "semantic/"), records.to_learn(root / "data/images.json")
-    classes = len(records.class_names(root / "data/truth.zip")) - 1
+    truth, learned = (
+        label_maps.LabelMaps(root / "data/truth.zip", "semantic/"),
+        image_index.train_images(root / "data/images.json"),
+    )
+    classes = len(label_maps.class_names(root / "data/truth.zip")) - 1
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["cluster"]["k"] = classes
     folder = params["data"]["images"]
@@ -102,12 +105,12 @@ def ceiling(root: Path) -> float:
     (supervised / "params.yaml").write_text(yaml.safe_dump(params))
     for name in ("unseg", "stages", "data", "models"):
         (supervised / name).symlink_to(root / name)
-    records.write_labels(supervised / "truth-train.zip", ((i.file_name, truth[i]) for i in learned))
+    label_maps.write_label_maps(supervised / "truth-train.zip", ((i.file_name, truth[i]) for i in learned))
     stage = (sys.executable, "-m")
     call(supervised, *stage, "stages.train_segmenter", "data/images.json", "truth-train.zip", folder, "s.safetensors", "s.tsv")
     call(supervised, *stage, "stages.predict", "data/images.json", folder, "s.safetensors", "p.zip")
-    judged = [i for i in records.to_judge(root / "data/images.json") if i in truth]
-    (found,) = loading.confusions(judged, truth, [records.Labels(supervised / "p.zip")], classes + 1, classes + 1)
+    judged = [i for i in image_index.eval_images(root / "data/images.json") if i in truth]
+    (found,) = loading.confusions(judged, truth, [label_maps.LabelMaps(supervised / "p.zip")], classes + 1, classes + 1)
     return metrics.mean(metrics.iou(metrics.rename(found.sum, metrics.match(found.sum, by="iou"))))
 
 

@@ -24,11 +24,11 @@ from PIL import Image as Pillow
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg.core import params, records
+from unseg.core import image_index, params, storage
 from unseg.detection import detector
 from unseg.detection.settings import Detect, Detector
 from unseg.engine import environment
-from unseg.models import resnet
+from unseg.models.weights import RANDOM_INIT
 
 SPENT: defaultdict[str, float] = defaultdict(float)  # seconds
 
@@ -52,7 +52,7 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def listen(trained: detector.Trained) -> None:
+def listen(trained: detector.TrainedDetector) -> None:
     """Time the parts of `detect`; those that lie in others are taken off them in the end."""
     by: Any = detector.backend(trained.p)
     model: Any = trained.model
@@ -79,13 +79,13 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["UNSEG_WORKERS"] = "0"
     p = params.group("detector", Detector, ROOT / "profiles/voc.yaml")
-    p = replace(p, backend=options.backend, init=resnet.FRESH, precision=options.precision)
+    p = replace(p, backend=options.backend, init=RANDOM_INIT, precision=options.precision)
     q = Detect(options.short_side, 0.0, 1.0, options.detections, 1)
-    names = records.spread(sorted(x.name for x in options.folder.iterdir()), options.photos + 1)
+    names = image_index.evenly_spaced(sorted(x.name for x in options.folder.iterdir()), options.photos + 1)
     every = []
     for n, name in enumerate(names):
         with Pillow.open(options.folder / name) as photo:
-            every.append(records.Image(n, name, photo.height, photo.width, "val"))
+            every.append(image_index.ImageRecord(n, name, photo.height, photo.width, "val"))
     torch.manual_seed(0)
     trained = detector.prepared(detector.backend(p).build(p, 20), p, q, 20)
     list(detector.detect(trained, str(options.folder), every[:1]))  # once, to warm up
@@ -94,7 +94,7 @@ def main() -> None:
     begun = time.perf_counter()
     found = [r for _, results in detector.detect(trained, str(options.folder), every[1:]) for r in results]
     with tempfile.TemporaryDirectory() as folder:
-        timed("JSON", records.write_json)(f"{folder}/detections.json", found)
+        timed("JSON", storage.write_json)(f"{folder}/detections.json", found)
     total = time.perf_counter() - begun
     inside = SPENT["model"] - (SPENT["paste"] if options.backend == "torchvision" else 0)
     parts = {

@@ -22,7 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.demo import arguments, call, copy
-from unseg.core import records
+from unseg.core import image_index, storage
 from unseg.evaluation import loading, metrics
 
 DROP, OBJECTS = ["detector.drop_iou=0.01"], ["mine.objects=3"]
@@ -59,15 +59,15 @@ def main() -> None:
 
 def judged(root: Path, detections: str, sure: float) -> list[float]:
     """AR@10 of the mined masks; AR@10 and AP50 of all detections; of the sure ones."""
-    asked = {i.id for i in records.to_judge(root / "data/images.json")}
+    asked = {i.id for i in image_index.eval_images(root / "data/images.json")}
     objects = loading.objects(str(root / "data/truth.zip"), asked)["annotations"]
 
     def scores(found: list[dict[str, Any]]) -> dict[str, float]:
         with contextlib.redirect_stdout(io.StringIO()):
             return metrics.average_precision(objects, [d for d in found if d["image_id"] in asked], aware=False)[0]
 
-    mined = [{**m, "score": 1.0} for m in records.read_json(root / "data/masks.json")["annotations"]]
-    found = records.read_json(root / f"data/{detections}.json")
+    mined = [{**m, "score": 1.0} for m in storage.read_json(root / "data/masks.json")["annotations"]]
+    found = storage.read_json(root / f"data/{detections}.json")
     every, some = scores(found), scores([d for d in found if d["score"] >= sure])
     return [scores(mined)["AR@10"], every["AR@10"], every["AP50"], some["AR@10"], some["AP50"]]
 

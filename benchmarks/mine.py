@@ -36,10 +36,10 @@ def plain(query: Tensor, keys: Tensor, grid: tuple[int, int]) -> np.ndarray:
     """Equations 1 and 2 as they are written: query [H, d], keys [H, N, d] to the object's region [rows, cols] (grid)."""
     attention = torch.einsum("hd,hnd->hn", query, keys).mean(0)  # [N]
     rows = keys.transpose(0, 1).flatten(1)  # [N, D]
-    likeness = rows @ rows.T  # [N, N], summed over the heads: H times the mean, of the same sign
+    similarity = rows @ rows.T  # [N, N], summed over the heads: H times the mean, of the same sign
     proposals = attention.argsort(descending=True, stable=True)[: int(KEEP * len(attention))]
-    voters = proposals[likeness[proposals[0], proposals] > 0]
-    mask = (likeness[voters].sum(0) > 0).view(grid).numpy()
+    voters = proposals[similarity[proposals[0], proposals] > 0]
+    mask = (similarity[voters].sum(0) > 0).view(grid).numpy()
     regions, _ = ndimage.label(mask)
     return np.asarray(regions == regions.flat[int(proposals[0])])
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.quality import objects, true_objects
 from stages.embed import GREY
 from unseg.clustering import algorithms
-from unseg.core import params, records
+from unseg.core import image_index, params, rle, storage
 from unseg.data import photos
 from unseg.detection import detector
 from unseg.detection.settings import Detect
@@ -40,7 +40,7 @@ BOTH = ("fp32", "bf16")
 Masks = dict[int, list[np.ndarray]]  # by image
 
 
-def mined(every: list[records.Image], root: str, precision: str) -> Masks:
+def mined(every: list[image_index.ImageRecord], root: str, precision: str) -> Masks:
     p, shape = params.group("mine", affinity.Mining), params.group("backbone", vit.Backbone)
     found = miner.masks(
         vit.load(shape), every, lambda i: i.size, lambda i: photos.read(root, i), replace(p, precision=precision), shape.patch
@@ -48,20 +48,20 @@ def mined(every: list[records.Image], root: str, precision: str) -> Masks:
     return {image.id: [mask] for image, mask in found}
 
 
-def detected(every: list[records.Image], root: str, precision: str) -> Masks:
+def detected(every: list[image_index.ImageRecord], root: str, precision: str) -> Masks:
     trained = detector.load("models/detector.safetensors", params.group("detect", Detect))
     trained = replace(trained, p=replace(trained.p, precision=precision))
     found = detector.detect(trained, root, every)
-    return {image.id: [records.decode(d["segmentation"]) for d in own if d["score"] > 0.5] for image, own in found}
+    return {image.id: [rle.decode(d["segmentation"]) for d in own if d["score"] > 0.5] for image, own in found}
 
 
 @torch.inference_mode()
-def tokens(every: list[records.Image], root: str, precision: str) -> np.ndarray:
+def tokens(every: list[image_index.ImageRecord], root: str, precision: str) -> np.ndarray:
     """CLS tokens [M, D] of the run's own masks of these photographs."""
     p, shape = params.group("embed", crops.Embedding), params.group("embedder", vit.Backbone)
     model, by_id = vit.load(shape).to(environment.device()), {i.id: i for i in every}
     out = []
-    for a in records.read_json("data/masks.json")["annotations"]:
+    for a in storage.read_json("data/masks.json")["annotations"]:
         if a["image_id"] in by_id:
             crop = crops.cut(photos.read(root, by_id[a["image_id"]]), a["segmentation"], p, GREY)
             x = batching.pad_to(batching.to_tensor(crop), shape.patch)[None].to(environment.device())
@@ -70,7 +70,7 @@ def tokens(every: list[records.Image], root: str, precision: str) -> np.ndarray:
     return np.array(out)
 
 
-def segmented(every: list[records.Image], root: str, precision: str) -> dict[int, np.ndarray]:
+def segmented(every: list[image_index.ImageRecord], root: str, precision: str) -> dict[int, np.ndarray]:
     net = replace(segmenter.load(f"models/segmenter-{params.value('final', str)}.safetensors"), precision=precision)
     maps = segmenter.every_probability(net, root, every, params.group("predict", segmenter.Predict))
     return {image.id: p.argmax(0).cpu().numpy() for image, p in maps}
@@ -88,7 +88,7 @@ def main(words: list[str] | None = None) -> None:
     options = parser.parse_args(words)
     os.environ.setdefault("UNSEG_WORKERS", "0")  # lambdas read the photographs
     root, truth = params.value("data.images", str), "data/truth.zip"
-    every = records.spread(records.read_images("data/images.json"), options.photos)
+    every = image_index.evenly_spaced(image_index.read_images("data/images.json"), options.photos)
     known = objects(truth)
     true = {i.id: [mask for _, mask in true_objects(truth, i, known)] for i in every} if known else {}
     for name, way in (("masks", mined), ("detections", detected)):

@@ -65,7 +65,7 @@ def fresh(path: Path, arch: str | None) -> None:
     }
     if arch:
         shape |= {"arch": arch, "width": 64, "rates": [12, 24, 36]}
-    segmenter.store(path, deeplab.DeepLab(**shape), shape, p.size, p.precision)
+    segmenter.write_segmenter(path, deeplab.DeepLab(**shape), shape, p.size, p.precision)
 
 
 def inside(predictor: Predictor, folder: Path, out: Path) -> tuple[float, float]:

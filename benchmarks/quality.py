@@ -30,8 +30,9 @@ from sklearn.metrics import adjusted_mutual_info_score
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from unseg.clustering import algorithms, choice
-from unseg.core import params, records
-from unseg.core.records import VOID, Image, Labels
+from unseg.core import image_index, params, rle, storage
+from unseg.core.image_index import ImageRecord
+from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
 from unseg.data import photos
 from unseg.evaluation.label_free import quality, stability
 from unseg.mining import affinity, miner
@@ -41,22 +42,22 @@ KEEPS, CENTERS, SCALES = (0.1, 0.2, 0.4, 0.6), (True, False), (0.5, 1.0)
 PLAUSIBLE = 0.25  # share of an image; an object that fills more or less is less likely
 
 
-def regions(truth: str, image: Image) -> list[tuple[int, np.ndarray]]:
+def regions(truth: str, image: ImageRecord) -> list[tuple[int, np.ndarray]]:
     """Class and mask [H, W] bool of each true object; of label maps, each class's 4-connected whole."""
-    own = Labels(truth, "semantic/")[image]
-    return [(int(c), own == c) for c in np.unique(own) if c not in (0, VOID)]
+    own = LabelMaps(truth, "semantic/")[image]
+    return [(int(c), own == c) for c in np.unique(own) if c not in (0, IGNORE_LABEL)]
 
 
 def objects(truth: str) -> dict[int, list[dict[str, Any]]]:
     with zipfile.ZipFile(truth) as archive:
         if "instances.json" not in archive.namelist():
             return {}
-        return records.by_image(json.loads(archive.read("instances.json"))["annotations"])
+        return rle.group_by_image(json.loads(archive.read("instances.json"))["annotations"])
 
 
-def true_objects(truth: str, image: Image, known: dict[int, list[dict[str, Any]]]) -> list[tuple[int, np.ndarray]]:
+def true_objects(truth: str, image: ImageRecord, known: dict[int, list[dict[str, Any]]]) -> list[tuple[int, np.ndarray]]:
     if known:
-        return [(a["category_id"], records.decode(a["segmentation"])) for a in known.get(image.id, []) if not a.get("iscrowd")]
+        return [(a["category_id"], rle.decode(a["segmentation"])) for a in known.get(image.id, []) if not a.get("iscrowd")]
     return regions(truth, image)
 
 
@@ -67,13 +68,13 @@ def backbone(name: str, shape: vit.Backbone, seed: int) -> Any:
     return vit.build(shape, 224).eval()
 
 
-def mining(options: argparse.Namespace, chosen: Sequence[Image], truths: dict[int, Any]) -> Iterator[dict[str, Any]]:
+def mining(options: argparse.Namespace, chosen: Sequence[ImageRecord], truths: dict[int, Any]) -> Iterator[dict[str, Any]]:
     shape, p = params.group("backbone", vit.Backbone), params.group("mine", affinity.Mining)
     for name, keep, center, scale in itertools.product(options.weights, KEEPS, CENTERS, SCALES):
         own = replace(p, keep=keep, center=center, resize=max(shape.patch, round(scale * p.resize)))
         model = backbone(name, shape, 0)
 
-        def read(image: Image) -> Any:
+        def read(image: ImageRecord) -> Any:
             return photos.read(options.photos, image)
 
         found = list(miner.masks(model, chosen, lambda i: i.size, read, own, shape.patch))
@@ -95,14 +96,14 @@ def classes_of(truths: dict[int, Any], ids: Sequence[int], masks: dict[int, Any]
     """The class of the object that each mask fits best; 0 for none."""
     found = []
     for id in ids:
-        mask = records.decode(masks[id]["segmentation"])
+        mask = rle.decode(masks[id]["segmentation"])
         best = max(((quality.overlap(mask, m), c) for c, m in truths[masks[id]["image_id"]]), default=(0.0, 0))
         found.append(best[1] if best[0] > 0 else 0)
     return np.array(found)
 
 
 def clusters(options: argparse.Namespace, truths: dict[int, Any]) -> Iterator[dict[str, Any]]:
-    masks = {a["id"]: a for a in records.read_json("data/masks.json")["annotations"]}
+    masks = {a["id"]: a for a in storage.read_json("data/masks.json")["annotations"]}
     stored, p = np.load("data/cls_tokens.npz"), params.group("cluster", algorithms.Clustering)
     kept = [n for n, id in enumerate(stored["ids"].tolist()) if masks[id]["image_id"] in truths]
     tokens, true = stored["tokens"][kept], classes_of(truths, stored["ids"][kept].tolist(), masks)
@@ -144,12 +145,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60, help="judged images for the sweep over mining")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
-    judged, known = records.to_judge(options.images), objects(options.truth)
-    maps = Labels(options.truth, "semantic/")
+    judged, known = image_index.eval_images(options.images), objects(options.truth)
+    maps = LabelMaps(options.truth, "semantic/")
     judged = [image for image in judged if image in maps]
     if not judged:
         sys.exit(f"{options.truth} has no truth of a judged image; this benchmark measures against truth")
-    chosen = records.spread(judged, options.count)
+    chosen = image_index.evenly_spaced(judged, options.count)
     if options.weights:
         truths = {image.id: true_objects(options.truth, image, known) for image in chosen}
         report("mining", list(mining(options, chosen, truths)))

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.mine import forward, plain
-from unseg.core import params, records
+from unseg.core import image_index, params, rle
 from unseg.data import photos
 from unseg.detection import detector, torchvision_fpn
 from unseg.detection.settings import Detect, Detector
@@ -155,7 +155,7 @@ def predict(device: torch.device) -> Row:
     batch = 2 if device.type == "cpu" else 16
     net = deeplab.DeepLab("resnet18", 64, 8, [12, 24, 36], 21).to(device).to(memory_format=torch.channels_last).eval()
     x = torch.randn(batch, 3, *PHOTO, device=device)
-    trained = segmenter.Trained(net, 21, 512, "auto")
+    trained = segmenter.TrainedSegmenter(net, 21, 512, "auto")
     return Row(
         "predict, DeepLab R18",
         batch,
@@ -191,9 +191,9 @@ def aggregate() -> Row:
             mask = np.zeros(PHOTO, bool)
             y, x = rng.integers(0, 250), rng.integers(0, 350)
             mask[y : y + rng.integers(20, 120), x : x + rng.integers(20, 150)] = True
-            rle = records.encode(mask)
-            box = coco_mask.toBbox(rle).tolist()
-            own.append({"category_id": int(rng.integers(20)), "segmentation": rle, "bbox": box, "score": float(score)})
+            encoded = rle.encode(mask)
+            box = coco_mask.toBbox(encoded).tolist()
+            own.append({"category_id": int(rng.integers(20)), "segmentation": encoded, "bbox": box, "score": float(score)})
         found.append(own)
     p = pseudo_labels.Aggregation(0.5, "keep_higher", "mask", "background")
 
@@ -201,7 +201,7 @@ def aggregate() -> Row:
         for own in found:
             canvas = np.zeros(PHOTO, np.uint8)
             for d in sorted(own, key=lambda d: d["score"]):
-                mask = records.decode(d["segmentation"])
+                mask = rle.decode(d["segmentation"])
                 if d["score"] > p.threshold:
                     canvas[mask] = d["category_id"] + 1
 
@@ -226,7 +226,7 @@ def load(folder: Path) -> Row:
     every = []
     for i in range(count):
         Pillow.fromarray(noise).resize(PHOTO[::-1], Pillow.Resampling.BICUBIC).save(folder / f"{i}.jpg", quality=90)
-        every.append(records.Image(i + 1, f"{i}.jpg", *PHOTO, "train"))
+        every.append(image_index.ImageRecord(i + 1, f"{i}.jpg", *PHOTO, "train"))
     size = photos.short_side(PHOTO, MINE[0])
     contents = [(folder / i.file_name).read_bytes() for i in every]
 

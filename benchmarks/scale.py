@@ -24,7 +24,7 @@ from pycocotools import mask as coco_mask
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg.core import records
+from unseg.core import rle, storage
 
 SIDE, KINDS, K, CHANNELS, DETECTIONS, OBJECTS = 32, 64, 27, 384, 10, 7  # KINDS: different photographs and masks
 LIMIT = 2.0  # GiB
@@ -41,13 +41,13 @@ STAGES = {
 }
 
 
-def masks() -> list[records.Rle]:
+def masks() -> list[rle.Rle]:
     rng, found = np.random.default_rng(0), []
     for _ in range(KINDS):
         mask = np.zeros((SIDE, SIDE), bool)
         y, x = rng.integers(0, SIDE // 2, 2)
         mask[y : y + SIDE // 2, x : x + SIDE // 2] = True
-        found.append(records.encode(mask))
+        found.append(rle.encode(mask))
     return found
 
 
@@ -66,27 +66,27 @@ def lay_out(images: int, detections: int) -> None:
             for j in range(OBJECTS):
                 m = (i + 7 * j) % KINDS
                 one = {"id": OBJECTS * i + j, "image_id": i + 1, "category_id": 1 + m % K, "iscrowd": 0}
-                yield records.line(one | {"bbox": boxes[m], "segmentation": POLYGON if j % 2 else rles[m]})
+                yield storage.json_line(one | {"bbox": boxes[m], "segmentation": POLYGON if j % 2 else rles[m]})
 
     index = [{"id": i + 1, "file_name": f"{i:06}.jpg", "height": SIDE, "width": SIDE} for i in range(images)]
     classes = [{"id": c + 1, "name": f"class {c}"} for c in range(K)]
-    records.write_json("raw/all.json", {"images": index, "annotations": records.Lines(objects()), "categories": classes})
+    storage.write_json("raw/all.json", {"images": index, "annotations": storage.JsonLines(objects()), "categories": classes})
     index = [image | {"split": "train" if i < images - images // 40 else "val"} for i, image in enumerate(index)]
-    records.write_json("data/held.json", {"images": index})
-    mined = (records.line(records.annotation(i + 1, i + 1, 0, rles[i % KINDS])) for i in range(images))
-    records.write_json("data/masks.json", {"images": index, "annotations": records.Lines(mined), "categories": []})
+    storage.write_json("data/held.json", {"images": index})
+    mined = (storage.json_line(rle.coco_annotation(i + 1, i + 1, 0, rles[i % KINDS])) for i in range(images))
+    storage.write_json("data/masks.json", {"images": index, "annotations": storage.JsonLines(mined), "categories": []})
     centres = rng.normal(size=(K, CHANNELS)).astype(np.float32)
     tokens = centres[np.arange(images) % KINDS % K]
     for at in range(0, images, 1000):
         tokens[at : at + 1000] += 0.3 * rng.normal(size=tokens[at : at + 1000].shape).astype(np.float32)
-    records.write_arrays("data/cls_tokens.npz", ids=np.arange(1, images + 1), tokens=tokens)
+    storage.write_npz("data/cls_tokens.npz", ids=np.arange(1, images + 1), tokens=tokens)
     found = (
         {"image_id": i + 1, "category_id": m % K, "segmentation": rles[m], "bbox": boxes[m], "score": round(1 - j / 300, 4)}
         for i in range(images)
         for j, m in zip(range(detections), count(i), strict=False)
         for m in [m % KINDS]
     )
-    records.write_json("data/detections.json", records.Lines(map(records.line, found)))
+    storage.write_json("data/detections.json", storage.JsonLines(map(storage.json_line, found)))
 
 
 def measure(stage: str) -> tuple[float, float]:

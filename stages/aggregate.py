@@ -7,7 +7,8 @@ import numpy as np
 
 from unseg.core import alarms, params, streams
 from unseg.core.console import InputError, run, track
-from unseg.core.records import VOID, Image, read_images, to_judge, to_learn, write_labels
+from unseg.core.image_index import ImageRecord, eval_images, read_images, train_images
+from unseg.core.label_maps import IGNORE_LABEL, write_label_maps
 from unseg.data import photos
 from unseg.segmentation.pseudo_labels import Aggregation, paint
 
@@ -15,18 +16,24 @@ from unseg.segmentation.pseudo_labels import Aggregation, paint
 def main(
     images: str, root: str, instances: str, detections: str, labels: str, masks_predictions: str, detector_predictions: str
 ) -> None:
-    p, alarm = params.group("aggregate", Aggregation), params.group("alarms.labels", alarms.Labels)
+    p, alarm = params.group("aggregate", Aggregation), params.group("alarms.labels", alarms.LabelAlarm)
     certain = replace(p, uncertain="background")  # a prediction says something of every pixel
     mined = replace(certain, shape="mask", threshold=0.0)  # the masks as they are, whatever is made of the detections
     known = {image.id for image in read_images(images)}
-    painted = write(labels, root, to_learn(images), detections, known, p)
-    write(masks_predictions, root, to_judge(images), instances, known, mined, "annotations")
-    write(detector_predictions, root, to_judge(images), detections, known, certain)
+    painted = write(labels, root, train_images(images), detections, known, p)
+    write(masks_predictions, root, eval_images(images), instances, known, mined, "annotations")
+    write(detector_predictions, root, eval_images(images), detections, known, certain)
     alarm.look(labels, painted)
 
 
 def write(
-    path: str, root: str, images: Sequence[Image], source: str, known: Collection[int], p: Aggregation, key: str | None = None
+    path: str,
+    root: str,
+    images: Sequence[ImageRecord],
+    source: str,
+    known: Collection[int],
+    p: Aggregation,
+    key: str | None = None,
 ) -> list[bool]:
     """Paint one map at a time into the zip, from the records of the file `source` (or its list at `key`, which have no score).
 
@@ -43,10 +50,10 @@ def write(
             except ValueError as error:
                 where = f"{source}, image {image.id} ({image.file_name})"
                 raise InputError(f"{where}: {error}; {streams.AGAIN}") from None
-            painted.append(bool(((labels > 0) & (labels != VOID)).any()))
+            painted.append(bool(((labels > 0) & (labels != IGNORE_LABEL)).any()))
             yield image.file_name, labels
 
-    write_labels(path, maps())
+    write_label_maps(path, maps())
     return painted
 
 

@@ -8,7 +8,8 @@ from unseg.clustering import choice
 from unseg.clustering.algorithms import Clustering
 from unseg.core import params
 from unseg.core.console import run
-from unseg.core.records import read_json, to_learn, write_json
+from unseg.core.image_index import train_images
+from unseg.core.storage import read_json, write_json
 
 
 def main(index: str, tokens: str, masks: str, out: str) -> None:
@@ -16,7 +17,7 @@ def main(index: str, tokens: str, masks: str, out: str) -> None:
     kinds: dict[str, Any] = {"whiten": str, "components": int | None, "algorithm": str, "iterations": int, "neighbors": int}
     read = {key: params.value(f"cluster.{key}", kind) for key, kind in kinds.items()}
     p = Clustering(k=2, starts=q.starts, support=None, **read)
-    known, stored = {image.id for image in to_learn(index)}, np.load(tokens)
+    known, stored = {image.id for image in train_images(index)}, np.load(tokens)
     image_of = {a["id"]: a["image_id"] for a in read_json(masks)["annotations"]}
     learned = stored["tokens"][np.array([image_of[i] in known for i in stored["ids"].tolist()], bool)]
     tried = choice.sweep(learned, p, q, seed)

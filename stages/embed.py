@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unseg.core import params, records
+from unseg.core import image_index, params, storage
 from unseg.core.console import Meter, run
 from unseg.data import photos
 from unseg.engine import batching, environment
-from unseg.engine.checkpoint import Results, Scratch
+from unseg.engine.checkpoint import Checkpoint, ResultStore
 from unseg.engine.precision import autocast
 from unseg.mining import crops
 from unseg.models import vit
@@ -23,8 +23,8 @@ Record = dict[str, Any]
 def main(index: str, masks: str, folder: str, weights: str, out: str) -> None:
     p, backbone = params.group("embed", crops.Embedding), params.group("embedder", vit.Backbone)
     model, device = vit.load(backbone).to(environment.device()), environment.device()
-    by_id = {i.id: i for i in records.read_images(index)}
-    objects: list[Record] = records.read_json(masks)["annotations"]
+    by_id = {i.id: i for i in image_index.read_images(index)}
+    objects: list[Record] = storage.read_json(masks)["annotations"]
 
     def padded(a: Record) -> tuple[int, int]:
         h, w = crops.size_of(a["segmentation"], p)
@@ -34,7 +34,7 @@ def main(index: str, masks: str, folder: str, weights: str, out: str) -> None:
         photo = photos.read(folder, by_id[a["image_id"]])
         return batching.pad_to(batching.to_tensor(crops.cut(photo, a["segmentation"], p, GREY)), backbone.patch)
 
-    with Scratch("embed", [p, backbone], [index, masks, folder, weights]) as scratch, Results(scratch) as results:
+    with Checkpoint("embed", [p, backbone], [index, masks, folder, weights]) as checkpoint, ResultStore(checkpoint) as results:
 
         def left(batches: list[list[Record]]) -> list[list[Record]]:
             return results.left(batches, lambda a: a["id"])
@@ -51,7 +51,7 @@ def main(index: str, masks: str, folder: str, weights: str, out: str) -> None:
             tokens = np.zeros((len(ids), backbone.width), np.float32)
             for row, content in zip(tokens, results.of(ids.tolist()), strict=True):
                 row[:] = np.frombuffer(content, np.float32)
-            records.write_arrays(out, ids=ids, tokens=tokens)
+            storage.write_npz(out, ids=ids, tokens=tokens)
 
 
 if __name__ == "__main__":

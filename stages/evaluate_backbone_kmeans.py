@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from unseg.core import params, records
+from unseg.core import params, storage
 from unseg.core.console import InputError, run, track
 from unseg.evaluation import metrics, protocols
 from unseg.evaluation.backbones import kmeans, sets
@@ -42,7 +42,7 @@ def main(weights: str, kind: str, root: str, val: str, name: str, out: str) -> N
         "seeds": p.seeds,
         "protocols": protocols.described({"miou": PROTOCOL}),
     }
-    records.write_json(out, scores)
+    storage.write_json(out, scores)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """mIoU of a linear probe on a ViT's frozen patch tokens."""
 
-from unseg.core import params, records
+from unseg.core import params, storage
 from unseg.core.console import run
-from unseg.engine import training
+from unseg.engine.checkpoint import Checkpoint
 from unseg.evaluation import metrics, protocols
 from unseg.evaluation.backbones import linear, sets
 from unseg.evaluation.backbones.linear import BackboneLinear
@@ -23,8 +23,8 @@ def main(weights: str, kind: str, root: str, train: str, val: str, share: str, n
     sets.check_size("backbone_linear", p.size, shape.patch, weights)
     model, (classes, learned), (_, judged) = vit.load(shape), sets.read(data, data.train), sets.read(data, data.val)
     learned = linear.part_of(learned, data.share, seed)
-    with training.Scratch("evaluate_backbone_linear", [p, data, seed, vars(shape)], [weights, train, val]) as scratch:
-        layer = linear.learn(p, model, len(classes), learned, seed, scratch)
+    with Checkpoint("evaluate_backbone_linear", [p, data, seed, vars(shape)], [weights, train, val]) as checkpoint:
+        layer = linear.learn(p, model, len(classes), learned, seed, checkpoint)
         counts = linear.judge(p, model, layer, judged)
         ious = metrics.iou(counts)
         scores = {
@@ -36,7 +36,7 @@ def main(weights: str, kind: str, root: str, train: str, val: str, share: str, n
             "learned": len(learned),
             "protocols": protocols.described({"miou": PROTOCOL}),
         }
-        records.write_json(out, scores)
+        storage.write_json(out, scores)
 
 
 if __name__ == "__main__":

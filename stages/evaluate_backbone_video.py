@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from unseg.core import params, records
+from unseg.core import params, storage
 from unseg.core.console import InputError, run, track
 from unseg.engine import environment
 from unseg.evaluation import metrics, protocols
@@ -11,7 +11,7 @@ from unseg.evaluation.backbones.video import BackboneVideo
 from unseg.models import vit
 
 PROTOCOL = (
-    "labels of the first frame carried on by likeness of frozen patch tokens; DAVIS's J and F, means over objects, "
+    "labels of the first frame carried on by similarity of frozen patch tokens; DAVIS's J and F, means over objects, "
     "the first and the last frame left out"
 )
 
@@ -33,7 +33,7 @@ def main(weights: str, root: str, sequences: str, name: str, out: str) -> None:
         "each": [{"sequence": key} | rounded(davis.summary([value])) for key, value in scores.items()],
         "protocols": protocols.described({"J&F": PROTOCOL}),
     }
-    records.write_json(out, about | rounded(davis.summary(list(scores.values()))) | lists)
+    storage.write_json(out, about | rounded(davis.summary(list(scores.values()))) | lists)
 
 
 def rounded(tree: Any) -> Any:

@@ -7,7 +7,9 @@ import numpy as np
 
 from unseg.core import params, streams
 from unseg.core.console import run
-from unseg.core.records import Image, Labels, class_names, read_images, to_judge, to_learn, write_json
+from unseg.core.image_index import ImageRecord, eval_images, read_images, train_images
+from unseg.core.label_maps import LabelMaps, class_names
+from unseg.core.storage import write_json
 from unseg.evaluation import loading, metrics, protocols
 
 NO_TRUTH = "ground truth: {} has no pixel of a known class in a judged image"
@@ -17,8 +19,8 @@ NO_CLASS = "(no class)"  # what pixels of a cluster that stands for none are pre
 def main(images: str, truth: str, instances: str, predictions: str, results: str, details: str) -> None:
     k, seed, classes = params.value("cluster.k", int), params.value("seed", int), class_names(truth)
     steps = ["masks", "detector", *params.value("rounds", list[str])]
-    known, guesses = Labels(truth, "semantic/"), [Labels(Path(predictions) / f"{step}.zip") for step in steps]
-    judged = [image for image in to_judge(images) if image in known]
+    known, guesses = LabelMaps(truth, "semantic/"), [LabelMaps(Path(predictions) / f"{step}.zip") for step in steps]
+    judged = [image for image in eval_images(images) if image in known]
     found = loading.confusions(judged, known, guesses, len(classes), k + 1)
     if not found[0].sum.any():
         for step in steps:
@@ -34,7 +36,7 @@ def main(images: str, truth: str, instances: str, predictions: str, results: str
 
 
 def by_class_and_image(
-    counted: loading.Confusions, classes: list[str], judged: list[Image]
+    counted: loading.Confusions, classes: list[str], judged: list[ImageRecord]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
     """Records of the confusion's cells, of each class's IoU and of each image's mIoU, clusters matched as for miou."""
     assignment = metrics.match(counted.sum, by="iou")
@@ -55,15 +57,15 @@ def by_class_and_image(
 
 def votes(images: str, truth: str, instances: str, classes: int, labels: int) -> np.ndarray:
     """What the mined masks of the training images say of the clusters' classes (published MaskDistill)."""
-    known: dict[int, Image] = {image.id: image for image in read_images(images)}
-    learned = {image.id for image in to_learn(images)}
+    known: dict[int, ImageRecord] = {image.id: image for image in read_images(images)}
+    learned = {image.id for image in train_images(images)}
     mined = loading.checked(instances, streams.stream(instances, "annotations"), known, labels - 1)
     there: list[dict[str, Any]] = loading.objects(truth, learned, shapes=False)["annotations"]
     return protocols.box_votes(there, [m for m in mined if m["image_id"] in learned], classes, labels)
 
 
 def write(results: str, details: str, step: str, scores: Any, confusion: Any, ious: Any, single: Any) -> None:
-    write_json(Path(results) / f"{step}.json", metrics.leading(scores, "miou", "pixel_accuracy"))
+    write_json(Path(results) / f"{step}.json", metrics.headline(scores, "miou", "pixel_accuracy"))
     write_json(Path(details) / step / "scores.json", scores)
     write_json(Path(details) / step / "confusion.json", confusion)
     write_json(Path(details) / step / "class_iou.json", ious)

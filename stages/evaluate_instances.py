@@ -8,7 +8,8 @@ import numpy as np
 
 from unseg.core import params, streams
 from unseg.core.console import run
-from unseg.core.records import read_images, to_judge, write_json
+from unseg.core.image_index import eval_images, read_images
+from unseg.core.storage import write_json
 from unseg.evaluation import loading, metrics, protocols
 
 NO_TRUTH = "ground truth: {} has no object in a judged image"
@@ -16,7 +17,7 @@ NO_TRUTH = "ground truth: {} has no object in a judged image"
 
 def main(images: str, truth: str, masks: str, instances: str, detections: str, results: str, details: str, curve: str) -> None:
     known, seed = {image.id: image for image in read_images(images)}, params.value("seed", int)
-    asked = {image.id for image in to_judge(images)}
+    asked = {image.id for image in eval_images(images)}
     truths = loading.objects(truth, asked)
     judged = asked & {image["id"] for image in truths["images"]}
 
@@ -40,9 +41,9 @@ def main(images: str, truth: str, masks: str, instances: str, detections: str, r
     scores, precision = judge(objects, found, classes)
     about = {"images": len(judged), "seeds": [seed], "protocols": protocols.described(protocols.INSTANCES)}
     write_json(details, {"masks": quality | initial_scores, "detector": scores} | about)
-    mined_scores = metrics.leading(quality | initial_scores["multi"]["agnostic"], "mean_iou", "corloc", "AP50")
+    mined_scores = metrics.headline(quality | initial_scores["multi"]["agnostic"], "mean_iou", "corloc", "AP50")
     write_json(Path(results) / "masks.json", mined_scores)
-    write_json(Path(results) / "detector.json", metrics.leading(scores["multi"]["agnostic"], "AP50", "AP", "AR@100"))
+    write_json(Path(results) / "detector.json", metrics.headline(scores["multi"]["agnostic"], "AP50", "AP", "AR@100"))
     steps = zip(np.linspace(0, 1, len(precision)), precision, strict=True)
     write_json(curve, [{"recall": round(float(r), 2), "precision": metrics.rounded(p)} for r, p in steps])
 
@@ -55,7 +56,7 @@ def judge(objects: list[dict[str, Any]], found: list[dict[str, Any]], classes: i
     curves = {}
     for mode, (there, these) in {"multi": (objects, found), "single": metrics.single(objects, found)}.items():
         agnostic, curves[mode] = metrics.average_precision(there, these, aware=False)
-        aware, _ = metrics.average_precision(there, metrics.name_clusters(these, assignment), aware=True)
+        aware, _ = metrics.average_precision(there, metrics.class_names_of_clusters(these, assignment), aware=True)
         settings = {"agnostic": agnostic, "aware": aware}
         scores[mode] = {s: {name: metrics.rounded(x) for name, x in numbers.items()} for s, numbers in settings.items()}
         scores[mode]["objects"] = sum(map(len, metrics.countable(there).values()))

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from unseg.core import params, records
+from unseg.core import image_index, label_maps, params, storage
 from unseg.core.console import run
-from unseg.engine import training
+from unseg.engine.checkpoint import Checkpoint
 from unseg.evaluation import linear_probe, metrics, protocols
 from unseg.segmentation import crf, segmenter
 
@@ -20,19 +20,19 @@ def main(index: str, folder: str, truth: str, weights: str, out: str, details: s
         params.group("predict", segmenter.Predict),
         params.value("seed", int),
     )
-    net, classes, maps = segmenter.load(weights), records.class_names(truth), records.Labels(truth, "semantic/")
-    learned = [i for i in records.to_learn(index) if i in maps]
-    judged = [i for i in records.to_judge(index) if i in maps]
+    net, classes, maps = segmenter.load(weights), label_maps.class_names(truth), label_maps.LabelMaps(truth, "semantic/")
+    learned = [i for i in image_index.train_images(index) if i in maps]
+    judged = [i for i in image_index.eval_images(index) if i in maps]
     if not learned or not judged:
         needs = f"ground truth: {truth} has no label map of a training and of a judged image"
-        records.write_json(details, {"images": 0, "needs": needs})
-        records.write_json(out, {})
+        storage.write_json(details, {"images": 0, "needs": needs})
+        storage.write_json(out, {})
         return
-    with training.Scratch("evaluate_linear", [p, seed], [index, truth, weights, folder]) as scratch:
-        probed = linear_probe.probe(p, net, len(classes), folder, learned, maps, seed, scratch)
+    with Checkpoint("evaluate_linear", [p, seed], [index, truth, weights, folder]) as checkpoint:
+        probed = linear_probe.probe(p, net, len(classes), folder, learned, maps, seed, checkpoint)
         counts, refined = linear_probe.judge(probed, folder, judged, maps, q, params.group("crf", crf.Crf) if p.crf else None)
         ious = metrics.iou(counts)
-        how = PROTOCOL.format(learned=len(learned), p=p, full=p.drop_epoch + 1)
+        how = PROTOCOL.format(learned=len(learned), p=p, full=p.lr_milestone + 1)
         numbers = {"miou": how + protocols.MEAN, "pixel_accuracy": how + "share of the right pixels"}
         numbers |= {"miou_crf": f"as miou, after the CRF of params.yaml: {numbers['miou']}"} if refined is not None else {}
         scores: dict[str, Any] = {
@@ -45,8 +45,8 @@ def main(index: str, folder: str, truth: str, weights: str, out: str, details: s
         }
         if refined is not None:
             scores["miou_crf"] = metrics.rounded(metrics.mean(metrics.iou(refined)))
-        records.write_json(details, scores)
-        records.write_json(out, metrics.leading(scores, "miou", "miou_crf", "pixel_accuracy"))
+        storage.write_json(details, scores)
+        storage.write_json(out, metrics.headline(scores, "miou", "miou_crf", "pixel_accuracy"))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unseg.core.console import InputError, run
-from unseg.core.records import whole
+from unseg.core.storage import atomic_write
 from unseg.models import official, resnet, vit
 
 
@@ -22,7 +22,7 @@ def main(name: str, output: str) -> None:
     except InputError as error:
         raise InputError(f"this is not the official {recipe.file}: {error}; {recipe.url} has it") from None
     source = json.dumps({"kind": "backbone", "sha256": sha256, "source": recipe.url}, sort_keys=True)
-    with whole(output) as part:
+    with atomic_write(output) as part:
         save_file({key: state[key].contiguous() for key in sorted(state)}, part, {"unseg": source})
 
 
@@ -30,7 +30,7 @@ def weights(file: str, patch: int | None) -> dict[str, Tensor]:
     """Every key of the model, and no other. patch in pixels: a ViT-S; None: a ResNet-50 without classifier."""
     if patch:
         return vit.load(vit.Backbone(file, patch, width=384, depth=12, heads=6)).state_dict()
-    body = resnet.Body("resnet50", width=64)
+    body = resnet.ResNetBackbone("resnet50", width=64)
     resnet.initialise(body, file, "a ResNet-50")
     return body.net.state_dict()
 

@@ -5,22 +5,22 @@ import math
 from collections.abc import Iterator
 from itertools import count
 
-from unseg.core import alarms, params, records
+from unseg.core import alarms, image_index, params, rle, storage
 from unseg.core.console import InputError, run
 from unseg.data import photos
-from unseg.engine.checkpoint import Results, Scratch
+from unseg.engine.checkpoint import Checkpoint, ResultStore
 from unseg.mining import affinity, miner
 from unseg.models import vit
 
 
 def main(index: str, folder: str, weights: str, out: str) -> None:
     p, backbone = params.group("mine", affinity.Mining), params.group("backbone", vit.Backbone)
-    alarm = params.group("alarms.masks", alarms.Masks)
+    alarm = params.group("alarms.masks", alarms.MaskAlarm)
     if backbone.patch > p.resize:
         raise InputError(f"params.yaml: mine.resize is {p.resize}; it must be at least backbone.patch, {backbone.patch}")
-    every, model = records.read_images(index), vit.load(backbone)
+    every, model = image_index.read_images(index), vit.load(backbone)
     shares: list[float] = []  # of its image that each first mask covers
-    with Scratch("mine", [p, backbone], [index, folder, weights]) as scratch, Results(scratch) as results:
+    with Checkpoint("mine", [p, backbone], [index, folder, weights]) as checkpoint, ResultStore(checkpoint) as results:
         mined = miner.objects(
             model,
             every,
@@ -31,8 +31,8 @@ def main(index: str, folder: str, weights: str, out: str) -> None:
             lambda batches: results.left(batches, lambda i: i.id),
         )
         for image, masks in mined:
-            found = [records.annotation(image.id, image.id, records.NO_CATEGORY, records.encode(mask)) for mask in masks]
-            results.put(image.id, records.line(found).encode())
+            found = [rle.coco_annotation(image.id, image.id, rle.CLASS_AGNOSTIC, rle.encode(mask)) for mask in masks]
+            results.put(image.id, storage.json_line(found).encode())
 
         def annotations() -> Iterator[str]:
             more = count(1 + max((i.id for i in every), default=0))  # ids of further masks come after those of all images
@@ -41,12 +41,12 @@ def main(index: str, folder: str, weights: str, out: str) -> None:
                     a["id"] = next(more) if n else a["id"]
                     if a["area"]:  # a sliver can fall between the pixels of a photograph that is smaller than the grid
                         shares.extend([] if n else [a["area"] / math.prod(a["segmentation"]["size"])])
-                        yield records.line(a)
+                        yield storage.json_line(a)
 
         if results.complete():
-            categories = [{"id": records.NO_CATEGORY, "name": "object"}]
+            categories = [{"id": rle.CLASS_AGNOSTIC, "name": "object"}]
             known = [vars(i) for i in every]
-            records.write_json(out, {"images": known, "annotations": records.Lines(annotations()), "categories": categories})
+            storage.write_json(out, {"images": known, "annotations": storage.JsonLines(annotations()), "categories": categories})
     if results.first:
         alarm.look(out, shares, len(every))
 

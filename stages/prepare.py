@@ -5,7 +5,8 @@ from dataclasses import asdict
 
 from unseg.core import optional, params
 from unseg.core.console import InputError, run
-from unseg.core.records import Labels, write_json, write_zip
+from unseg.core.label_maps import LabelMaps
+from unseg.core.storage import write_json, write_zip
 from unseg.data import readers, truth
 from unseg.data.examination import examine
 from unseg.data.readers import Data
@@ -25,22 +26,22 @@ def main(images: str, rejected: str, truth_zip: str) -> None:
         from unseg.engine.precision import check_not_emulated
 
         check_not_emulated(precisions, environment.device())
-    found = readers.find(data)
+    found = readers.find_dataset(data)
     index, bad = examine(data, found)
     write_json(rejected, {"rejected": [asdict(r) for r in bad]})
     splits = Counter(i.split for i in index)
-    print(f"{data.images}: {len(index)} images ({readers.total(splits)})" if index else f"{data.images}: no image")
+    print(f"{data.images}: {len(index)} images ({readers.count_photos(splits)})" if index else f"{data.images}: no image")
     if bad:
         reasons = Counter(r.reason.split(":")[0] for r in bad)
-        print(f"{len(bad)} rejected ({readers.total(reasons)}): see {rejected}")
+        print(f"{len(bad)} rejected ({readers.count_photos(reasons)}): see {rejected}")
     if found.ignored:
-        print(f"{found.ignored.total()} other files ignored ({readers.total(found.ignored)})")
+        print(f"{found.ignored.total()} other files ignored ({readers.count_photos(found.ignored)})")
     for split, file in (("train", data.train or data.images), ("val", data.val)):
         if file and not splits[split] and not splits["both"]:
             raise InputError(f"data.{split}: {file}: none of its images can be used; {rejected} says why")
     write_json(images, {"images": [asdict(i) for i in index]})
     write_zip(truth_zip, truth.members(data, index))
-    known = Labels(truth_zip, "semantic/")
+    known = LabelMaps(truth_zip, "semantic/")
     print(f"{sum(i in known for i in index)} of them with ground truth")
 
 

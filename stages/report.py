@@ -10,7 +10,10 @@ from pathlib import Path
 from unseg.clustering import naming
 from unseg.core import params, streams
 from unseg.core.console import InputError, run
-from unseg.core.records import Labels, by_image, class_names, read_images, read_json, to_judge, to_learn, whole
+from unseg.core.image_index import eval_images, read_images, train_images
+from unseg.core.label_maps import LabelMaps, class_names
+from unseg.core.rle import group_by_image
+from unseg.core.storage import atomic_write, read_json
 from unseg.report import backbones, page, pictures, sections, sheets, unlabelled
 from unseg.report.page import Section
 
@@ -51,18 +54,18 @@ def main(
     count = 1 + max((c["id"] for c in clustered["categories"]), default=-1)
     names = naming.read(said, count, naming.fingerprint(instances))
     scheme = pictures.renamed(pictures.scheme(count, classes, matched), names)
-    made = sheets.Run(
+    made = sheets.ReportData(
         root=root,
         images=read_images(images),
-        judged=to_judge(images),
-        learned=to_learn(images),
+        judged=eval_images(images),
+        learned=train_images(images),
         rejected=len(read_json(Path(images).with_name("rejected.json"))["rejected"]),
-        mined=by_image(read_json(masks)["annotations"]),
+        mined=group_by_image(read_json(masks)["annotations"]),
         cluster={a["id"]: a["category_id"] for a in clustered["annotations"]},
         detections=streams.Lookup(detections),
-        labels=Labels(labels),
-        predictions=Labels(predictions),
-        truth=Labels(truth, "semantic/"),
+        labels=LabelMaps(labels),
+        predictions=LabelMaps(predictions),
+        truth=LabelMaps(truth, "semantic/"),
         classes=classes,
         scheme=scheme,
     )
@@ -90,7 +93,7 @@ def main(
         Section("numbers", "All numbers", sections.everything(metrics | {"quality.json": numbers})),
     ]
     lead = page.join([sections.about(made), sections.headline(sections.telling(numbers, scores, metrics))])
-    with whole(output) as part:
+    with atomic_write(output) as part:
         part.write_bytes(page.document("unseg report", lead, parts))
 
 

@@ -1,16 +1,17 @@
 """DeepLab-v3 on the label maps of the training images."""
 
-from unseg.core import params, records
+from unseg.core import image_index, label_maps, params
 from unseg.core.console import run
 from unseg.engine import training
+from unseg.engine.checkpoint import Checkpoint
 from unseg.segmentation import segmenter
 
 
 def main(index: str, labels: str, folder: str, weights: str, history: str) -> None:
     p, k, seed = params.group("segmenter", segmenter.Segmenter), params.value("cluster.k", int), params.value("seed", int)
-    learned, maps = records.to_learn(index), records.Labels(labels)
-    with training.Scratch("train_segmenter", [p, k, seed], [index, labels, folder, p.init]) as scratch:
-        model, values = segmenter.train(p, k, folder, learned, maps, seed, scratch, "segmenter")
+    learned, maps = image_index.train_images(index), label_maps.LabelMaps(labels)
+    with Checkpoint("train_segmenter", [p, k, seed], [index, labels, folder, p.init]) as checkpoint:
+        model, values = segmenter.train(p, k, folder, learned, maps, seed, checkpoint, "segmenter")
         segmenter.save(weights, model, p, k)
         training.write_history(history, values)
 

@@ -18,18 +18,19 @@ import torch
 import torch._dynamo  # by optimizers, else in each fork
 from PIL import Image as Pillow
 
-from unseg.core.records import Image
-from unseg.engine import distributed, training
+from unseg.core.image_index import ImageRecord
+from unseg.engine import distributed
+from unseg.engine.checkpoint import Checkpoint
 from unseg.models import vit
-from unseg.models.weights import FRESH
+from unseg.models.weights import RANDOM_INIT
 from unseg.pretraining import croc, croc_training, views
 
 IMAGES, BATCH, EPOCHS = 16, 8, 4  # 8 steps
 KILLED_AT = 5  # of the steps, from 0: the second of its epoch
 LOOK = views.Augmentation(32, 0.25, 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, [1.0, 0.1], 0.6, [0.0, 0.2])
-CLUSTERS = croc.Clustering("keys", 8, 4, 4.0, 20.0, 5, 2.0, 2.0, "batch")
+CLUSTERS = croc.CrocClustering("keys", 8, 4, 4.0, 20.0, 5, 2.0, 2.0, "batch")
 SETTINGS = croc_training.Croc(
-    init=FRESH, epochs=EPOCHS, batch=BATCH, accumulate=1, lr=0.01, min_lr=1e-5, warmup_epochs=1, weight_decay=0.04,
+    init=RANDOM_INIT, epochs=EPOCHS, batch=BATCH, accumulate=1, lr=0.01, min_lr=1e-5, warmup_epochs=1, weight_decay=0.04,
     weight_decay_end=0.4, ema=0.9, clip=3.0, freeze_epochs=0.5, drop_path=0.1, alpha=1.0,
     outputs=32, outputs_centroid=16, hidden=32, bottleneck=16, head_batch_norm=True, norm_last=False, center_momentum=0.9,
     student_temperature=0.1, teacher_temperature=0.04, teacher_temperature_end=0.07,
@@ -38,8 +39,8 @@ SETTINGS = croc_training.Croc(
 )  # fmt: skip
 
 
-def learn(folder: Path, name: str, scratch: str, kill: bool = False) -> None:
-    os.environ |= {"UNSEG_SCRATCH": str(folder / scratch), "UNSEG_CHECKPOINT_SECONDS": "0" if scratch == "killed" else "60"}
+def learn(folder: Path, name: str, checkpoint: str, kill: bool = False) -> None:
+    os.environ |= {"UNSEG_SCRATCH": str(folder / checkpoint), "UNSEG_CHECKPOINT_SECONDS": "0" if checkpoint == "killed" else "60"}
     if kill:
         follow, done = croc_training.Step.follow, []
 
@@ -50,8 +51,8 @@ def learn(folder: Path, name: str, scratch: str, kill: bool = False) -> None:
             follow(net, momentum)
 
         croc_training.Step.follow = deadly  # type: ignore[method-assign]
-    records = [Image(i + 1, f"{i}.png", 40, 48, "train") for i in range(IMAGES)]
-    with training.Scratch("croc", [], []) as opened:
+    records = [ImageRecord(i + 1, f"{i}.png", 40, 48, "train") for i in range(IMAGES)]
+    with Checkpoint("croc", [], []) as opened:
         found = opened.load()
         model, values = croc_training.train(SETTINGS, vit.Backbone("none", 8, 24, 2, 3), str(folder), records, 0, opened)
         if distributed.rank() == 0:

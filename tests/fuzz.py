@@ -29,7 +29,7 @@ from PIL import Image as Pillow
 from safetensors.torch import save_file
 
 from unseg.clustering import algorithms, choice, naming
-from unseg.core import params, records
+from unseg.core import image_index, label_maps, params, rle, storage
 from unseg.core.console import InputError
 from unseg.data import coco, examination, readers, truth
 from unseg.detection import detector
@@ -155,15 +155,15 @@ class Fuzz:
         shapes: list[Any] = [
             [[1, 1, 9, 1, 9, 9]],
             {"size": [16, 16], "counts": [0, 100, 156]},
-            records.encode(np.eye(16, dtype=bool)),
+            rle.encode(np.eye(16, dtype=bool)),
         ]
         same = {"category_id": 7, "bbox": [1, 1, 8, 8], "iscrowd": 0}
         objects = [same | {"id": i, "image_id": i + 1, "segmentation": shape} for i, shape in enumerate(shapes)]
         self.coco_json = {"images": images, "annotations": objects, "categories": [{"id": 7, "name": "dog"}]}
-        self.index = [records.Image(i + 1, f"{i}.png", 16, 16, "train") for i in range(3)]
-        self.map = records.to_png(np.eye(16, dtype=np.uint8))
+        self.index = [image_index.ImageRecord(i + 1, f"{i}.png", 16, 16, "train") for i in range(3)]
+        self.map = storage.encode_png(np.eye(16, dtype=np.uint8))
         net = segmenter.DeepLab("resnet18", 1, 8, [1, 2, 4], 3)
-        segmenter.store(
+        segmenter.write_segmenter(
             "net.safetensors", net, {"arch": "resnet18", "width": 1, "stride": 8, "rates": [1, 2, 4], "labels": 3}, 32, "fp32"
         )
         self.net = Path("net.safetensors").read_bytes()
@@ -194,13 +194,13 @@ class Fuzz:
         Path("photos/x.zip").write_bytes(bent(self.rng, Path("photos/x.zip").read_bytes()))
         data = readers.Data("folder", "photos", "photos", None, None, None)
         examination.photos.archive.cache_clear()
-        examination.examine(data, readers.find(data))
+        examination.examine(data, readers.find_dataset(data))
         Path("photos/x.zip").unlink()
 
     def coco(self) -> None:
         Path("train.json").write_bytes(text_of(self.rng, self.coco_json))
         data = readers.Data("coco", ".", "photos", "train.json", None, None)
-        index, _ = examination.examine(data, readers.find(data))
+        index, _ = examination.examine(data, readers.find_dataset(data))
         for name, _ in truth.members(data, index):
             assert "photos" not in name
         coco.read(Path("train.json"), Path("photos"))
@@ -215,11 +215,11 @@ class Fuzz:
         if self.rng.random() < 0.6:
             Path("labels.zip").write_bytes(bent(self.rng, Path("labels.zip").read_bytes()))
         try:
-            found = records.Labels("labels.zip")[self.index[0]]
+            found = label_maps.LabelMaps("labels.zip")[self.index[0]]
             assert found.shape == (16, 16)
             assert found.dtype == np.uint8
         finally:
-            records.class_names("labels.zip")
+            label_maps.class_names("labels.zip")
 
     def weights(self) -> None:
         which = self.rng.randrange(4)
@@ -260,7 +260,7 @@ class Fuzz:
         Path("clusters.yaml").write_bytes(bent(self.rng, text) if self.rng.random() < 0.5 else text)
         read = naming.read("clusters.yaml", 3)
         naming.write("clusters.yaml", read)
-        said = {k: entry for k, entry in read.entries.items() if entry != naming.Entry()}
+        said = {k: entry for k, entry in read.entries.items() if entry != naming.ClusterEntry()}
         assert naming.read("clusters.yaml", 3).entries == said
 
 

@@ -26,8 +26,8 @@ class Fault(NamedTuple):
 
 SIGNS = """heads = keys.unflatten(2, (query.shape[1], -1)).transpose(1, 2)
     near = heads.take_along_dim(source[:, None, :, None], 2).transpose(2, 3)
-    likeness = (heads @ near).sign().sum(1)  # [B, N, 1]"""
-LIKENESS = "likeness = keys @ keys.take_along_dim(source[..., None], 1).transpose(1, 2)  # [B, N, 1], A_I[s, j]"
+    similarity = (heads @ near).sign().sum(1)  # [B, N, 1]"""
+LIKENESS = "similarity = keys @ keys.take_along_dim(source[..., None], 1).transpose(1, 2)  # [B, N, 1], A_I[s, j]"
 PROCESSES = "tests/test_stage_processes.py"
 FAULTS = [
     Fault(
@@ -38,10 +38,10 @@ FAULTS = [
         "tests/test_affinity.py",
     ),
     Fault(
-        "affinity: > to >= in the likeness",
+        "affinity: > to >= in the similarity",
         "unseg/mining/affinity.py",
-        "likeness > 0",
-        "likeness >= 0",
+        "similarity > 0",
+        "similarity >= 0",
         "tests/test_affinity.py",
     ),
     Fault("affinity: heads summed after the sign", "unseg/mining/affinity.py", LIKENESS, SIGNS, "tests/test_affinity.py"),
@@ -163,7 +163,7 @@ FAULTS = [
     ),
     Fault(
         "faults: no temporary file",
-        "unseg/core/records.py",
+        "unseg/core/storage.py",
         "        yield part\n",
         "        part.unlink(missing_ok=True)\n        yield path\n        path.rename(part)\n",
         "tests/test_faults.py -k full",
@@ -191,7 +191,7 @@ FAULTS = [
     ),
     Fault(
         "faults: half files of the dead stay",
-        "unseg/core/records.py",
+        "unseg/core/storage.py",
         "if not running(",
         "if False and running(",
         "tests/test_faults.py -k killed",
@@ -205,7 +205,7 @@ FAULTS = [
     ),
     Fault(
         "fuzz: any size of a label map",
-        "unseg/core/records.py",
+        "unseg/core/storage.py",
         "if file.size == image.size[::-1] else",
         "if True else",
         "tests/test_faults.py -k bombs",
@@ -241,7 +241,7 @@ FAULTS = [
     ),
     Fault(
         "run lengths: differences as they are",
-        "unseg/core/records.py",
+        "unseg/core/storage.py",
         "every_other.cumsum(out=every_other)",
         "pass",
         "tests/test_datasets.py -k run",

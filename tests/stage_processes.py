@@ -20,7 +20,7 @@ from PIL import Image as Pillow
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
-from unseg.core import records
+from unseg.core import image_index, label_maps, rle, storage
 from unseg.data import demo
 from unseg.engine import checkpoint, distributed
 from unseg.mining import miner
@@ -63,16 +63,16 @@ def prepare(folder: Path) -> None:
     for i, (h, w) in enumerate(SIZES):
         pixels, found = demo.scene(np.random.default_rng([1, i]), 96)
         Pillow.fromarray(pixels[:h, :w]).save(folder / f"photos/{i}.png")
-        index.append(records.Image(i + 1, f"{i}.png", h, w, "both"))
+        index.append(image_index.ImageRecord(i + 1, f"{i}.png", h, w, "both"))
         labels = np.zeros((h, w), np.uint8)
         for j, (c, mask) in enumerate(found[: 1 + i % 2]):
             if mask[:h, :w].any():
-                objects.append(records.annotation(10 * i + j, i + 1, c % K, records.encode(mask[:h, :w])))
+                objects.append(rle.coco_annotation(10 * i + j, i + 1, c % K, rle.encode(mask[:h, :w])))
                 labels[mask[:h, :w]] = 1 + c % K
         maps.append((f"{i}.png", labels))
-    records.write_json(folder / "images.json", {"images": [vars(i) for i in index]})
-    records.write_json(folder / "instances.json", {"annotations": objects})
-    records.write_labels(folder / "labels.zip", maps)
+    storage.write_json(folder / "images.json", {"images": [vars(i) for i in index]})
+    storage.write_json(folder / "instances.json", {"annotations": objects})
+    label_maps.write_label_maps(folder / "labels.zip", maps)
     params = YAML().load((ROOT / "params.yaml").read_text())
     for group, values in TINY.items():
         params[group].update(values)
@@ -92,13 +92,13 @@ def gradients(out: str) -> None:
     distributed.start()
     torch.manual_seed(0)
     net = segmenter.DeepLab("resnet18", 8, 8, [1, 2, 4], 4).double().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    distributed.join(net)
+    distributed.sync_norms(net)
     x, labels = torch.randn(8, 3, 64, 64).double(), torch.randint(0, 4, (8, 64, 64))
-    labels[:3, :40] = records.VOID
-    own = distributed.own(x).contiguous(memory_format=torch.channels_last)
-    shared = distributed.share(net)
+    labels[:3, :40] = label_maps.IGNORE_LABEL
+    own = distributed.local_shard(x).contiguous(memory_format=torch.channels_last)
+    shared = distributed.wrap_ddp(net)
     torch.manual_seed(1)
-    loss = segmenter.hard_pixel_loss(shared(own), distributed.own(labels), 0.2)
+    loss = segmenter.hard_pixel_loss(shared(own), distributed.local_shard(labels), 0.2)
     loss.backward()
     found = {name: p.grad for name, p in net.named_parameters()} | {name: b for name, b in net.named_buffers()}
     if distributed.rank() == 0:
@@ -119,15 +119,15 @@ def ranked(name: str, rank: int, port: int) -> None:
 
 
 def mine_again(kill: bool) -> None:
-    put, done = checkpoint.Results.put, []
+    put, done = checkpoint.ResultStore.put, []
 
-    def deadly(results: checkpoint.Results, number: int, content: bytes) -> None:
+    def deadly(results: checkpoint.ResultStore, number: int, content: bytes) -> None:
         put(results, number, content)
         done.append(number)
         if kill and len(done) == KILLED_AT:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoint.Results.put = deadly  # type: ignore[method-assign]
+    checkpoint.ResultStore.put = deadly  # type: ignore[method-assign]
     os.environ["UNSEG_CHECKPOINT_SECONDS"] = "0"
     stage("mine", "again")
     Path("again.json").write_text(json.dumps(done))

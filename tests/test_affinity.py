@@ -27,16 +27,16 @@ def plain(query: Tensor, keys: Tensor, keep: float, center: bool, rank: str) -> 
     attention = heads.mean(0)  # [N], Eq. 1
     if center:
         keys = keys - keys.mean(1, keepdim=True)
-    likeness = torch.stack([k @ k.T for k in keys]).mean(0)  # [N, N], Eq. 2
+    similarity = torch.stack([k @ k.T for k in keys]).mean(0)  # [N, N], Eq. 2
     if rank == "softmax":
         weights = (heads / keys.shape[2] ** 0.5).exp()
         attention = (weights / weights.sum(1, keepdim=True)).mean(0)
     elif rank == "degree":
-        attention = torch.tensor([-sum(float(x) >= 0 for x in row) for row in likeness])
+        attention = torch.tensor([-sum(float(x) >= 0 for x in row) for row in similarity])
     order = sorted(range(keys.shape[1]), key=lambda j: (-float(attention[j]), j))
     proposals = order[: max(1, math.floor(keep * keys.shape[1]))]
-    voters = [j for j in proposals if likeness[proposals[0], j] > 0]
-    return (likeness[voters].sum(0) > 0).numpy(), proposals[0]
+    voters = [j for j in proposals if similarity[proposals[0], j] > 0]
+    return (similarity[voters].sum(0) > 0).numpy(), proposals[0]
 
 
 def draw(seed: int, images: int, heads: int, patches: int, width: int) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,7 @@ def row(*keys: float, keep: float, center: bool = False) -> tuple[list[int], int
 
 def test_a_row_of_five_patches() -> None:
     #   key            2  1 -1  1 -2      query 1, so attention is the key itself
-    #   2 of 5 kept    s  v               the source's likeness to its voter is 2 > 0
+    #   2 of 5 kept    s  v               the source's similarity to its voter is 2 > 0
     #   votes          6  3 -3  3 -6      rows 0 and 1 of k k^T, added
     #   similar        1  1  0  1  0      patch 3 is alike but not connected
     mask, source = row(2, 1, -1, 1, -2, keep=0.4)
@@ -66,7 +66,7 @@ def test_a_row_of_five_patches() -> None:
 def test_a_vote_of_nothing_is_no_vote() -> None:
     # key 0 is unlike nothing and alike to nothing: neither a voter nor in the mask
     assert row(2, 0, -1, keep=1) == ([1, 0, 0], 0)
-    # it is proposed, and must not bring its own likeness in: 0 . 0 = 0, patch 3 = (0, 1) is alike to patch 1 alone
+    # it is proposed, and must not bring its own similarity in: 0 . 0 = 0, patch 3 = (0, 1) is alike to patch 1 alone
     keys = torch.tensor([[2.0, 0], [0, 3], [-1, 0], [0, 1]]).view(1, 1, 4, 2)
     mined = mine(torch.tensor([[[1.0, 0.5]]]), keys, 0.5, False)
     assert mined.masks[0].int().tolist() == [1, 0, 0, 0]
@@ -257,7 +257,7 @@ def two_objects() -> tuple[Tensor, Tensor, np.ndarray]:
     """
     where = np.array([[0, 0, 0, 0, 0, 0], [0, 1, 1, 0, 2, 0], [0, 1, 1, 0, 2, 0], [0, 0, 0, 0, 0, 0]])
     keys = torch.tensor([[-0.2, -0.2, 1.0, 0.0], [1.0, -0.2, -0.2, 0.9], [-0.2, 1.0, -0.2, 0.5]])[where.ravel()]
-    keys = keys * torch.tensor([1.0, 1.0, 1.0, 0.1])  # the channel of CLS decides no likeness
+    keys = keys * torch.tensor([1.0, 1.0, 1.0, 0.1])  # the channel of CLS decides no similarity
     return torch.tensor([[[0.0, 0.0, 0.0, 1.0]]]), keys[None, None], where
 
 

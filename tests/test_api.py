@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import unseg
-from unseg.core import params, records
+from unseg.core import image_index, label_maps, params, rle
 from unseg.core.console import InputError
 from unseg.data import video
 from unseg.detection import detector
@@ -44,7 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net = segmenter.DeepLab(**SHAPE)  # type: ignore[arg-type]
     with torch.no_grad():
         net.head[-1].weight *= 30  # type: ignore[operator]
-    segmenter.store(path, net, SHAPE, 32, "fp32")
+    segmenter.write_segmenter(path, net, SHAPE, 32, "fp32")
     return path
 
 
@@ -96,7 +96,7 @@ def test_blending_is_the_weighted_mean_of_tiles(monkeypatch: pytest.MonkeyPatch)
         return torch.cat([x, ramp], 1)
 
     monkeypatch.setattr(tiles, "probabilities", fake)
-    net = segmenter.Trained(torch.nn.Identity(), 4, 32, "fp32")  # type: ignore[arg-type]
+    net = segmenter.TrainedSegmenter(torch.nn.Identity(), 4, 32, "fp32")  # type: ignore[arg-type]
     got = torch.cat([p for _, p in tiles.blended(net, pixels, torch.device("cpu"), 64, 16)], 1)
     want, total = torch.zeros(4, 150, 110), torch.zeros(150, 110)
     down, across = tiles.spans(150, 64, 16), tiles.spans(110, 64, 16)
@@ -167,7 +167,7 @@ def test_how_a_model_looks_is_known_from_its_file_or_its_run(model: Path, tmp_pa
         shutil.copy(model, tmp_path / folder / "s.safetensors")
         assert unseg.load(tmp_path / folder / "s.safetensors").seen == want
     net = segmenter.load(model)
-    segmenter.store(tmp_path / "run/models/t", net.model, net.shape, net.size, net.precision, seen=48)
+    segmenter.write_segmenter(tmp_path / "run/models/t", net.model, net.shape, net.size, net.precision, seen=48)
     assert unseg.load(tmp_path / "run/models/t").seen == 48
     assert unseg.load(tmp_path / "run/models/t", seen="original").seen == "original"
 
@@ -186,7 +186,7 @@ def test_merging_adds_probabilities_and_ignoring_leaves_void(model: Path, tmp_pa
     assert made.names == {0: "background", dog + 1: "dog"}
     assert {s.name for s in made.shares()} == {"background", "dog"}
     assert [a["category_id"] for a in made.annotations()] == [dog + 1]
-    assert (records.decode(made.annotations()[0]["segmentation"]) == (want == dog + 1)).all()
+    assert (rle.decode(made.annotations()[0]["segmentation"]) == (want == dog + 1)).all()
 
 
 def test_a_crf_of_a_small_photograph_is_that_of_relabel(model: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_model_trained_in_bf16_runs_in_what_the_device_has(
 ) -> None:
     monkeypatch.setattr(precision, "fast_bf16", lambda _: fast)
     net, trained = segmenter.load(model), detector.load(finder / "models/detector.safetensors", Detect(64, 0.05, 0.5, 5, 1))
-    segmenter.store(tmp_path / "s", net.model, net.shape, net.size, "bf16")
+    segmenter.write_segmenter(tmp_path / "s", net.model, net.shape, net.size, "bf16")
     detector.save(tmp_path / "d", trained.model, replace(trained.p, precision="bf16"), trained.k)
     loaded = unseg.load(tmp_path / "s", detector_path=tmp_path / "d")
     assert loaded.found_by is not None
@@ -309,7 +309,7 @@ def test_instances_of_a_reduced_photograph_at_its_own_size(
         third[:, : cols // 3], half[: rows // 2] = True, True
         boxes = [0.0, 0.0, cols // 3, rows], [0.0, 0.0, cols, rows // 2]
         found = [
-            {"category_id": k, "segmentation": records.encode(mask), "bbox": list(map(float, box)), "score": 0.9 - k / 10}
+            {"category_id": k, "segmentation": rle.encode(mask), "bbox": list(map(float, box)), "score": 0.9 - k / 10}
             for k, (mask, box) in enumerate(zip((third, half), boxes, strict=True))
         ]
         return [[*found, {**found[0], "category_id": 2}, {**found[0], "category_id": 3}]]
@@ -321,7 +321,7 @@ def test_instances_of_a_reduced_photograph_at_its_own_size(
     made = predictor.predict(photo(120, 180))
     assert shown == [(60, 90)]
     assert [(i["category_id"], i["bbox"]) for i in made.instances] == [(1, [0, 0, 60, 120]), (1, [0, 0, 180, 60])]
-    left, top = (records.decode(i["segmentation"]) for i in made.instances)
+    left, top = (rle.decode(i["segmentation"]) for i in made.instances)
     assert left.shape == (120, 180)
     assert left[:, :60].all()
     assert not left[:, 60:].any()
@@ -342,7 +342,7 @@ def test_predict_writes_instances(model: Path, finder: Path, tmp_path: Path) -> 
     with Pillow.open(tmp_path / "out/instances/a.png.png") as boxes:
         assert max(boxes.size) == 320
     net = segmenter.load(model)
-    segmenter.store(tmp_path / "m", net.model, net.shape, net.size, net.precision, ("background", "a", "b", "c", "d"))
+    segmenter.write_segmenter(tmp_path / "m", net.model, net.shape, net.size, net.precision, ("background", "a", "b", "c", "d"))
     with pytest.raises(SystemExit, match=r"finds clusters, which .* does not label; predict without instances"):
         main(["predict", str(tmp_path / "a.png"), "--run", str(finder), "--model", str(tmp_path / "m"), "--instances", "-o", "x"])
 
@@ -384,11 +384,11 @@ def test_predict_writes_what_it_says(model: Path, folder: Path, tmp_path: Path, 
     assert [a["id"] for a in coco["annotations"]] == list(range(1, len(coco["annotations"]) + 1))
     with Pillow.open(out / "labels/a b.jpg.png") as index:
         for a in (a for a in coco["annotations"] if a["image_id"] == 1):
-            assert (records.decode(a["segmentation"]) == (np.asarray(index) == a["category_id"])).all()
+            assert (rle.decode(a["segmentation"]) == (np.asarray(index) == a["category_id"])).all()
     film = cv2.VideoCapture(str(out / "overlays/clip.mp4.mp4"))
     assert int(film.get(cv2.CAP_PROP_FRAME_COUNT)) == 3
-    image = records.Image(1, "000002", 48, 64, "val")
-    assert records.Labels(out / "labels/clip.mp4.zip")[image].shape == (48, 64)
+    image = image_index.ImageRecord(1, "000002", 48, 64, "val")
+    assert label_maps.LabelMaps(out / "labels/clip.mp4.zip")[image].shape == (48, 64)
     assert json.loads((out / "skipped.json").read_text())["skipped"] == [
         {"file_name": "text.jpg", "reason": "not an image; give a photograph that Pillow reads"}
     ]

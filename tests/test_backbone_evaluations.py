@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from stages import evaluate_backbone_kmeans, evaluate_backbone_linear, evaluate_backbone_video
 from unseg.core.console import InputError
 from unseg.engine import training
+from unseg.engine.checkpoint import Checkpoint
 from unseg.evaluation import probe
 from unseg.evaluation.backbones import davis, kmeans, linear, sets, video
 from unseg.evaluation.backbones.kmeans import BackboneKmeans
@@ -28,14 +29,14 @@ from unseg.evaluation.backbones.video import BackboneVideo
 from unseg.evaluation.probe import Schedule
 from unseg.models import vit
 
-SHAPE = vit.Backbone(vit.FRESH, patch=8, width=32, depth=2, heads=2)
+SHAPE = vit.Backbone(vit.RANDOM_INIT, patch=8, width=32, depth=2, heads=2)
 VOID = 255
 RED, GREEN = (220, 40, 30), (30, 180, 60)
 
 
 def linear_params(**changed: Any) -> BackboneLinear:
-    head = Schedule(epochs=30, drop_epoch=25, batch=4, lr=1.0, momentum=0.9, weight_decay=0.0)
-    values = {"size": 32, "smallest": 0.8, "grid": 16, "precision": "fp32", "head": head} | changed
+    head = Schedule(epochs=30, lr_milestone=25, batch=4, lr=1.0, momentum=0.9, weight_decay=0.0)
+    values = {"size": 32, "crop_min_scale": 0.8, "grid": 16, "precision": "fp32", "head": head} | changed
     return BackboneLinear(**values)  # type: ignore[arg-type]
 
 
@@ -369,8 +370,8 @@ def test_a_linear_probe_learns_what_can_be_told_apart(voc: str, tmp_path: Path, 
     (classes, learned), (_, judged) = sets.read(data, data.train), sets.read(data, data.val)
     model, p = vit.load(SHAPE), linear_params()
     before = [x.clone() for x in model.parameters()]
-    with training.Scratch("probe", [], []) as scratch:
-        layer = linear.learn(p, model, len(classes), learned, 0, scratch)
+    with Checkpoint("probe", [], []) as checkpoint:
+        layer = linear.learn(p, model, len(classes), learned, 0, checkpoint)
     counts = linear.judge(p, model, layer, judged)
     assert counts.sum() == 3 * 32 * 32 - 3 * 32  # all pixels but the row of void, squeezed to a pixel or none
     assert counts.trace() > 0.85 * counts.sum()
@@ -389,8 +390,8 @@ def test_a_linear_probe_averages_over_the_pixels_that_have_a_class(tmp_path: Pat
         layer = probe.fresh_layer(3, 2)
         torch.nn.init.zeros_(layer.weight)
         pairs = Fixed(list(zip(images, labels, strict=True)))
-        with training.Scratch("probe", [void], []) as scratch:
-            probe.fit_layer(schedule, layer, lambda x: x, pairs, 2, 0, scratch)
+        with Checkpoint("probe", [void], []) as checkpoint:
+            probe.fit_layer(schedule, layer, lambda x: x, pairs, 2, 0, checkpoint)
         layers.append(layer.weight.detach().clone())
     # from zeros both classes are as likely: the gradient of the loss by a logit is -1/2 and 1/2, and lr 0.1 makes it 0.05
     assert torch.allclose(layers[0][:, 0, 0, 0], torch.tensor([-0.05, 0.05]))
@@ -455,7 +456,7 @@ def test_tokens_are_standardised_before_the_pca() -> None:
 
 
 def test_the_shape_of_any_file(tmp_path: Path) -> None:
-    assert vit.shape_of(vit.FRESH, SHAPE) == SHAPE
+    assert vit.shape_of(vit.RANDOM_INIT, SHAPE) == SHAPE
     other = vit.Backbone(str(tmp_path / "a.pth"), patch=4, width=128, depth=3, heads=2)
     state = vit.build(other, 16).state_dict()
     torch.save({"teacher": {f"module.backbone.{k}": v for k, v in state.items()}}, other.weights)
@@ -540,7 +541,7 @@ def test_what_the_stages_refuse(params: Path, voc: str) -> None:
     with pytest.raises(InputError, match=r"names 3 images; backbone_kmeans\.batch, 60, leaves none"):
         evaluate_backbone_kmeans.main("models/fresh", "voc", voc, f"{voc}/lists/val.txt", "random", "k.json")
     for build, changed, words in (
-        (linear, {"smallest": 0.0}, "backbone_linear.smallest is 0.0"),
+        (linear, {"crop_min_scale": 0.0}, "backbone_linear.crop_min_scale is 0.0"),
         (linear, {"grid": 64}, "backbone_linear.grid is 64"),
         (kmeans, {"seeds": 0}, "backbone_kmeans.seeds is 0"),
         (kmeans, {"clusters": 256}, "backbone_kmeans.clusters is 256"),

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from unseg.clustering.naming import Clusters, Entry
-from unseg.core.records import Image, annotation, encode
+from unseg.clustering.naming import ClusterEntry, ClusterNames
+from unseg.core.image_index import ImageRecord
+from unseg.core.rle import coco_annotation, encode
 from unseg.report import cards, pictures
 
 
@@ -15,11 +16,11 @@ def test_coherence_by_hand() -> None:
     tokens = cards.centred(np.array([[10.0, 1], [10, 1], [10, -1], [10, -1]]))
     assert tokens.tolist() == [[0, 1], [0, 1], [0, -1], [0, -1]]  # what all share is gone
     turned = np.array([[1.0, 0], [0.6, 0.8], [0, 1], [-1, 0]])
-    cosines = cards.likeness(turned, np.array([0, 0, 0, 1]), 0)
+    cosines = cards.similarity(turned, np.array([0, 0, 0, 1]), 0)
     mean = turned[:3].mean(0) / np.linalg.norm(turned[:3].mean(0))
     assert cosines[:3] == pytest.approx(turned[:3] @ mean)
     assert np.isnan(cosines[3])
-    assert np.isnan(cards.likeness(turned, np.zeros(4, int), 1)).all()
+    assert np.isnan(cards.similarity(turned, np.zeros(4, int), 1)).all()
 
 
 def test_the_page_shows_the_most_and_the_least_typical(tmp_path: Path) -> None:
@@ -29,8 +30,8 @@ def test_the_page_shows_the_most_and_the_least_typical(tmp_path: Path) -> None:
     angles = np.linspace(0, 1, 15)
     for i in range(15):
         Pillow.fromarray(np.full((20, 20, 3), 10 * i, np.uint8)).save(tmp_path / f"{i}.png")
-        index.append(Image(i + 1, f"{i}.png", 20, 20, "train"))
-        found.append(annotation(i + 1, i + 1, 0, encode(mask)))
+        index.append(ImageRecord(i + 1, f"{i}.png", 20, 20, "train"))
+        found.append(coco_annotation(i + 1, i + 1, 0, encode(mask)))
     tokens = np.stack([np.cos(angles), np.sin(angles)], 1)
     (card, empty) = cards.cards(str(tmp_path), index, found, tokens, 2)
     assert card.typical[0][1] == "7.png"  # the middle one of a fan
@@ -38,7 +39,7 @@ def test_the_page_shows_the_most_and_the_least_typical(tmp_path: Path) -> None:
     assert len(card.typical) == cards.TYPICAL
     assert not {n for _, n in card.typical} & {n for _, n in card.odd}
     assert (empty.size, empty.typical) == (0, [])
-    said = Clusters(2, {0: Entry(name="<b>dog</b>"), 1: Entry(ignore=True)})
+    said = ClusterNames(2, {0: ClusterEntry(name="<b>dog</b>"), 1: ClusterEntry(ignore=True)})
     page = cards.document([card, empty], said, pictures.renamed(pictures.scheme(2, [], {}), said), "clusters.yaml").decode()
     assert "&lt;b&gt;dog&lt;/b&gt;" in page
     assert "<b>dog" not in page

@@ -9,10 +9,11 @@ import yaml
 
 from stages import regroup
 from unseg.clustering import naming
-from unseg.clustering.naming import Clusters, Entry
-from unseg.core import records
+from unseg.clustering.naming import ClusterEntry, ClusterNames
+from unseg.core import label_maps, storage
 from unseg.core.console import InputError
-from unseg.core.records import VOID, Image, Labels
+from unseg.core.image_index import ImageRecord
+from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
 from unseg.report import pictures, sections
 from unseg.serving.cli import clusters as verb
 from unseg.serving.cli.main import said_of
@@ -35,16 +36,16 @@ def written(folder: Path, text: str) -> Path:
 
 def test_what_is_said_and_what_becomes_of_labels(tmp_path: Path) -> None:
     said = naming.read(written(tmp_path, SAID), 6)
-    assert said.entries[0] == Entry("dog", (255, 0, 128))
-    assert said.becomes()[[0, 1, 2, 3, 4, 5, 6, 7, 255]].tolist() == [0, 1, 2, 1, 0, VOID, 6, 7, 255]
+    assert said.entries[0] == ClusterEntry("dog", (255, 0, 128))
+    assert said.label_lut()[[0, 1, 2, 3, 4, 5, 6, 7, 255]].tolist() == [0, 1, 2, 1, 0, IGNORE_LABEL, 6, 7, 255]
     assert said.names() == {0: "background", 1: "dog", 2: "cluster 1", 6: "cluster 5"}
 
 
 def test_nothing_said_changes_nothing(tmp_path: Path) -> None:
     for text in ("clusters: {}", "", "# nothing"):
         said = naming.read(written(tmp_path, text), 3)
-        assert said == Clusters(3)
-        assert (said.becomes() == np.arange(256)).all()
+        assert said == ClusterNames(3)
+        assert (said.label_lut() == np.arange(256)).all()
 
 
 def test_written_and_read_again(tmp_path: Path) -> None:
@@ -97,16 +98,16 @@ def test_label_maps_regrouped_before_training(tmp_path: Path, monkeypatch: pytes
     written(tmp_path, SAID)
     (tmp_path / "params.yaml").write_text("cluster: {k: 6}\n")
     image = {"id": 1, "file_name": "a.png", "height": 1, "width": 8, "split": "train"}
-    records.write_json("images.json", {"images": [image, {**image, "id": 2, "file_name": "held.png", "split": "val"}]})
-    records.write_labels("labels-r0.zip", [("a.png", np.array([[0, 1, 2, 3, 4, 5, 6, 255]], np.uint8))])
+    storage.write_json("images.json", {"images": [image, {**image, "id": 2, "file_name": "held.png", "split": "val"}]})
+    label_maps.write_label_maps("labels-r0.zip", [("a.png", np.array([[0, 1, 2, 3, 4, 5, 6, 255]], np.uint8))])
     regroup.main("images.json", "labels-r0.zip", "clusters.yaml", "labels-g0.zip")
-    maps = Labels("labels-g0.zip")
+    maps = LabelMaps("labels-g0.zip")
     assert maps.names == {"a.png.png"}
-    assert maps[Image(**image)].tolist() == [[0, 1, 2, 1, 0, 255, 6, 255]]
+    assert maps[ImageRecord(**image)].tolist() == [[0, 1, 2, 1, 0, 255, 6, 255]]
 
 
 def run(folder: Path) -> Run:
-    records.write_json(folder / "data/instances.json", {"categories": [{"id": k} for k in range(6)], "annotations": []})
+    storage.write_json(folder / "data/instances.json", {"categories": [{"id": k} for k in range(6)], "annotations": []})
     return Run(folder)
 
 
@@ -114,11 +115,11 @@ def test_edits_by_the_command_line(tmp_path: Path) -> None:
     here = run(tmp_path)
     verb.edit(here, [("name", "0=dog"), ("colour", "0=#ff0080"), ("merge", "2=0"), ("ignore", "4"), ("merge", "3=background")])
     said = naming.read(tmp_path / "clusters.yaml", 6)
-    assert said.becomes()[:7].tolist() == [0, 1, 2, 1, 0, VOID, 6]
-    assert said.entries[0] == Entry("dog", (255, 0, 128))
+    assert said.label_lut()[:7].tolist() == [0, 1, 2, 1, 0, IGNORE_LABEL, 6]
+    assert said.entries[0] == ClusterEntry("dog", (255, 0, 128))
     again = verb.edit(here, [("name", "0=cat"), ("merge", "4=1"), ("reset", "2")])
-    assert again.entry(0) == Entry("cat", (255, 0, 128))
-    assert again.becomes()[[3, 5]].tolist() == [3, 2]
+    assert again.entry(0) == ClusterEntry("cat", (255, 0, 128))
+    assert again.label_lut()[[3, 5]].tolist() == [3, 2]
     assert "merged into cluster 1" in verb.listed(again)
     before = (tmp_path / "clusters.yaml").read_bytes()
     for change in (("name", "1=CAT"), ("name", "9=x"), ("name", "1"), ("ignore", "1=2"), ("merge", "1=4"), ("colour", "1=red")):
@@ -131,13 +132,13 @@ def test_edits_by_the_command_line(tmp_path: Path) -> None:
 def test_a_file_of_another_clustering_is_refused_until_it_is_reset(tmp_path: Path) -> None:
     here = run(tmp_path)
     verb.edit(here, [("name", "0=dog")])
-    records.write_json(tmp_path / "data/instances.json", {"categories": [{"id": k} for k in range(6)], "annotations": [{}]})
+    storage.write_json(tmp_path / "data/instances.json", {"categories": [{"id": k} for k in range(6)], "annotations": [{}]})
     with pytest.raises(InputError, match="of another clustering"):
         verb.edit(here, [("name", "1=cat")])
     with pytest.raises(InputError, match="of another clustering"):  # neither does `unseg predict` use it
         said_of(argparse.Namespace(run=here, model=None, clusters=None))
     assert said_of(argparse.Namespace(run=here, model=Path("other"), clusters=None)) is None
-    assert verb.edit(here, [("reset", "all"), ("name", "1=cat")]).entries == {1: Entry("cat")}
+    assert verb.edit(here, [("reset", "all"), ("name", "1=cat")]).entries == {1: ClusterEntry("cat")}
 
 
 def test_the_reports_scheme_takes_names_colours_and_merges(tmp_path: Path) -> None:

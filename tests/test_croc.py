@@ -19,21 +19,22 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unseg.core.console import InputError
-from unseg.core.records import Image
+from unseg.core.image_index import ImageRecord
 from unseg.engine import training
+from unseg.engine.checkpoint import Checkpoint
 from unseg.models import vit
-from unseg.models.weights import FRESH
+from unseg.models.weights import RANDOM_INIT
 from unseg.pretraining import croc, croc_training, views
-from unseg.pretraining.croc import Clustering, Clusters, join_locate_split, merge, sinkhorn, transport_cost
+from unseg.pretraining.croc import ClusterAssignment, CrocClustering, join_locate_split, merge, sinkhorn, transport_cost
 
 F64 = torch.float64
 SIDE = 4  # patches a side of the small views below
 
 
-def clustering(**changed: Any) -> Clustering:
+def clustering(**changed: Any) -> CrocClustering:
     values = {"features": "keys", "tokens": 5, "centroids_max": 4, "position_weight": 4.0, "sharpness": 20.0, "iterations": 5}
     values |= {"token_temperature": 2.0, "cluster_temperature": 2.0, "cost_norm": "batch"}
-    return Clustering(**(values | changed))  # type: ignore[arg-type]
+    return CrocClustering(**(values | changed))  # type: ignore[arg-type]
 
 
 # ---- the oracle
@@ -76,7 +77,7 @@ def joined(p: np.ndarray, z: np.ndarray) -> np.ndarray:
     return np.stack([*rest, p[:, i] + p[:, j]], 1)
 
 
-def oracle(features: np.ndarray, where: np.ndarray, p: Clustering, seeds: np.ndarray) -> tuple[Any, Any, Any]:
+def oracle(features: np.ndarray, where: np.ndarray, p: CrocClustering, seeds: np.ndarray) -> tuple[Any, Any, Any]:
     """As join_locate_split: weights [2, B, H, N, K], valid [B, H, K], chosen [B, H]."""
     _, images, heads, patches, _ = features.shape
     patches -= 1
@@ -127,7 +128,7 @@ def grid(side: int, step: float = 8.0) -> Tensor:
     return torch.stack(torch.meshgrid(at, at, indexing="xy"), -1).flatten(0, 1)
 
 
-def draw(seed: int, images: int, heads: int, side: int, width: int, p: Clustering) -> tuple[Tensor, Tensor, Tensor]:
+def draw(seed: int, images: int, heads: int, side: int, width: int, p: CrocClustering) -> tuple[Tensor, Tensor, Tensor]:
     """Features, positions and seeds, float64."""
     g = torch.Generator().manual_seed(seed)
     features = torch.randn(2, images, heads, 1 + side**2, width, generator=g, dtype=F64)
@@ -184,8 +185,8 @@ def test_the_parts_equal_the_oracle(cost_norm: str) -> None:
     plan = sinkhorn(cost, rho, gamma, 20.0, 5)
     want = np.stack([plan_of(*(t[i].numpy() for t in (cost, rho, gamma)), 20.0, 5) for i in range(3)])
     assert np.allclose(plan, want, rtol=0, atol=1e-12)
-    assert np.allclose(croc.columns(plan), want / want.sum(1, keepdims=True), rtol=0, atol=1e-12)
-    got = merge(plan, croc.columns(plan).transpose(1, 2) @ z)
+    assert np.allclose(croc.normalise_columns(plan), want / want.sum(1, keepdims=True), rtol=0, atol=1e-12)
+    got = merge(plan, croc.normalise_columns(plan).transpose(1, 2) @ z)
     assert np.allclose(got, np.stack([joined(want[i], z[i].numpy()) for i in range(3)]), rtol=0, atol=1e-12)
 
 
@@ -193,7 +194,7 @@ def test_seeds_are_drawn_by_likeness_to_the_views_own_cls_token(monkeypatch: pyt
     p = clustering(token_temperature=0.3)
     features, where, _ = draw(0, 2, 2, 3, 4, p)
     features, taken = features.float(), []
-    real = croc.take
+    real = croc.gather_rows
     monkeypatch.setattr(croc, "take", lambda x, index: taken.append(index) or real(x, index))
     torch.manual_seed(5)
     first = join_locate_split(features, where.float(), p)
@@ -385,14 +386,14 @@ def test_prototypes_have_unit_rows_whatever_their_direction(fixed: bool) -> None
 
 
 def test_head_gives_both_layers_their_bottleneck_at_unit_length() -> None:
-    head = croc.Head(6, 8, 5, (7, 3), batch_norm=False, norm_last=True)
+    head = croc.ProjectionHead(6, 8, 5, (7, 3), batch_norm=False, norm_last=True)
     x = torch.randn(2, 4, 6)
     assert head(x, 0).shape == (2, 4, 7)
     assert head(x, 1).shape == (2, 4, 3)
     assert head(x, 1).abs().max() <= 1 + 1e-6  # cosines
     assert torch.allclose(head(x, 1)[1], head(x.flip(0), 1)[0], atol=1e-6)  # view-major in, view-major out
     assert not any(isinstance(m, torch.nn.BatchNorm1d) for m in head.modules())
-    assert any(isinstance(m, torch.nn.BatchNorm1d) for m in croc.Head(6, 8, 5, (7, 3), True, True).modules())
+    assert any(isinstance(m, torch.nn.BatchNorm1d) for m in croc.ProjectionHead(6, 8, 5, (7, 3), True, True).modules())
 
 
 # ---- the training
@@ -401,11 +402,19 @@ BACKBONE = vit.Backbone("none", patch=8, width=12, depth=2, heads=2)
 
 
 def settings_of(clusters: dict[str, Any] | None = None, **changed: Any) -> croc_training.Croc:
-    look = {"size": 32, "smallest": 0.25, "jitter_chance": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
-    look |= {"grey_chance": 0.2, "blur_chances": [1.0, 0.1], "blur": 0.6, "solarise_chances": [0.0, 0.2]}
+    look = {
+        "size": 32,
+        "crop_min_scale": 0.25,
+        "jitter_prob": 0.8,
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.2,
+        "hue": 0.1,
+    }
+    look |= {"grey_prob": 0.2, "blur_probs": [1.0, 0.1], "blur": 0.6, "solarise_probs": [0.0, 0.2]}
     values = {"epochs": 2, "batch": 4, "accumulate": 1, "lr": 0.05, "min_lr": 0.0001, "warmup_epochs": 1.0, "weight_decay": 0.04}
     values |= {
-        "init": FRESH,
+        "init": RANDOM_INIT,
         "weight_decay_end": 0.4,
         "ema": 0.9,
         "clip": 3.0,
@@ -420,7 +429,7 @@ def settings_of(clusters: dict[str, Any] | None = None, **changed: Any) -> croc_
         "teacher_temperature_centroid": 0.04,
         "teacher_temperature_centroid_end": 0.07,
     }
-    values |= {"init": FRESH, "center_momentum": 0.9}
+    values |= {"init": RANDOM_INIT, "center_momentum": 0.9}
     values |= {"teacher_warmup_epochs": 1.0, "precision": "fp32", "views": views.Augmentation(**look)}  # type: ignore[arg-type]
     return croc_training.Croc(**(values | {"clustering": clustering(**(clusters or {}))} | changed))
 
@@ -437,9 +446,9 @@ def step_of(p: croc_training.Croc, seed: int = 0) -> croc_training.Step:
     return croc_training.Step(p, BACKBONE).train()
 
 
-def nothing_found(*_: Any, **__: Any) -> Clusters:
+def nothing_found(*_: Any, **__: Any) -> ClusterAssignment:
     shape = (2, 3, 2, 16, 4)
-    return Clusters(torch.zeros(shape), torch.zeros(3, 2, 4, dtype=torch.bool), torch.full((3, 2), 2))
+    return ClusterAssignment(torch.zeros(shape), torch.zeros(3, 2, 4, dtype=torch.bool), torch.full((3, 2), 2))
 
 
 def test_a_batch_without_a_valid_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -579,11 +588,11 @@ def test_schedules_and_frozen_last_layers(tmp_path: Any, monkeypatch: pytest.Mon
     records = []
     for i in range(8):
         Pillow.fromarray(rng.integers(0, 256, (40, 36, 3), np.uint8)).save(tmp_path / f"{i}.png")
-        records.append(Image(i + 1, f"{i}.png", 40, 36, "train"))
+        records.append(ImageRecord(i + 1, f"{i}.png", 40, 36, "train"))
     seen: list[dict[str, Any]] = []
     real = training.fit
 
-    def spy(what: str, scratch: Any, state: dict[str, Any], *rest: Any) -> Any:
+    def spy(what: str, checkpoint: Any, state: dict[str, Any], *rest: Any) -> Any:
         *most, step, collate = rest
         net, optimizer = state["net"], state["optimizer"]
         start = [x.clone() for x in net.student.head.last.parameters()]
@@ -599,15 +608,15 @@ def test_schedules_and_frozen_last_layers(tmp_path: Any, monkeypatch: pytest.Mon
             assert all(x.ndim > 1 for x in group["params"])
             return out
 
-        return real(what, scratch, state, *most, watched, collate)
+        return real(what, checkpoint, state, *most, watched, collate)
 
     monkeypatch.setattr(training, "fit", spy)
     monkeypatch.setenv("UNSEG_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.setenv("UNSEG_WORKERS", "0")
     monkeypatch.setenv("UNSEG_DEVICE", "cpu")
     p = settings_of(epochs=3, warmup_epochs=1.0, freeze_epochs=1.0)
-    with training.Scratch("pretrain", [], []) as scratch:
-        model, values = croc_training.train(p, BACKBONE, str(tmp_path), records, 0, scratch)
+    with Checkpoint("pretrain", [], []) as checkpoint:
+        model, values = croc_training.train(p, BACKBONE, str(tmp_path), records, 0, checkpoint)
     peak = 0.05 * 4 / 256
     half = math.sqrt(0.5)
     cosine = [0.5 * (1 + c) for c in (1, half, 0, -half)]  # over the four steps after the warm-up
@@ -655,12 +664,12 @@ def learn(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, photographs: list[Pill
     records = []
     for i, photograph in enumerate(photographs):
         photograph.save(tmp_path / f"{i}.png")
-        records.append(Image(i + 1, f"{i}.png", photograph.height, photograph.width, "train"))
+        records.append(ImageRecord(i + 1, f"{i}.png", photograph.height, photograph.width, "train"))
     monkeypatch.setenv("UNSEG_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.setenv("UNSEG_WORKERS", "0")
     monkeypatch.setenv("UNSEG_DEVICE", "cpu")
-    with training.Scratch("pretrain", [], []) as scratch:
-        return croc_training.train(p, BACKBONE, str(tmp_path), records, 0, scratch)
+    with Checkpoint("pretrain", [], []) as checkpoint:
+        return croc_training.train(p, BACKBONE, str(tmp_path), records, 0, checkpoint)
 
 
 @pytest.mark.parametrize("changed", [{"batch": 1, "head_batch_norm": True}, {"batch": 4, "precision": "bf16"}])
@@ -707,7 +716,7 @@ def test_teacher_and_student_start_from_init(tmp_path: Path, image: int) -> None
 def test_training_from_init_ends_elsewhere_than_from_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photographs = [Pillow.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)) for i in range(4)]
     weights = vit_file(tmp_path / "vit.safetensors")
-    models = [learn(tmp_path, monkeypatch, photographs, settings_of(init=i, lr=1e-6))[0] for i in (weights, FRESH)]
+    models = [learn(tmp_path, monkeypatch, photographs, settings_of(init=i, lr=1e-6))[0] for i in (weights, RANDOM_INIT)]
     start = croc_training.initial_state(settings_of(init=weights), BACKBONE)
     near, far = (max((m.state_dict()[k] - start[k]).abs().max() for k in start) for m in models)
     assert near < 1e-4 < 0.05 < far

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image as Pillow
 
-from unseg.core.records import encode
+from unseg.core.rle import encode
 from unseg.mining.crops import REGIONS, Embedding, box_of, cut, size_of
 
 FILL = (1, 2, 3)

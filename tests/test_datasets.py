@@ -22,7 +22,10 @@ from pycocotools.coco import COCO
 from stages import prepare
 from unseg.core import optional
 from unseg.core.console import InputError
-from unseg.core.records import Labels, decode, encode, read_images, run_lengths, write_json
+from unseg.core.image_index import read_images
+from unseg.core.label_maps import LabelMaps
+from unseg.core.rle import decode, encode, run_lengths
+from unseg.core.storage import write_json
 from unseg.data import coco, demo, examination, photos, truth
 from unseg.data.readers import Data
 
@@ -38,7 +41,7 @@ class Made(NamedTuple):
     classes: list[str]
     members: list[str]
     instances: Any
-    truth: Labels
+    truth: LabelMaps
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +66,7 @@ def run(data: dict[str, Any], backend: str = "torchvision", precision: str = "au
         names = archive.namelist()
         classes = json.loads(archive.read("classes.json"))["classes"]
         instances = json.loads(archive.read("instances.json")) if "instances.json" in names else None
-    labels = Labels("truth.zip", "semantic/")
+    labels = LabelMaps("truth.zip", "semantic/")
     return Made(read_images("images.json"), {r["file_name"]: r["reason"] for r in rejected}, classes, names, instances, labels)
 
 

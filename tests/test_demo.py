@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from unseg.core.records import decode
+from unseg.core.rle import decode
 from unseg.data.demo import CLASSES, COUNTS, Demo, scene, silhouette, write
 
 SIZE = 64

@@ -22,14 +22,16 @@ from torch import nn
 
 from unseg.core import params
 from unseg.core.console import InputError
-from unseg.core.records import Image, annotation, by_image, decode, encode
+from unseg.core.image_index import ImageRecord
+from unseg.core.rle import coco_annotation, decode, encode, group_by_image
 from unseg.data import demo
 from unseg.detection import detector, torchvision_fpn
 from unseg.detection.detector import learning_rate
-from unseg.detection.examples import Examples, pasted
+from unseg.detection.examples import DetectionDataset, pasted
 from unseg.detection.settings import Detect, Detector
 from unseg.engine import training
-from unseg.models import resnet
+from unseg.engine.checkpoint import Checkpoint
+from unseg.models.weights import RANDOM_INIT
 
 SIZE = 64
 Annotations = list[dict[str, Any]]
@@ -61,7 +63,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def setting(**changed: Any) -> Detector:
-    values = {"backend": "torchvision", "arch": "resnet18", "width": 8, "fpn": 16, "hidden": 16, "init": resnet.FRESH}
+    values = {"backend": "torchvision", "arch": "resnet18", "width": 8, "fpn": 16, "hidden": 16, "init": RANDOM_INIT}
     values |= {"frozen_stages": 0, "anchor": 12, "short_sides": [SIZE], "long_side": 96, "rois": 8, "proposals": 20}
     values |= {"drop_iou": None, "copy_paste": 0.0, "paste_scale": [0.3, 1.0], "iterations": 3}
     values |= {"batch": 2, "reference_batch": 2, "lr": 0.02, "lr_steps": [2], "warmup_iterations": 2, "momentum": 0.9}
@@ -70,35 +72,35 @@ def setting(**changed: Any) -> Detector:
     return Detector(**(values | changed))  # type: ignore[arg-type]
 
 
-def scenes(folder: Path, count: int = 4, k: int = 6) -> tuple[list[Image], Annotations]:
+def scenes(folder: Path, count: int = 4, k: int = 6) -> tuple[list[ImageRecord], Annotations]:
     """Scenes of the demo; categories 0..K-1, as clusters are."""
     every, objects = [], []
     for i in range(count):
         pixels, found = demo.scene(np.random.default_rng([1, i]), SIZE)
         Pillow.fromarray(pixels).save(folder / f"{i}.png")
-        every.append(Image(i + 1, f"{i}.png", SIZE, SIZE, "train"))
-        objects += [annotation(10 * i + j, i + 1, (c - 1) % k, encode(mask)) for j, (c, mask) in enumerate(found)]
+        every.append(ImageRecord(i + 1, f"{i}.png", SIZE, SIZE, "train"))
+        objects += [coco_annotation(10 * i + j, i + 1, (c - 1) % k, encode(mask)) for j, (c, mask) in enumerate(found)]
     return every, objects
 
 
-def one_mask(folder: Path, mask: np.ndarray) -> tuple[list[Image], Annotations]:
+def one_mask(folder: Path, mask: np.ndarray) -> tuple[list[ImageRecord], Annotations]:
     """A photograph that shows its mask: black, and white where the object is."""
     Pillow.fromarray(np.repeat(mask[..., None] * np.uint8(255), 3, 2)).save(folder / "m.png")
-    return [Image(1, "m.png", *mask.shape, "train")], [annotation(1, 1, 3, encode(mask))]
+    return [ImageRecord(1, "m.png", *mask.shape, "train")], [coco_annotation(1, 1, 3, encode(mask))]
 
 
-def learn(folder: Path, p: Detector, every: list[Image], objects: Annotations, k: int = 6) -> tuple[nn.Module, Any]:
-    with training.Scratch("detector", [p], []) as scratch:
-        return detector.train(p, k, str(folder), every, objects, 0, scratch)
+def learn(folder: Path, p: Detector, every: list[ImageRecord], objects: Annotations, k: int = 6) -> tuple[nn.Module, Any]:
+    with Checkpoint("detector", [p], []) as checkpoint:
+        return detector.train(p, k, str(folder), every, objects, 0, checkpoint)
 
 
-def detections(folder: Path, file: Path, every: list[Image], q: Detect = DETECT) -> dict[int, Annotations]:
+def detections(folder: Path, file: Path, every: list[ImageRecord], q: Detect = DETECT) -> dict[int, Annotations]:
     found = [found for _, found in detector.detect(detector.load(file, q), str(folder), every)]
     assert len(found) == len(every)
-    return by_image([r for results in found for r in results])
+    return group_by_image([r for results in found for r in results])
 
 
-def check(results: Annotations, image: Image, k: int, q: Detect = DETECT) -> None:
+def check(results: Annotations, image: ImageRecord, k: int, q: Detect = DETECT) -> None:
     """The form of an image's detections."""
     assert len(results) <= q.max_detections
     assert [r["score"] for r in results] == sorted((r["score"] for r in results), reverse=True)
@@ -133,7 +135,7 @@ def test_contract(tmp_path: Path, backend: str, precision: str) -> None:
     assert (about["detector"]["backend"], about["detector"]["arch"], about["k"]) == (backend, p.arch, 6)
     assert (about["mean"], about["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     Pillow.fromarray(np.zeros((40, 100, 3), np.uint8)).save(tmp_path / "wide.png")
-    asked = [*every, Image(9, "wide.png", 40, 100, "val")]
+    asked = [*every, ImageRecord(9, "wide.png", 40, 100, "val")]
     found = detections(tmp_path, tmp_path / "d.safetensors", asked)
     assert any(found.values())
     for image in asked:
@@ -141,7 +143,7 @@ def test_contract(tmp_path: Path, backend: str, precision: str) -> None:
     assert detections(tmp_path, tmp_path / "d.safetensors", asked) == found  # read again, and the same
     again = detector.prepared(model, p, DETECT, 6)
     here = [r for _, results in detector.detect(again, str(tmp_path), asked) for r in results]
-    assert by_image(here) == found  # as the model was before it was written
+    assert group_by_image(here) == found  # as the model was before it was written
 
 
 def test_a_training_is_repeatable(tmp_path: Path, backend: str) -> None:
@@ -186,7 +188,7 @@ def test_a_low_first_image_does_not_change_what_is_seen_in_the_next(tmp_path: Pa
     detector.save(tmp_path / "d.safetensors", learn(tmp_path, p, every, objects)[0], p, 6)
     Pillow.fromarray(np.zeros((40, 96, 3), np.uint8)).save(tmp_path / "low.png")
     alone = detections(tmp_path, tmp_path / "d.safetensors", every)
-    after = detections(tmp_path, tmp_path / "d.safetensors", [Image(9, "low.png", 40, 96, "val"), *every])
+    after = detections(tmp_path, tmp_path / "d.safetensors", [ImageRecord(9, "low.png", 40, 96, "val"), *every])
     assert {i: after[i] for i in alone} == alone
 
 
@@ -232,7 +234,7 @@ def test_boxes_and_masks_are_flipped_with_the_picture(tmp_path: Path) -> None:
     mask = np.zeros((20, 30), bool)
     mask[3:9, 4], mask[5, 4:11] = True, True  # a T, which no mirror leaves as it is
     every, objects = one_mask(tmp_path, mask)
-    examples = Examples(str(tmp_path), every, by_image(objects))
+    examples = DetectionDataset(str(tmp_path), every, group_by_image(objects))
     boxes = set()
     for seed in range(8):
         pixels, target = examples[0, seed]
@@ -252,7 +254,7 @@ def test_boxes_and_masks_are_flipped_with_the_picture(tmp_path: Path) -> None:
 def test_an_example_without_objects(tmp_path: Path) -> None:
     every, _ = one_mask(tmp_path, np.zeros((20, 30), bool))
     for seed in range(4):
-        _, target = Examples(str(tmp_path), every, {})[0, seed]
+        _, target = DetectionDataset(str(tmp_path), every, {})[0, seed]
         assert target["boxes"].shape == (0, 4)
         assert target["masks"].shape == (0, 20, 30)
         assert target["labels"].shape == (0,)
@@ -270,7 +272,7 @@ def test_learning_rate() -> None:
 
 def test_steps_use_the_learning_rate_and_the_frozen_stages_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
-    real = training.set_rates
+    real = training.set_lr
     monkeypatch.setattr(training, "set_rates", lambda o, lr: rates.append(lr) or real(o, lr))
     every, objects = scenes(tmp_path)
     p = setting(frozen_stages=2)
@@ -362,8 +364,8 @@ def test_golden_losses(tmp_path: Path, backend: str) -> None:
         mask[8 + i : 40 + i, 16 : 40 + 2 * i] = True
         pixels = np.where(mask, 40 * i + 60, np.arange(SIZE)).astype(np.uint8)
         Pillow.fromarray(np.repeat(pixels[..., None], 3, 2)).save(tmp_path / f"{i}.png")
-        every.append(Image(i + 1, f"{i}.png", SIZE, SIZE, "train"))
-        objects.append(annotation(i + 1, i + 1, i, encode(mask)))
+        every.append(ImageRecord(i + 1, f"{i}.png", SIZE, SIZE, "train"))
+        objects.append(coco_annotation(i + 1, i + 1, i, encode(mask)))
     _, values = learn(tmp_path, setting(backend=backend, iterations=1), every, objects)
     assert [values[0][name] for name in PARTS] == pytest.approx(GOLDEN[backend], abs=2e-3)
 
@@ -385,7 +387,7 @@ def test_drop_loss_counts_what_overlaps_a_mask(tmp_path: Path, backend: str) -> 
     sampled = getattr(heads, name)
     setattr(heads, name, lambda *given: heard.setdefault("sampled", sampled(*given)))
     heads.box_predictor.register_forward_hook(lambda _module, _given, out: heard.update(logits=out[0].detach()))
-    examples = Examples(str(tmp_path), every, by_image(objects))
+    examples = DetectionDataset(str(tmp_path), every, group_by_image(objects))
     pixels, targets = zip(*(examples[i, 0] for i in range(4)), strict=True)
     parts = by.losses(model, p, list(pixels), list(targets))
     if backend == "torchvision":
@@ -477,7 +479,7 @@ def test_the_papers_settings_in_detectron2() -> None:
     assert all(name.startswith(("stem", "res2")) for name in frozen)
     assert all(name.startswith(("res3", "res4")) for name, x in net.backbone.named_parameters() if x.requires_grad)
     assert isinstance(net.roi_heads.res5.norm, nn.BatchNorm2d)
-    decayed = {g["weight_decay"] for g in detectron2_c4.groups(net, p)}
+    decayed = {g["weight_decay"] for g in detectron2_c4.param_groups(net, p)}
     assert decayed == {0.0, p.weight_decay}
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():  # in bfloat16 Detectron2 would round the proposals too
         assert net.eval().backbone(torch.zeros(1, 3, 64, 64))["res4"].dtype == torch.float32
@@ -489,7 +491,7 @@ def test_what_detectron2_is_given_lies_where_the_picture_shows_it(tmp_path: Path
     mask = np.zeros((40, 60), bool)
     mask[6:18, 4:12], mask[10:14, 12:24] = True, True
     every, objects = one_mask(tmp_path, mask)
-    pixels, target = Examples(str(tmp_path), every, by_image(objects))[0, 0]
+    pixels, target = DetectionDataset(str(tmp_path), every, group_by_image(objects))[0, 0]
     given: list[Any] = []
 
     def model(batch: list[Any]) -> dict[str, torch.Tensor]:
@@ -525,8 +527,8 @@ def test_nothing_is_registered_in_detectron2(tmp_path: Path) -> None:
     before = list(DatasetCatalog), list(MetadataCatalog)
     every, objects = scenes(tmp_path, 2)
     for seed in (0, 1):
-        with training.Scratch("detector", [seed], []) as scratch:
-            detector.train(setting(backend="detectron2", iterations=1), 6, str(tmp_path), every, objects, seed, scratch)
+        with Checkpoint("detector", [seed], []) as checkpoint:
+            detector.train(setting(backend="detectron2", iterations=1), 6, str(tmp_path), every, objects, seed, checkpoint)
     assert (list(DatasetCatalog), list(MetadataCatalog)) == before
 
 
@@ -542,21 +544,21 @@ def test_detectron2_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> No
 # ---- copy-paste
 
 
-def two_scenes(folder: Path) -> tuple[list[Image], Annotations]:
+def two_scenes(folder: Path) -> tuple[list[ImageRecord], Annotations]:
     """A black photograph with an object of grey 50, cluster 0, and one with an object of grey 200, cluster 1."""
     every, objects = [], []
     for n, (value, box) in enumerate([(50, np.s_[4:10, 4:12]), (200, np.s_[20:30, 10:18])], 1):
         mask = np.zeros((40, 48), bool)
         mask[box] = True
         Pillow.fromarray(np.repeat((mask * np.uint8(value))[..., None], 3, 2)).save(folder / f"{n}.png")
-        every.append(Image(n, f"{n}.png", 40, 48, "train"))
-        objects.append(annotation(n, n, n - 1, encode(mask)))
+        every.append(ImageRecord(n, f"{n}.png", 40, 48, "train"))
+        objects.append(coco_annotation(n, n, n - 1, encode(mask)))
     return every, objects
 
 
 def test_objects_of_another_image_are_pasted(tmp_path: Path) -> None:
     every, objects = two_scenes(tmp_path)
-    examples = Examples(str(tmp_path), every, by_image(objects), 1.0, [0.5, 1.0])
+    examples = DetectionDataset(str(tmp_path), every, group_by_image(objects), 1.0, [0.5, 1.0])
     seen: set[tuple[int, ...]] = set()
     sizes, covered = set(), 0
     for seed in range(40):
@@ -578,8 +580,8 @@ def test_objects_of_another_image_are_pasted(tmp_path: Path) -> None:
     assert {(1, 2), (1, 1)} <= seen  # the other image's, or its own once more
     assert len(sizes) > 2
     assert covered
-    plain = Examples(str(tmp_path), every, by_image(objects))
-    some = Examples(str(tmp_path), every, by_image(objects), 0.3, [0.5, 1.0])
+    plain = DetectionDataset(str(tmp_path), every, group_by_image(objects))
+    some = DetectionDataset(str(tmp_path), every, group_by_image(objects), 0.3, [0.5, 1.0])
     changed = [not torch.equal(plain[0, n][0], some[0, n][0]) for n in range(60)]
     assert 6 <= sum(changed) <= 30
 

@@ -9,7 +9,9 @@ import pytest
 
 from stages import evaluate_clustering, evaluate_instances
 from unseg.core.console import InputError
-from unseg.core.records import annotation, encode, to_png, write_json, write_labels, write_zip
+from unseg.core.label_maps import write_label_maps
+from unseg.core.rle import coco_annotation, encode
+from unseg.core.storage import encode_png, write_json, write_zip
 
 CLASSES = ["background", "cat", "dog"]
 SPLITS = {"train_a.jpg": "train", "sub/b.jpg": "val", "c.jpg": "val", "d.jpg": "val"}  # d has no truth
@@ -31,12 +33,12 @@ def object_at(x: int, image: int, category: int, **more: Any) -> dict[str, Any]:
     """Two columns of the picture."""
     mask = np.zeros((4, 6), bool)
     mask[:, x : x + 2] = True
-    return {**annotation(1, image, category, encode(mask)), **more}
+    return {**coco_annotation(1, image, category, encode(mask)), **more}
 
 
 def write_truth(path: str, classes: list[str], semantic: dict[str, np.ndarray], objects: list[dict[str, Any]] | None) -> None:
     members = [("classes.json", json.dumps({"classes": classes}).encode())]
-    members += [(f"semantic/{name}.png", to_png(labels.astype(np.uint8))) for name, labels in semantic.items()]
+    members += [(f"semantic/{name}.png", encode_png(labels.astype(np.uint8))) for name, labels in semantic.items()]
     if objects is not None:
         categories = [{"id": c, "name": name} for c, name in enumerate(classes) if c]
         truth = {"images": [r for r in INDEX if r["file_name"] in TRUTH], "annotations": objects, "categories": categories}
@@ -52,7 +54,7 @@ def write_guess(**changes: np.ndarray) -> None:
 def write_maps(maps: dict[str, np.ndarray]) -> None:
     """The first round's; masks and detector have GUESS."""
     for step, own in {"masks": GUESS, "detector": GUESS, "r0": maps}.items():
-        write_labels(f"predictions/{step}.zip", ((name, labels.astype(np.uint8)) for name, labels in own.items()))
+        write_label_maps(f"predictions/{step}.zip", ((name, labels.astype(np.uint8)) for name, labels in own.items()))
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +135,7 @@ def test_every_step_has_its_own_scores() -> None:
     swapped = {name: np.where(m == 1, 2, np.where(m == 2, 1, m)) for name, m in GUESS.items()}
     Path("params.yaml").write_text("seed: 5\ncluster:\n  k: 3\nrounds: [g0, r1]\n")
     for step, maps in {"g0": swapped, "r1": {name: np.zeros((4, 6)) for name in GUESS}}.items():
-        write_labels(f"predictions/{step}.zip", ((name, labels.astype(np.uint8)) for name, labels in maps.items()))
+        write_label_maps(f"predictions/{step}.zip", ((name, labels.astype(np.uint8)) for name, labels in maps.items()))
     first = clustering("masks")
     assert sorted(p.name for p in Path("results/clustering").iterdir()) == ["detector.json", "g0.json", "masks.json", "r1.json"]
     assert clustering("detector") == first
@@ -183,7 +185,7 @@ def test_background_can_be_matched_freely_or_fixed() -> None:
 def test_all_images_are_judged_where_none_is_held_out() -> None:
     write_json("images.json", {"images": [{**r, "split": "train"} for r in INDEX]})
     for step in ("masks", "detector", "r0"):
-        write_labels(f"predictions/{step}.zip", ((name, labels.astype(np.uint8)) for name, labels in TRUTH.items()))
+        write_label_maps(f"predictions/{step}.zip", ((name, labels.astype(np.uint8)) for name, labels in TRUTH.items()))
     scores, _, _ = clustering()
     assert (scores["images"], scores["miou"], scores["pixel_accuracy"]) == (3, 1, 1)
 
@@ -219,14 +221,14 @@ def test_clustering_errors() -> None:
     write_zip("predictions/r0.zip", [(f"{name}.png", b"no PNG") for name in GUESS])
     with pytest.raises(InputError, match=r"predictions/r0.zip: sub/b.jpg.png cannot be read .*make it again"):
         clustering()
-    write_labels("predictions/r0.zip", [("c.jpg", GUESS["c.jpg"].astype(np.uint8))])
+    write_label_maps("predictions/r0.zip", [("c.jpg", GUESS["c.jpg"].astype(np.uint8))])
     with pytest.raises(InputError, match=r"predictions/r0.zip has no sub/b.jpg.png"):
         clustering()
     write_guess()
     write_truth("truth.zip", CLASSES[:2], TRUTH, None)
     with pytest.raises(InputError, match=r"c.jpg: the truth has label 2; it may have 0 to 1.*truth in truth.zip"):
         clustering()
-    write_zip("truth.zip", [("semantic/c.jpg.png", to_png(np.zeros((4, 6), np.uint8)))])
+    write_zip("truth.zip", [("semantic/c.jpg.png", encode_png(np.zeros((4, 6), np.uint8)))])
     with pytest.raises(InputError, match=r"truth.zip cannot be read .*classes.json.*make it again"):
         clustering()
     Path("truth.zip").write_bytes(b"")
@@ -291,7 +293,7 @@ def test_instances_without_truth_says_so(objects: list[dict[str, Any]] | None) -
 
 
 def test_instances_errors() -> None:
-    large = annotation(1, 1, 0, encode(np.ones((4, 7), bool)))
+    large = coco_annotation(1, 1, 0, encode(np.ones((4, 7), bool)))
     write_json("detections.json", [{**large, "score": 0.5}])
     with pytest.raises(InputError, match=r"detections.json: a mask is \[4, 7\], sub/b.jpg is \[4, 6\]"):
         instances()

@@ -19,16 +19,16 @@ import torch
 from torch import nn
 
 from tests import fuzz, mutations
-from unseg.core import console, records
+from unseg.core import console, image_index, label_maps, storage
 from unseg.core.console import InputError
 from unseg.engine import training
-from unseg.engine.checkpoint import Results, Scratch, code
+from unseg.engine.checkpoint import Checkpoint, ResultStore, code_hash
 
 ROOT = Path(__file__).parents[1]
 WRITERS: dict[str, Callable[[Path], None]] = {
-    "json": lambda path: records.write_json(path, [{"a": 1}] * 9999),
-    "labels": lambda path: records.write_labels(path, [("a", np.zeros((4, 4), np.uint8))] * 1),
-    "arrays": lambda path: records.write_arrays(path, a=np.zeros(9999)),
+    "json": lambda path: storage.write_json(path, [{"a": 1}] * 9999),
+    "labels": lambda path: label_maps.write_label_maps(path, [("a", np.zeros((4, 4), np.uint8))] * 1),
+    "arrays": lambda path: storage.write_npz(path, a=np.zeros(9999)),
     "weights": lambda path: training.write_weights(path, nn.Linear(99, 99), {"kind": "toy"}),
 }
 
@@ -54,22 +54,22 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, kind: str) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, Linux's disk that is full")
 def test_a_full_disk_under_a_checkpoint() -> None:
     full = pytest.raises(InputError, match=r"checkpoint\.pt cannot be written")
-    with full, Scratch("toy", [], []) as scratch:
-        scratch.save({"step": 1})
-        (scratch.path / f".checkpoint.pt.{os.getpid()}.part").symlink_to("/dev/full")
-        scratch.save({"step": torch.zeros(9999)})
-    with Scratch("toy", [], []) as scratch:
-        assert scratch.load() == {"step": 1}  # the one before is whole
+    with full, Checkpoint("toy", [], []) as checkpoint:
+        checkpoint.save({"step": 1})
+        (checkpoint.path / f".checkpoint.pt.{os.getpid()}.part").symlink_to("/dev/full")
+        checkpoint.save({"step": torch.zeros(9999)})
+    with Checkpoint("toy", [], []) as checkpoint:
+        assert checkpoint.load() == {"step": 1}  # the one before is whole
 
 
 def test_no_room_for_results() -> None:
     full = pytest.raises(InputError, match=r"cannot be written \(.*full\); mend that")
-    with full, Scratch("toy", [], []) as scratch, Results(scratch) as results:
+    with full, Checkpoint("toy", [], []) as checkpoint, ResultStore(checkpoint) as results:
         results.put(1, b"one")
         results.complete()
         results.own.execute("pragma max_page_count = 3")
         results.put(2, b"x" * 99999)
-    with Scratch("toy", [], []) as scratch, Results(scratch) as results:
+    with Checkpoint("toy", [], []) as checkpoint, ResultStore(checkpoint) as results:
         assert results.done == {1}
 
 
@@ -86,13 +86,13 @@ def test_scratch_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("UNSEG_SCRATCH", str(tmp_path / "file"))
     with (
         pytest.raises(InputError, match="cannot be written: Not a directory; mend that, or set UNSEG_SCRATCH"),
-        Scratch("t", [], []),
+        Checkpoint("t", [], []),
     ):
         pass
 
 
 def test_an_error_of_another_kind_is_not_hidden(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="photograph"), records.whole(tmp_path / "out"):
+    with pytest.raises(FileNotFoundError, match="photograph"), storage.atomic_write(tmp_path / "out"):
         (tmp_path / "photograph").read_bytes()
 
 
@@ -103,7 +103,7 @@ def test_what_the_killed_leave_is_removed_and_what_others_write_is_not(tmp_path:
     other = tmp_path / f".out.json.gz.{gone.pid}.part"
     for file in (dead, alive, other):
         file.touch()
-    records.write_json(tmp_path / "out.json", [])
+    storage.write_json(tmp_path / "out.json", [])
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([alive.name, other.name, "out.json"])
 
 
@@ -128,7 +128,7 @@ def test_sigterm(tmp_path: Path) -> None:
 def extract(numbers: list[int], stop: int | None = None) -> tuple[list[int], list[bytes]]:
     """Batches of two, ended before the number `stop`; what was done here, and all results."""
     done = []
-    with Scratch("toy", [], []) as scratch, Results(scratch) as results:
+    with Checkpoint("toy", [], []) as checkpoint, ResultStore(checkpoint) as results:
         for batch in results.left([numbers[i : i + 2] for i in range(0, len(numbers), 2)], lambda n: n):
             for n in batch:
                 if n == stop:
@@ -175,27 +175,27 @@ def test_damaged_results_are_made_again(
 
 
 def test_progress_of_other_code_is_not_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = Scratch("toy", [], []).path
-    monkeypatch.setattr("unseg.engine.checkpoint.code", lambda: code()[::-1])
-    assert Scratch("toy", [], []).path != before
+    before = Checkpoint("toy", [], []).path
+    monkeypatch.setattr("unseg.engine.checkpoint.code_hash", lambda: code_hash()[::-1])
+    assert Checkpoint("toy", [], []).path != before
 
 
 def broken_off(stage: str, settings: list[int]) -> Path:
     """The folder of a run that was ended after its first checkpoint."""
-    scratch = Scratch(stage, settings, [])
-    scratch.__enter__()
-    scratch.save({"step": 1})
-    scratch.__exit__(KeyboardInterrupt)
-    return scratch.path
+    checkpoint = Checkpoint(stage, settings, [])
+    checkpoint.__enter__()
+    checkpoint.save({"step": 1})
+    checkpoint.__exit__(KeyboardInterrupt)
+    return checkpoint.path
 
 
 def test_progress_of_other_code_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as older:
-        older.setattr("unseg.engine.checkpoint.code", lambda: "0123456789ab")
+        older.setattr("unseg.engine.checkpoint.code_hash", lambda: "0123456789ab")
         gone = [broken_off("toy", [1]), broken_off("toy", [2])]
-        held = Scratch("toy", [3], [])
+        held = Checkpoint("toy", [3], [])
         held.__enter__()
         other_stage, foreign, link = broken_off("other", [1]), broken_off("toy", [4]), broken_off("toy", [5])
     (foreign / "notes.txt").write_text("mine")
@@ -218,18 +218,18 @@ def test_progress_of_other_code_is_removed(
     kept = (held.path, other_stage, foreign / "notes.txt", foreign / "checkpoint.pt", link, linked_file, stranger, experiment)
     assert all(path.exists() for path in (*kept, outside / "checkpoint.pt"))
     held.__exit__(KeyboardInterrupt)
-    with Scratch("toy", [7], []):
+    with Checkpoint("toy", [7], []):
         assert "1 unfinished run of other code" in capsys.readouterr().out
     assert not held.path.exists()
-    with Scratch("toy", [6], []) as scratch:  # other params, same code
-        assert scratch.load() == {"step": 1}
+    with Checkpoint("toy", [6], []) as checkpoint:  # other params, same code
+        assert checkpoint.load() == {"step": 1}
 
 
 def test_a_stage_folder_that_is_a_link_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "elsewhere" / ("f" * 16)).mkdir(parents=True)
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch/toy").symlink_to(tmp_path / "elsewhere")
-    with Scratch("toy", [], []):
+    with Checkpoint("toy", [], []):
         pass
     assert (tmp_path / "elsewhere" / ("f" * 16)).exists()
     assert capsys.readouterr().out == ""
@@ -246,24 +246,24 @@ def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with console.Meter(3, "toy") as meter:
         meter.step()
     for name in ("a", "b"):
-        records.write_arrays(tmp_path / name, a=np.zeros(3))
+        storage.write_npz(tmp_path / name, a=np.zeros(3))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_bombs_among_label_maps(tmp_path: Path) -> None:
     """What is too large to be a map of the image is not decoded: no pixel of the first is there, the second is 3 MB of zeros."""
-    image = records.Image(1, "a", 16, 16, "train")
-    png = bytearray(records.to_png(np.zeros((16, 16), np.uint8)))
+    image = image_index.ImageRecord(1, "a", 16, 16, "train")
+    png = bytearray(storage.encode_png(np.zeros((16, 16), np.uint8)))
     png[16:24] = (9000).to_bytes(4, "big") * 2
     png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("a.png", bytes(png))
     with pytest.raises(InputError, match=r"a\.png is \(9000, 9000\), its image \(16, 16\)"):
-        records.Labels(tmp_path / "x.zip")[image]
+        label_maps.LabelMaps(tmp_path / "x.zip")[image]
     with zipfile.ZipFile(tmp_path / "y.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", bytes(3_000_000))
     with pytest.raises(InputError, match=r"a\.png cannot be read \(3000000 bytes are no label map\)"):
-        records.Labels(tmp_path / "y.zip")[image]
+        label_maps.LabelMaps(tmp_path / "y.zip")[image]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,4 +1,4 @@
-"""How photographs are opened (unseg/data/photos.py), made into tensors (unseg/engine/batching.py), and recorded (unseg/core/records.py)."""
+"""How photographs are opened (unseg/data/photos.py), made into tensors (unseg/engine/batching.py), and recorded (unseg/core/storage.py)."""
 
 import io
 import json
@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image as Pillow
 
-from unseg.core import records
+from unseg.core import image_index, label_maps, rle, storage
 from unseg.core.console import InputError
-from unseg.core.records import Image
+from unseg.core.image_index import ImageRecord
 from unseg.data import photos
 from unseg.engine import batching
 
@@ -143,7 +143,7 @@ def test_read_opens_the_photograph_of_a_record_without_a_word(tmp_path: Path, mo
     (tmp_path / "sub").mkdir()
     grey(np.full((40, 40), 3)).save(tmp_path / "sub/a b.png")
     monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 1000)  # Pillow warns from here on, and warnings are errors here
-    assert photos.read(tmp_path, Image(1, "sub/a b.png", 40, 40, "train")).size == (40, 40)
+    assert photos.read(tmp_path, ImageRecord(1, "sub/a b.png", 40, 40, "train")).size == (40, 40)
 
 
 # ---------------------------------------------------------------- sizes and tensors
@@ -216,34 +216,34 @@ def test_batches_hold_every_item_once_among_its_like(sizes: list[tuple[int, int]
 def test_run_lengths_by_hand() -> None:
     mask = np.zeros((3, 4), bool)
     mask[1:, 1] = True  # two pixels down the second column: 4 off, 2 on, 6 off
-    rle = records.encode(mask)
-    assert rle == {"size": [3, 4], "counts": "426"}
-    expected = {"bbox": [1.0, 1.0, 1.0, 2.0], "area": 2, "iscrowd": 0, "segmentation": rle}
-    assert records.annotation(5, 6, 7, rle) == {"id": 5, "image_id": 6, "category_id": 7, **expected}
-    assert records.boxes_xyxy([rle, rle]).tolist() == [[1, 1, 2, 3]] * 2
+    encoded = rle.encode(mask)
+    assert encoded == {"size": [3, 4], "counts": "426"}
+    expected = {"bbox": [1.0, 1.0, 1.0, 2.0], "area": 2, "iscrowd": 0, "segmentation": encoded}
+    assert rle.coco_annotation(5, 6, 7, encoded) == {"id": 5, "image_id": 6, "category_id": 7, **expected}
+    assert rle.boxes_xyxy([encoded, encoded]).tolist() == [[1, 1, 2, 3]] * 2
 
 
 @settings(max_examples=40, deadline=None)
 @given(MASKS)
 def test_masks_come_back(mask: np.ndarray) -> None:
-    rle = records.encode(mask)
-    np.testing.assert_array_equal(records.decode(rle), mask)
-    assert rle["size"] == list(mask.shape)
-    json.dumps(rle)
-    several = records.encode_all(np.stack([mask, ~mask]))
-    assert several == [rle, records.encode(~mask)]
-    box, (y, x) = records.boxes_xyxy([rle])[0], np.nonzero(mask)
+    encoded = rle.encode(mask)
+    np.testing.assert_array_equal(rle.decode(encoded), mask)
+    assert encoded["size"] == list(mask.shape)
+    json.dumps(encoded)
+    several = rle.encode_all(np.stack([mask, ~mask]))
+    assert several == [rle, rle.encode(~mask)]
+    box, (y, x) = rle.boxes_xyxy([rle])[0], np.nonzero(mask)
     assert box.tolist() == ([x.min(), y.min(), x.max() + 1, y.max() + 1] if mask.any() else [0, 0, 0, 0])
 
 
 def test_no_masks_at_all() -> None:
-    assert records.encode_all(np.zeros((0, 4, 5), bool)) == []
-    assert records.boxes_xyxy([]).shape == (0, 4)
+    assert rle.encode_all(np.zeros((0, 4, 5), bool)) == []
+    assert rle.boxes_xyxy([]).shape == (0, 4)
 
 
 def test_annotations_by_image_keep_their_order() -> None:
     given = [{"image_id": i, "id": n} for n, i in enumerate((2, 1, 2))]
-    assert {k: [a["id"] for a in v] for k, v in records.by_image(given).items()} == {2: [0, 2], 1: [1]}
+    assert {k: [a["id"] for a in v] for k, v in rle.group_by_image(given).items()} == {2: [0, 2], 1: [1]}
 
 
 # ---------------------------------------------------------------- JSON
@@ -251,26 +251,26 @@ def test_annotations_by_image_keep_their_order() -> None:
 
 def test_json_is_sorted_and_has_a_record_a_line(tmp_path: Path) -> None:
     file = tmp_path / "new/a.json"
-    records.write_json(file, {"b": [{"y": 1, "x": "ü\udcff"}, {"x": 2}], "a": [1, 2], "c": []})
+    storage.write_json(file, {"b": [{"y": 1, "x": "ü\udcff"}, {"x": 2}], "a": [1, 2], "c": []})
     text = file.read_text()
     assert text == '{\n"a": [1, 2],\n"b": [\n{"x": "\\u00fc\\udcff", "y": 1},\n{"x": 2}\n],\n"c": []\n}\n'
-    assert records.read_json(file)["b"][0]["x"] == "ü\udcff"
-    records.write_json(file, [{"b": 1, "a": 2}])
+    assert storage.read_json(file)["b"][0]["x"] == "ü\udcff"
+    storage.write_json(file, [{"b": 1, "a": 2}])
     assert file.read_text() == '[\n{"a": 2, "b": 1}\n]\n'
 
 
 def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
-    records.write_json(file, [1])
+    storage.write_json(file, [1])
     with pytest.raises(ValueError, match="not JSON compliant"):
-        records.write_json(file, [float("nan")])
+        storage.write_json(file, [float("nan")])
 
     def members() -> Any:
         yield "a", b"a"
         raise InputError("stop")
 
     with pytest.raises(InputError, match="stop"):
-        records.write_zip(file, members())
+        storage.write_zip(file, members())
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert file.read_text() == "[1]\n"
 
@@ -278,15 +278,15 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path: Path) 
 def test_reading_json_names_what_is_wrong(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     with pytest.raises(InputError, match=r"a\.json: no such file"):
-        records.read_json(file)
+        storage.read_json(file)
     for content in (b"{", b"\xff\xfe"):
         file.write_bytes(content)
         with pytest.raises(InputError, match=r"a\.json is not JSON"):
-            records.read_json(file)
+            storage.read_json(file)
     with pytest.raises(InputError, match=r"cannot be read"):
-        records.read_json(tmp_path)
+        storage.read_json(tmp_path)
     file.write_bytes('\ufeff{"ü": 1}'.encode())  # as Windows tools write it
-    assert records.read_json(file) == {"ü": 1}
+    assert storage.read_json(file) == {"ü": 1}
 
 
 def test_what_is_learned_from_and_what_is_judged(tmp_path: Path) -> None:
@@ -294,32 +294,32 @@ def test_what_is_learned_from_and_what_is_judged(tmp_path: Path) -> None:
 
     def index(*splits: str) -> None:
         given = [{"id": i, "file_name": f"{i}.png", "height": 2, "width": 3, "split": s} for i, s in enumerate(splits)]
-        records.write_json(file, {"images": [{**r, "more": 1} for r in given]})
+        storage.write_json(file, {"images": [{**r, "more": 1} for r in given]})
 
     index("train", "val", "both")
-    assert [i.id for i in records.read_images(file)] == [0, 1, 2]
-    assert [i.id for i in records.to_learn(file)] == [0, 2]
-    assert [i.id for i in records.to_judge(file)] == [1, 2]
-    assert records.read_images(file)[0].size == (2, 3)
+    assert [i.id for i in image_index.read_images(file)] == [0, 1, 2]
+    assert [i.id for i in image_index.train_images(file)] == [0, 2]
+    assert [i.id for i in image_index.eval_images(file)] == [1, 2]
+    assert image_index.read_images(file)[0].size == (2, 3)
     index("train", "train")
-    assert [i.id for i in records.to_judge(file)] == [0, 1]
+    assert [i.id for i in image_index.eval_images(file)] == [0, 1]
 
 
 # ---------------------------------------------------------------- zips
 
 
-ONE, TWO = Image(1, "a/ü b.jpg", 2, 3, "train"), Image(2, "c.png", 4, 4, "val")
+ONE, TWO = ImageRecord(1, "a/ü b.jpg", 2, 3, "train"), ImageRecord(2, "c.png", 4, 4, "val")
 
 
 def test_label_maps_come_back_and_the_bytes_are_stable(tmp_path: Path) -> None:
     maps = {ONE: np.array([[0, 1, 255], [7, 8, 9]], np.uint8), TWO: np.arange(16, dtype=np.uint8).reshape(4, 4)}
     for name in ("one.zip", "two.zip"):
-        records.write_labels(tmp_path / name, ((i.file_name, m) for i, m in maps.items()))
+        label_maps.write_label_maps(tmp_path / name, ((i.file_name, m) for i, m in maps.items()))
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
     with zipfile.ZipFile(tmp_path / "one.zip") as archive:
         assert archive.namelist() == ["a/ü b.jpg.png", "c.png.png"]
         assert {(m.date_time, m.compress_type) for m in archive.infolist()} == {((1980, 1, 1, 0, 0, 0), zipfile.ZIP_STORED)}
-    labels = records.Labels(tmp_path / "one.zip")
+    labels = label_maps.LabelMaps(tmp_path / "one.zip")
     for _ in range(2):
         for image, values in maps.items():
             assert image in labels
@@ -329,22 +329,22 @@ def test_label_maps_come_back_and_the_bytes_are_stable(tmp_path: Path) -> None:
 
 def test_labels_say_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"x\.zip: no such file"):
-        records.Labels(tmp_path / "x.zip")
+        label_maps.LabelMaps(tmp_path / "x.zip")
     (tmp_path / "x.zip").write_text("text")
     with pytest.raises(InputError, match=r"x\.zip is not a zip file"):
-        records.Labels(tmp_path / "x.zip")
-    records.write_zip(tmp_path / "x.zip", [("in/c.png.png", records.to_png(np.zeros((4, 5), np.uint8)))])
-    labels = records.Labels(tmp_path / "x.zip", "in/")
+        label_maps.LabelMaps(tmp_path / "x.zip")
+    storage.write_zip(tmp_path / "x.zip", [("in/c.png.png", storage.encode_png(np.zeros((4, 5), np.uint8)))])
+    labels = label_maps.LabelMaps(tmp_path / "x.zip", "in/")
     assert TWO in labels
     assert ONE not in labels
     with pytest.raises(InputError, match=r"has no in/a/ü b\.jpg\.png"):
         labels[ONE]
     with pytest.raises(InputError, match=r"in/c\.png\.png is \(4, 5\), its image \(4, 4\)"):
         labels[TWO]
-    assert TWO not in records.Labels(tmp_path / "x.zip")
+    assert TWO not in label_maps.LabelMaps(tmp_path / "x.zip")
 
 
 def test_png_keeps_colour_and_grey() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)
     for array in (pixels, pixels[..., 0]):
-        np.testing.assert_array_equal(np.array(Pillow.open(io.BytesIO(records.to_png(array)))), array)
+        np.testing.assert_array_equal(np.array(Pillow.open(io.BytesIO(storage.encode_png(array)))), array)

@@ -16,7 +16,10 @@ from PIL import Image as Pillow
 
 from stages import aggregate
 from unseg.core.console import InputError
-from unseg.core.records import Labels, annotation, encode, read_images, write_json
+from unseg.core.image_index import read_images
+from unseg.core.label_maps import LabelMaps
+from unseg.core.rle import coco_annotation, encode
+from unseg.core.storage import write_json
 from unseg.segmentation.pseudo_labels import Aggregation, Detection, keep, paint
 
 PAPER = Aggregation(threshold=0.9, overlap="keep_higher", shape="mask", uncertain="background")
@@ -24,7 +27,7 @@ PAPER = Aggregation(threshold=0.9, overlap="keep_higher", shape="mask", uncertai
 
 def found(category: int, score: float, mask: Any, image: int = 1) -> Detection:
     mask = np.atleast_2d(np.asarray(mask, bool))
-    a = annotation(1, image, category, encode(mask))
+    a = coco_annotation(1, image, category, encode(mask))
     return {key: a[key] for key in ("image_id", "category_id", "segmentation", "bbox")} | {"score": score}
 
 
@@ -254,7 +257,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     settings = replace(PAPER, uncertain="ignore")
     Path("params.yaml").write_text(yaml.safe_dump({"aggregate": asdict(settings), "alarms": ALARMS}))
     write_json("images.json", {"images": INDEX})
-    mined = [annotation(i, i, 10 * i, encode(rows("1...", "1..."))) for i in (1, 2, 3)]
+    mined = [coco_annotation(i, i, 10 * i, encode(rows("1...", "1..."))) for i in (1, 2, 3)]
     write_json("instances.json", {"images": INDEX, "annotations": mined, "categories": []})
     detections = [
         found(4, 0.95, rows("11..", "...."), 1),
@@ -273,7 +276,7 @@ def go() -> None:
 def test_stage(folder: Path) -> None:
     go()
     a, b, c = read_images("images.json")
-    labels, masks, detector = (Labels(out) for out in OUTS)
+    labels, masks, detector = (LabelMaps(out) for out in OUTS)
     assert labels.names == {"train_a.png.png"}
     assert masks.names == detector.names == {"sub/b.png.png", "c.png.png"}
     assert labels[a].tolist() == [[5, 5, 255, 0], [0] * 4]
@@ -288,11 +291,11 @@ def test_stage_paints_the_mined_masks_as_they_are(folder: Path) -> None:
     settings = Aggregation(threshold=1.0, overlap="skip", shape="box", uncertain="background")
     Path("params.yaml").write_text(yaml.safe_dump({"aggregate": asdict(settings), "alarms": ALARMS}))
     instances = json.loads(Path("instances.json").read_text())
-    ell = annotation(9, 2, 0, encode(rows("..1.", "..11")))
+    ell = coco_annotation(9, 2, 0, encode(rows("..1.", "..11")))
     write_json("instances.json", instances | {"annotations": [*instances["annotations"], ell]})
     go()
     b = read_images("images.json")[1]
-    assert Labels(OUTS[1])[b].tolist() == [[21, 0, 1, 0], [21, 0, 1, 1]]
+    assert LabelMaps(OUTS[1])[b].tolist() == [[21, 0, 1, 0], [21, 0, 1, 1]]
 
 
 def test_stage_fails_where_pseudo_labels_are_empty(folder: Path) -> None:
@@ -303,7 +306,7 @@ def test_stage_fails_where_pseudo_labels_are_empty(folder: Path) -> None:
     write_json("detections.json", detections)
     with pytest.raises(InputError, match=r"labels-r0.zip: collapse: 100% of 1 pseudo-labels are all background"):
         go()
-    assert not Labels(OUTS[0])[read_images("images.json")[0]].any()  # it is there to be looked at
+    assert not LabelMaps(OUTS[0])[read_images("images.json")[0]].any()  # it is there to be looked at
 
 
 def test_stage_twice_gives_the_same_bytes(folder: Path) -> None:
@@ -322,7 +325,7 @@ def test_stage_reads_photographs_for_grabcut(folder: Path) -> None:
     Path("photographs").mkdir()
     Pillow.fromarray(image).save("photographs/train_a.png")
     go()
-    got = Labels(OUTS[0])[read_images("images.json")[0]] == 1
+    got = LabelMaps(OUTS[0])[read_images("images.json")[0]] == 1
     assert (got & disc).sum() / (got | disc).sum() > 0.95
 
 

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco_mask
 from sklearn.metrics import confusion_matrix, jaccard_score
 
-from unseg.core.records import annotation, boxes_xyxy, decode, encode
+from unseg.core.rle import boxes_xyxy, coco_annotation, decode, encode
 from unseg.evaluation import metrics
 
 VOID = 255
@@ -26,7 +26,7 @@ def object_at(x: int, image: int = 1, category: int = 1, y: int = 0, size: int =
     """A square in an image of 100x400 pixels, as object or, with a score, as detection."""
     mask = np.zeros((100, 400), bool)
     mask[y : y + size, x : x + size] = True
-    return {**annotation(0, image, category, encode(mask)), **more}
+    return {**coco_annotation(0, image, category, encode(mask)), **more}
 
 
 def miou(counts: np.ndarray, assignment: np.ndarray) -> float:
@@ -409,7 +409,7 @@ def frame() -> dict[str, Any]:
     mask = np.zeros((100, 400), bool)
     mask[0:60, 0:60] = True
     mask[1:59, 1:59] = False
-    return annotation(0, 1, 1, encode(mask))
+    return coco_annotation(0, 1, 1, encode(mask))
 
 
 def test_single_goes_by_the_overlap_of_boxes() -> None:
@@ -447,7 +447,7 @@ def test_objects_are_counted_for_the_surest_cluster_that_finds_them() -> None:
     assert counts.tolist() == [[0, 1, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]]
     assignment = metrics.match(counts, by="accuracy")
     assert assignment.tolist() == [1, 0, -1, -1]
-    named = metrics.name_clusters(found, assignment)
+    named = metrics.class_names_of_clusters(found, assignment)
     assert [(d["category_id"], d["score"]) for d in named] == [(2, 0.4), (1, 0.8), (2, 0.3), (2, 0.7)]
     assert found[0]["category_id"] == 0  # the given records stay as they are
 

@@ -10,9 +10,10 @@ import yaml
 from PIL import Image as Pillow
 
 from stages import embed, mine
-from unseg.core.records import by_image, decode, write_json
+from unseg.core.rle import decode, group_by_image
+from unseg.core.storage import write_json
 from unseg.data import demo
-from unseg.models.weights import FRESH
+from unseg.models.weights import RANDOM_INIT
 
 SIZES = ((64, 64), (48, 80), (64, 64))
 
@@ -21,9 +22,9 @@ def mined(root: Path, **changed: Any) -> list[dict[str, Any]]:
     """The annotations of data/masks.json for mine with these values changed."""
     params = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
     params["mine"] |= {"resize": 64, "precision": "fp32", **changed}
-    params["backbone"] |= {"weights": FRESH, "width": 32, "depth": 2, "heads": 2}
+    params["backbone"] |= {"weights": RANDOM_INIT, "width": 32, "depth": 2, "heads": 2}
     (root / "params.yaml").write_text(yaml.safe_dump({key: params[key] for key in ("mine", "backbone", "alarms")}))
-    mine.main("images.json", ".", FRESH, "masks.json")
+    mine.main("images.json", ".", RANDOM_INIT, "masks.json")
     found: list[dict[str, Any]] = json.loads((root / "masks.json").read_text())["annotations"]
     return found
 
@@ -33,8 +34,8 @@ def scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNSEG_WORKERS", "0")
     monkeypatch.setenv("UNSEG_DEVICE", "cpu")
-    Path(FRESH).parent.mkdir()
-    Path(FRESH).touch()
+    Path(RANDOM_INIT).parent.mkdir()
+    Path(RANDOM_INIT).touch()
     every = []
     for n, (h, w) in enumerate(SIZES, 5):
         pixels, _ = demo.scene(np.random.default_rng(n), max(h, w))
@@ -52,11 +53,11 @@ def test_several_objects_an_image(scenes: Path) -> None:
     assert [a["image_id"] for a in three] == sorted(a["image_id"] for a in three)
     assert len(three) > 5
     assert sorted(a["id"] for a in three) == list(range(5, 5 + len(three)))
-    two = by_image(mined(scenes, objects=2, stop=1.0))
+    two = group_by_image(mined(scenes, objects=2, stop=1.0))
     assert sum(map(len, two.values())) > 4
     for image, own in two.items():
-        assert [a["segmentation"] for a in own] == [a["segmentation"] for a in by_image(three)[image][:2]]
-    for own in by_image(three).values():
+        assert [a["segmentation"] for a in own] == [a["segmentation"] for a in group_by_image(three)[image][:2]]
+    for own in group_by_image(three).values():
         assert len(own) <= 3
         assert sum(decode(a["segmentation"]).astype(int) for a in own).max() == 1  # type: ignore[attr-defined]
     for method in ("attention", "lost"):
@@ -68,11 +69,11 @@ def test_tokens_in_either_precision(scenes: Path) -> None:
     tokens = {}
     for precision in ("fp32", "bf16"):
         params = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
-        backbone = params["embedder"] | {"weights": FRESH, "width": 32, "depth": 2, "heads": 2}
+        backbone = params["embedder"] | {"weights": RANDOM_INIT, "width": 32, "depth": 2, "heads": 2}
         (scenes / "params.yaml").write_text(
             yaml.safe_dump({"embed": params["embed"] | {"precision": precision}, "embedder": backbone})
         )
-        embed.main("images.json", "masks.json", ".", FRESH, "tokens.npz")
+        embed.main("images.json", "masks.json", ".", RANDOM_INIT, "tokens.npz")
         tokens[precision] = np.load("tokens.npz")["tokens"]
     off = np.linalg.norm(tokens["bf16"] - tokens["fp32"], axis=1) / np.linalg.norm(tokens["fp32"], axis=1)
     assert off.min() > 1e-4

@@ -36,7 +36,7 @@ GROUPS: dict[str, type] = {
     "cluster": algorithms.Clustering,
     "detector": settings.Detector,
     "detect": settings.Detect,
-    "adopt": self_training.Adoption,
+    "adopt": self_training.SelfTraining,
     "aggregate": pseudo_labels.Aggregation,
     "segmenter": segmenter.Segmenter,
     "predict": segmenter.Predict,
@@ -47,10 +47,10 @@ GROUPS: dict[str, type] = {
     "backbone_video": video.BackboneVideo,
     "quality": quality.Quality,
     "choose": choice.Choosing,
-    "alarms.masks": alarms.Masks,
-    "alarms.clusters": alarms.Clusters,
-    "alarms.labels": alarms.Labels,
-    "alarms.segmentation": alarms.Segmentation,
+    "alarms.masks": alarms.MaskAlarm,
+    "alarms.clusters": alarms.ClusterAlarm,
+    "alarms.labels": alarms.LabelAlarm,
+    "alarms.segmentation": alarms.SegmentationAlarm,
     "report": page.Report,
 }
 VALUES: dict[str, type] = {"seed": int, "fetch": list, "regroup": list, "rounds": list, "refine": list, "final": str}
@@ -138,7 +138,7 @@ def test_the_table_is_what_the_stages_read() -> None:
 
 
 def test_groups_have_no_defaults() -> None:
-    for kind in {*GROUPS.values(), views.Augmentation, croc.Clustering}:
+    for kind in {*GROUPS.values(), views.Augmentation, croc.CrocClustering}:
         assert all(f.default is MISSING and f.default_factory is MISSING for f in fields(kind))  # type: ignore[arg-type]
         assert kind.__dataclass_params__.frozen  # type: ignore[union-attr]
 

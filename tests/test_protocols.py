@@ -15,7 +15,8 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import jaccard_score
 from sklearn.metrics.cluster import contingency_matrix
 
-from unseg.core.records import Image, annotation, encode
+from unseg.core.image_index import ImageRecord
+from unseg.core.rle import coco_annotation, encode
 from unseg.evaluation import linear_probe, metrics, protocols
 from unseg.segmentation import segmenter
 from unseg.segmentation.crf import Crf
@@ -26,7 +27,7 @@ C, K = 4, 5  # background counted in both
 def square(x: int, image: int = 1, category: int = 1, size: int = 10) -> dict[str, Any]:
     mask = np.zeros((20, 100), bool)
     mask[:size, x : x + size] = True
-    return annotation(0, image, category, encode(mask))
+    return coco_annotation(0, image, category, encode(mask))
 
 
 def test_a_mask_votes_for_the_object_whose_box_fits_best() -> None:
@@ -94,7 +95,7 @@ def test_protocols_agree_with_sklearn_and_scipy_and_forget_names_and_order(
 def test_the_probe_is_judged_with_and_without_a_crf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stray pixel in a photograph of two halves is what a CRF mends."""
     rows, half = 12, np.repeat([[0, 1]], 12, 0).repeat(6, 1)  # [12, 12] classes
-    image = Image(1, "a.png", rows, rows, "val")
+    image = ImageRecord(1, "a.png", rows, rows, "val")
     Pillow.fromarray(np.repeat((200 * half)[..., None], 3, 2).astype(np.uint8)).save(tmp_path / "a.png")
     probability = torch.tensor(np.where(half == np.arange(2)[:, None, None], 0.7, 0.3))  # [2, 12, 12]
     probability[:, 6, 2] = torch.tensor([0.4, 0.6])

@@ -19,7 +19,10 @@ from unseg.clustering import choice
 from unseg.clustering.algorithms import cluster as clusters_of
 from unseg.core import alarms
 from unseg.core.console import InputError
-from unseg.core.records import Image, annotation, decode, encode, read_json, write_arrays, write_json, write_labels
+from unseg.core.image_index import ImageRecord
+from unseg.core.label_maps import write_label_maps
+from unseg.core.rle import coco_annotation, decode, encode
+from unseg.core.storage import read_json, write_json, write_npz
 from unseg.evaluation.label_free import quality, stability
 from unseg.models import vit
 from unseg.report import unlabelled
@@ -41,8 +44,8 @@ def test_shares_by_hand() -> None:
     assert quality.overlap(mask, other) == pytest.approx(4 / 12)
     assert quality.overlap(~mask & mask, ~mask & mask) == 1
     assert quality.solid(np.array([[0, 1, 1, 255]], np.uint8)).tolist() == [[False, True, True, False]]
-    image = Image(1, "a.png", 4, 5, "train")
-    assert quality.of_masks([image, image], [annotation(1, 1, 0, encode(mask))]) == pytest.approx(
+    image = ImageRecord(1, "a.png", 4, 5, "train")
+    assert quality.of_masks([image, image], [coco_annotation(1, 1, 0, encode(mask))]) == pytest.approx(
         {"mask_missing": 0.5, "mask_area": 8 / 20, "mask_border": 6 / 14}
     )
     assert math.isnan(quality.of_masks([image], [])["mask_area"])
@@ -70,7 +73,7 @@ def test_clusters_that_are_there_are_found_again_and_others_not() -> None:
 
 
 def test_a_view_is_compared_where_it_shows_the_same() -> None:
-    image, mask = Image(1, "a.png", 8, 8, "train"), np.zeros((8, 8), bool)
+    image, mask = ImageRecord(1, "a.png", 8, 8, "train"), np.zeros((8, 8), bool)
     mask[2:6, 1:4] = True  # rows and columns 1 to 6 are the middle
     flipped, cropped = (stability.View(image, mask, f) for f in (True, False))
     assert flipped.size == (8, 8)
@@ -105,7 +108,7 @@ def test_stability_is_what_exceeds_chance() -> None:
 def test_a_view_shows_what_it_says(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 6, 3)).astype(np.uint8)
     Pillow.fromarray(pixels).save(tmp_path / "a.png")
-    image = Image(1, "a.png", 8, 6, "train")
+    image = ImageRecord(1, "a.png", 8, 6, "train")
     views = [stability.View(image, np.ones((8, 6), bool), f) for f in (True, False)]
     assert (np.asarray(views[0].read(tmp_path)) == pixels[:, ::-1]).all()
     assert (np.asarray(views[1].read(tmp_path)) == pixels[stability.window((8, 6))]).all()
@@ -114,7 +117,7 @@ def test_a_view_shows_what_it_says(tmp_path: Path) -> None:
 
 # ---- alarms
 
-MASKS = alarms.Masks(least=4, missing=0.5, smallest=0.1, largest=0.9)
+MASKS = alarms.MaskAlarm(least=4, missing=0.5, smallest=0.1, largest=0.9)
 
 
 @pytest.mark.parametrize(
@@ -134,18 +137,18 @@ def test_an_alarm_of_masks(areas: list[float], message: str) -> None:
 
 
 def test_alarms_of_clusters_labels_and_segmentation() -> None:
-    clusters = alarms.Clusters(least=10, largest=0.9)
+    clusters = alarms.ClusterAlarm(least=10, largest=0.9)
     clusters.look("c", np.array([9, 1]))
     clusters.look("c", np.array([9, 0]))
     clusters.look("c", np.array([20]))  # one was asked for
     with pytest.raises(InputError, match=r"c: collapse: one cluster holds 95.0% of 20 masks; alarms.clusters.largest is 0.9"):
         clusters.look("c", np.array([19, 1]))
-    labels = alarms.Labels(least=4, empty=0.5)
+    labels = alarms.LabelAlarm(least=4, empty=0.5)
     labels.look("l", [True, True, False, False])
     labels.look("l", [False] * 3)
     with pytest.raises(InputError, match="75% of 4 pseudo-labels are all background"):
         labels.look("l", [True, False, False, False])
-    segmentation = alarms.Segmentation(least=4, clusters=2)
+    segmentation = alarms.SegmentationAlarm(least=4, clusters=2)
     segmentation.look("s", 2, 8, 4)
     segmentation.look("s", 1, 1, 4)
     segmentation.look("s", 0, 8, 3)
@@ -156,7 +159,7 @@ def test_alarms_of_clusters_labels_and_segmentation() -> None:
 @pytest.mark.parametrize("key", ["missing", "smallest", "largest"])
 def test_a_limit_is_a_share(key: str) -> None:
     with pytest.raises(ValueError, match=rf"alarms.masks.{key} is 1.5; it must be from 0 to 1"):
-        alarms.Masks(**{**asdict(MASKS), key: 1.5})
+        alarms.MaskAlarm(**{**asdict(MASKS), key: 1.5})
 
 
 # ---- choice of K
@@ -216,14 +219,14 @@ def test_few_clusters_are_not_preferred_for_being_few() -> None:
 def test_advice_by_hand() -> None:
     silhouette = np.ones((3, 4))
     stability_ = np.array([[0.25] * 4, [0.81, 0.81, 0.81, 0.49], [0.81, 0.64, 0.64, 0.81]])
-    tried = choice.Tried([4, 6, 8], stability_ + 0.1, silhouette, 0 * silhouette + 0.1, 0 * silhouette)
+    tried = choice.Trial([4, 6, 8], stability_ + 0.1, silhouette, 0 * silhouette + 0.1, 0 * silhouette)
     assert np.allclose(tried.score[1], [0.9, 0.9, 0.9, 0.7])
     advice = choice.advise(tried)  # means 0.5, 0.85, 0.85: the smaller of equals; 8 cannot be told from it
     assert (advice.best, advice.as_good) == (6, [6, 8])
     assert advice.wins == pytest.approx([0, 2.5 / 4, 1.5 / 4])
-    once = choice.Tried([4, 6], np.array([[0.2], [0.9]]), np.ones((2, 1)), *np.zeros((2, 2, 1)))
+    once = choice.Trial([4, 6], np.array([[0.2], [0.9]]), np.ones((2, 1)), *np.zeros((2, 2, 1)))
     assert choice.advise(once).as_good == [4, 6]  # of one repeat nothing is known
-    worse = choice.Tried([2], np.array([[0.4]]), np.array([[0.9]]), np.array([[0.5]]), np.array([[0.1]]))
+    worse = choice.Trial([2], np.array([[0.4]]), np.array([[0.9]]), np.array([[0.5]]), np.array([[0.1]]))
     assert worse.score.tolist() == [[0]]  # less stable than noise
 
 
@@ -280,13 +283,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine.main("images.json", ".", "vit.safetensors", "masks.json")
     mined = read_json("masks.json")
     write_json("instances.json", mined | {"annotations": [{**a, "category_id": a["id"] % 2} for a in mined["annotations"]]})
-    write_arrays("tokens.npz", ids=np.arange(N), tokens=rng.normal(size=(N, 4)).astype(np.float32))
+    write_npz("tokens.npz", ids=np.arange(N), tokens=rng.normal(size=(N, 4)).astype(np.float32))
     maps = [
         (f"{a['image_id']}.png", (decode(a["segmentation"]) * (1 + a["id"] % 2)).astype(np.uint8)) for a in mined["annotations"]
     ]
-    write_labels("labels.zip", maps[:4])
+    write_label_maps("labels.zip", maps[:4])
     for name in ("m.zip", "d.zip", "f.zip"):
-        write_labels(name, maps[4:])
+        write_label_maps(name, maps[4:])
 
 
 def go() -> dict[str, Any]:
@@ -335,7 +338,7 @@ def test_a_collapsed_segmentation_fails_after_it_was_measured(run: None) -> None
     content["alarms"]["segmentation"]["least"] = 2
     Path("params.yaml").write_text(yaml.safe_dump(content))
     go()
-    write_labels("f.zip", [(f"{i}.png", np.zeros((SIDE, SIDE), np.uint8)) for i in (4, 5)])
+    write_label_maps("f.zip", [(f"{i}.png", np.zeros((SIDE, SIDE), np.uint8)) for i in (4, 5)])
     with pytest.raises(InputError, match=r"f.zip: collapse: 0 of 2 clusters occur"):
         go()
     assert json.loads(Path("quality.json").read_text())["clusters_used"] == 0
@@ -353,7 +356,7 @@ def test_mining_that_collapses_fails_and_leaves_its_masks(run: None) -> None:
 
 def test_clusters_that_collapse_fail_and_are_left(run: None) -> None:
     tokens = np.eye(4)[[0, 0, 0, 1, 0, 0]] + 0.001 * np.random.default_rng(0).normal(size=(N, 4))
-    write_arrays("tokens.npz", ids=np.arange(N), tokens=tokens.astype(np.float32))
+    write_npz("tokens.npz", ids=np.arange(N), tokens=tokens.astype(np.float32))
     content = yaml.safe_load(Path("params.yaml").read_text())
     content["alarms"]["clusters"] = {"least": 4, "largest": 0.75}
     content["cluster"]["whiten"] = "none"
@@ -369,7 +372,7 @@ def test_clusters_that_collapse_fail_and_are_left(run: None) -> None:
 
 def test_choice_of_k_as_a_stage(run: None) -> None:
     tokens, _ = blobs((30, 30, 30))
-    write_arrays("tokens.npz", ids=np.arange(90), tokens=tokens)
+    write_npz("tokens.npz", ids=np.arange(90), tokens=tokens)
     masks = [{"id": i, "image_id": i % N} for i in range(90)]
     write_json("masks.json", {"annotations": masks})
     content = yaml.safe_load(Path("params.yaml").read_text())

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from stages import aggregate, choose_k, cluster, embed, evaluate_clustering, evaluate_instances, evaluate_quality, mine, prepare
 from stages import evaluate_backbone_kmeans as kmeans
 from stages import evaluate_backbone_linear as linear
-from unseg.core.records import read_json, write_json
+from unseg.core.storage import read_json, write_json
 from unseg.models import vit
 
 REAL = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
@@ -168,7 +168,7 @@ def test_coco_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = sorted(source.imgs)
     train, val = (write_panoptic(tmp_path / "coco", *part, source) for part in (("a", ids[:6]), ("b", ids[6:10])))
     given = {"size": 64, "grid": 16, "precision": "fp32"}
-    head = {"epochs": 2, "drop_epoch": 1, "batch": 3, "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0001}
+    head = {"epochs": 2, "lr_milestone": 1, "batch": 3, "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0001}
     evaluations = {
         "backbone_linear": given | {"smallest": 0.8, "head": head},
         "backbone_kmeans": given | {"components": 8, "clusters": None, "starts": 1, "iterations": 10, "seeds": 2, "batch": 1},

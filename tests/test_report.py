@@ -18,18 +18,10 @@ from PIL import Image as Pillow
 
 from stages import evaluate_clustering, evaluate_instances, report
 from unseg.core.console import InputError
-from unseg.core.records import (
-    Labels,
-    annotation,
-    encode,
-    read_json,
-    to_json,
-    to_judge,
-    to_png,
-    write_json,
-    write_labels,
-    write_zip,
-)
+from unseg.core.image_index import eval_images
+from unseg.core.label_maps import LabelMaps, write_label_maps
+from unseg.core.rle import coco_annotation, encode
+from unseg.core.storage import encode_png, read_json, to_json, write_json, write_zip
 from unseg.data import demo
 from unseg.report import backbones, charts, comparison, page, pictures, sections, sheets, unlabelled
 from unseg.serving.cli.main import main
@@ -66,9 +58,9 @@ def project(
             labels[mask] = c
             cluster = (c + 1) % 6 if rng.random() < 0.8 else 6
             guess[np.roll(mask, 3, 1)] = cluster + 1
-            objects.append(annotation(len(objects) + 1, i + 1, c, encode(mask)))
+            objects.append(coco_annotation(len(objects) + 1, i + 1, c, encode(mask)))
             rle, score = encode(np.roll(mask, 2, 0)), round(float(rng.uniform(0.3, 1)), 3)
-            detections.append({**annotation(0, i + 1, cluster, rle), "score": score})
+            detections.append({**coco_annotation(0, i + 1, cluster, rle), "score": score})
         semantic[name], predicted[name] = labels, guess
         pseudo[name] = np.where(np.arange(size)[:, None] < 4, 255, guess).astype(np.uint8)
         if i != 1:
@@ -82,11 +74,11 @@ def project(
     write_json(root / "data/instances.json", {"images": index, "annotations": masks, "categories": clusters})
     write_json(root / "data/detections.json", detections)
     learned, judged = ([r["file_name"] for r in part] for part in (index[:train], index[train:]))
-    write_labels(root / "data/labels-r0.zip", [(name, pseudo[name]) for name in learned])
-    write_labels(root / "data/predictions/r1.zip", [(name, predicted[name]) for name in judged])
+    write_label_maps(root / "data/labels-r0.zip", [(name, pseudo[name]) for name in learned])
+    write_label_maps(root / "data/predictions/r1.zip", [(name, predicted[name]) for name in judged])
     members = [("classes.json", json.dumps({"classes": CLASSES if truth else []}).encode())]
     if truth:
-        members += [(f"semantic/{name}.png", to_png(labels)) for name, labels in semantic.items()]
+        members += [(f"semantic/{name}.png", encode_png(labels)) for name, labels in semantic.items()]
         categories = [{"id": c, "name": name} for c, name in enumerate(CLASSES) if c]
         coco = {"images": index, "annotations": objects, "categories": categories}
         members += [("instances.json", to_json(coco).encode())]
@@ -369,7 +361,7 @@ def test_an_image_one_pixel_wide_and_nothing_found(bare: Path) -> None:
     write_json("data/detections.json", [])
     for name in ("labels-r0", "predictions/r1"):
         blank = np.zeros((300, 1), np.uint8)
-        write_labels(f"data/{name}.zip", [(r["file_name"], blank) for r in index["images"]])
+        write_label_maps(f"data/{name}.zip", [(r["file_name"], blank) for r in index["images"]])
     text = Reader(write_report()).text
     assert "all background" in text
     assert "none was found" not in text  # no column at all
@@ -606,10 +598,10 @@ def other_run(root: Path, truth: bool = True) -> Path:
     project(root, truth=truth, names={1: "sub folder,ä.png", 3: HOSTILE})
     text = (root / "params.yaml").read_text()
     (root / "params.yaml").write_text(text.replace("k: 7", "k: 9").replace("report: {", "data: {images: photos}\nreport: {"))
-    maps = Labels(root / "data/predictions/r1.zip")
-    moved = {i: np.roll(maps[i], 12 * (n == 0), 0) for n, i in enumerate(to_judge(root / "data/images.json"))}
+    maps = LabelMaps(root / "data/predictions/r1.zip")
+    moved = {i: np.roll(maps[i], 12 * (n == 0), 0) for n, i in enumerate(eval_images(root / "data/images.json"))}
     renamed = {i.file_name: np.where(m > 0, m % 7 + 1, 0).astype(np.uint8) for i, m in moved.items()}
-    write_labels(root / "data/predictions/r1.zip", renamed.items())
+    write_label_maps(root / "data/predictions/r1.zip", renamed.items())
     return root
 
 
@@ -641,7 +633,7 @@ def test_two_runs_side_by_side(
     said = f"clustering/r1/scores.json: miou{values[0]:.6g}{values[1]:.6g}{values[1] - values[0]:+.4g}"
     assert values[1] < values[0]
     assert said in reader.text
-    moved = to_judge(first / "data/images.json")[0].file_name
+    moved = eval_images(first / "data/images.json")[0].file_name
     heads = re.findall(r"<h4><bdi>(.*?)</bdi></h4>", text)
     assert len(heads) == 3
     assert heads[0] == page.html(moved)  # lost most
@@ -662,7 +654,7 @@ def test_without_truth_runs_are_compared_by_what_they_say(bare: Path, tmp_path: 
     runs = [comparison.read(bare, "one"), comparison.read(second, "two")]
     names = comparison.shared(runs)
     assert len(names) == 2  # the third has another name there
-    likes = comparison.alike(runs[0], runs[1], names)
+    likes = comparison.equal(runs[0], runs[1], names)
     assert likes[0] == 0
     change = comparison.changes(runs, names)
     assert change[names[0]] > 0.05  # moved

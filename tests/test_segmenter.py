@@ -14,11 +14,14 @@ from PIL import Image as Pillow
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from unseg.core import records
+from unseg.core import label_maps
 from unseg.core.console import InputError
-from unseg.core.records import VOID, Image, Labels
+from unseg.core.image_index import ImageRecord
+from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
 from unseg.engine import batching, training
+from unseg.engine.checkpoint import Checkpoint
 from unseg.models import resnet
+from unseg.models.weights import RANDOM_INIT
 from unseg.segmentation import segmenter
 from unseg.segmentation.deeplab import DeepLab
 from unseg.segmentation.segmenter import Predict, Segmenter, augment, every_probability, hard_pixel_loss, learning_rate
@@ -40,11 +43,19 @@ def setting(**changed: Any) -> Segmenter:
         "stride": 8,
         "rates": RATES,
         "channels": 256,
-        "init": resnet.FRESH,
+        "init": RANDOM_INIT,
         "frozen_stages": 0,
         "size": 32,
     }
-    values |= {"epochs": 4, "drop_epoch": 2, "batch": 4, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4, "hard_share": 0.2}
+    values |= {
+        "epochs": 4,
+        "lr_milestone": 2,
+        "batch": 4,
+        "lr": 0.05,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "hard_pixel_ratio": 0.2,
+    }
     values |= {"rotate": 5.0, "scale": 0.25, "border": "ignore", "precision": "fp32"}
     return Segmenter(**(values | changed))  # type: ignore[arg-type]
 
@@ -55,7 +66,7 @@ def net(labels: int = 4, **changed: Any) -> DeepLab:
     return DeepLab(**shape).eval()  # type: ignore[arg-type]
 
 
-def dataset(folder: Path, count: int = 8, shape: tuple[int, int] = (40, 48)) -> tuple[list[Image], Labels]:
+def dataset(folder: Path, count: int = 8, shape: tuple[int, int] = (40, 48)) -> tuple[list[ImageRecord], LabelMaps]:
     """Photographs of a bright (1) or a striped (2) square on dark ground (0), and their label maps."""
     rng, every, maps = np.random.default_rng(0), [], []
     for i in range(count):
@@ -66,10 +77,10 @@ def dataset(folder: Path, count: int = 8, shape: tuple[int, int] = (40, 48)) -> 
         pixels[labels == 1] += 150
         pixels[(labels == 2) & (np.arange(shape[1]) % 4 < 2)] += 190
         Pillow.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-        every.append(Image(i + 1, f"{i}.png", *shape, "train"))
+        every.append(ImageRecord(i + 1, f"{i}.png", *shape, "train"))
         maps.append((f"{i}.png", labels))
-    records.write_labels(folder / "labels.zip", maps)
-    return every, Labels(folder / "labels.zip")
+    label_maps.write_label_maps(folder / "labels.zip", maps)
+    return every, LabelMaps(folder / "labels.zip")
 
 
 # ---- the loss
@@ -80,7 +91,7 @@ def slow_loss(logits: torch.Tensor, labels: torch.Tensor, share: float) -> float
     losses = []
     for at in np.ndindex(*labels.shape):
         b, y, x = at
-        if labels[at] != VOID:
+        if labels[at] != IGNORE_LABEL:
             losses.append(-float(logits[b, :, y, x].log_softmax(0)[labels[at]]))
     hardest = sorted(losses, reverse=True)[: int(share * labels.numel())]
     return sum(hardest) / len(hardest) if hardest else 0.0
@@ -92,8 +103,8 @@ def test_the_hardest_fifth_of_all_pixels(ignored: int, kept: int) -> None:
     g = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 3, 10, 10, generator=g, requires_grad=True)
     labels = torch.randint(0, 3, (1, 10, 10), generator=g)
-    labels.view(-1)[torch.randperm(100, generator=g)[:ignored]] = VOID
-    losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=VOID)[labels != VOID]
+    labels.view(-1)[torch.randperm(100, generator=g)[:ignored]] = IGNORE_LABEL
+    losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORE_LABEL)[labels != IGNORE_LABEL]
     loss = hard_pixel_loss(logits, labels, 0.2)
     want = losses.sort(descending=True).values[:kept].mean() if kept else torch.tensor(0.0)
     assert torch.isclose(loss, want)
@@ -107,9 +118,9 @@ def test_five_pixels_by_hand() -> None:
     # losses 1 2 3 4 and an ignored 9; the two hardest of five are 3 and 4
     losses = torch.tensor([1.0, 2, 3, 4, 9])
     logits = torch.stack([torch.zeros(5), losses.expm1().log()])[None, :, None]  # -log softmax of class 0 is the loss
-    labels = torch.tensor([0, 0, 0, 0, VOID])[None, None]
+    labels = torch.tensor([0, 0, 0, 0, IGNORE_LABEL])[None, None]
     assert hard_pixel_loss(logits, labels, 0.4).item() == pytest.approx(3.5)
-    assert hard_pixel_loss(logits, torch.full_like(labels, VOID), 0.4).item() == 0.0
+    assert hard_pixel_loss(logits, torch.full_like(labels, IGNORE_LABEL), 0.4).item() == 0.0
 
 
 @settings(max_examples=40, deadline=None)
@@ -117,7 +128,7 @@ def test_five_pixels_by_hand() -> None:
 def test_loss_equals_a_loop(seed: int, batch: int, side: int, share: float) -> None:
     g = torch.Generator().manual_seed(seed)
     logits, labels = torch.randn(batch, 3, side, 4, generator=g), torch.randint(0, 3, (batch, side, 4), generator=g)
-    labels[torch.rand(labels.shape, generator=g) < 0.4] = VOID
+    labels[torch.rand(labels.shape, generator=g) < 0.4] = IGNORE_LABEL
     if int(share * labels.numel()):
         assert hard_pixel_loss(logits, labels, share).item() == pytest.approx(slow_loss(logits, labels, share), abs=1e-5)
 
@@ -130,7 +141,7 @@ def test_a_loss_that_is_not_a_number_is_not_hidden() -> None:
 
 def test_learning_rate() -> None:
     # specification B.9, acceptance test 7
-    p = setting(lr=0.002, drop_epoch=40)
+    p = setting(lr=0.002, lr_milestone=40)
     assert [learning_rate(p, e) for e in (0, 40, 41, 44)] == pytest.approx([0.002, 0.002, 0.0002, 0.0002])
 
 
@@ -179,7 +190,7 @@ def test_enlarging_repeats_labels() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.integers(9, 70), st.integers(9, 70), st.sampled_from([0, VOID]))
+@given(st.integers(0, 10**6), st.integers(9, 70), st.integers(9, 70), st.sampled_from([0, IGNORE_LABEL]))
 def test_labels_stay_labels_and_stay_on_their_pixels(seed: int, height: int, width: int, outside: int) -> None:
     rng = np.random.default_rng(seed)
     labels = np.kron(rng.choice(np.array([1, 2, 3], np.uint8), (-(-height // 8), -(-width // 8))), np.ones((8, 8), np.uint8))
@@ -200,9 +211,9 @@ def test_what_comes_from_outside() -> None:
     pixels, labels = np.full((40, 40, 3), 200, np.uint8), np.full((40, 40), 5, np.uint8)
     shares = []
     for seed in range(30):
-        out, names = augment(np.random.default_rng(seed), pixels, labels, 40, rotate=5.0, scale=0.25, outside=VOID)
-        shares.append((names == VOID).mean())
-        assert (out[names == VOID].mean(-1) < 180).all()  # black, but for the very border
+        out, names = augment(np.random.default_rng(seed), pixels, labels, 40, rotate=5.0, scale=0.25, outside=IGNORE_LABEL)
+        shares.append((names == IGNORE_LABEL).mean())
+        assert (out[names == IGNORE_LABEL].mean(-1) < 180).all()  # black, but for the very border
         assert 5 in names
     assert min(shares) < 0.01  # enlarged: nothing from outside
     assert 0.3 < max(shares) <= 1 - 0.75**2 + 0.02
@@ -211,13 +222,13 @@ def test_what_comes_from_outside() -> None:
 
 def test_examples_are_fixed_by_their_seed(tmp_path: Path) -> None:
     every, labels = dataset(tmp_path, 2)
-    examples = segmenter.Examples(str(tmp_path), every, labels, 32, (5.0, 0.25, VOID))
+    examples = segmenter.SegmentationDataset(str(tmp_path), every, labels, 32, (5.0, 0.25, IGNORE_LABEL))
     x, y = examples[1, 3]
     assert len(examples) == 2
     assert x.shape == (3, 32, 32)
     assert y.shape == (32, 32)
     assert y.dtype == torch.int64
-    assert set(y.unique().tolist()) <= {0, 2, VOID}
+    assert set(y.unique().tolist()) <= {0, 2, IGNORE_LABEL}
     assert all(torch.equal(a, b) for a, b in zip(examples[1, 3], (x, y), strict=True))
     assert not torch.equal(examples[1, 4][0], x)
 
@@ -228,7 +239,7 @@ def test_examples_are_fixed_by_their_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("stride", "sides"), [(8, [16, 8, 8, 8]), (16, [16, 8, 4, 4]), (32, [16, 8, 4, 2])])
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 def test_dilation_keeps_the_resolution(arch: str, stride: int, sides: list[int]) -> None:
-    body = resnet.Body(arch, 4, stride).eval()
+    body = resnet.ResNetBackbone(arch, 4, stride).eval()
     maps = body(torch.rand(1, 3, 64, 64))
     assert [m.shape[-1] for m in maps] == sides
     assert [m.shape[1] for m in maps] == body.channels == [c * (4 if arch == "resnet50" else 1) for c in (4, 8, 16, 32)]
@@ -236,7 +247,7 @@ def test_dilation_keeps_the_resolution(arch: str, stride: int, sides: list[int])
 
 def test_dilations_are_the_published_ones() -> None:
     # specification B.5.1: layer3 dilation 2, layer4 dilation 4; what was strided has half of that
-    body = resnet.Body("resnet50", 4, 8)
+    body = resnet.ResNetBackbone("resnet50", 4, 8)
     dilations = [[b.conv2.dilation[0] for b in getattr(body.net, s)] for s in resnet.STAGES]
     assert dilations == [[1] * 3, [1] * 4, [1, *[2] * 5], [2, 4, 4]]
 
@@ -252,7 +263,7 @@ def test_the_resnet_is_timms_to_the_bit(arch: str, stride: int) -> None:
     torch.manual_seed(0)
     theirs = timm.ResNet(block, depths, **given)
     torch.manual_seed(0)
-    ours = resnet.Body(arch, 8, stride).net
+    ours = resnet.ResNetBackbone(arch, 8, stride).net
     assert {k: v.tolist() for k, v in ours.state_dict().items()} == {k: v.tolist() for k, v in theirs.state_dict().items()}
     x = torch.randn(2, 3, 65, 70)
     for model in (theirs, ours):
@@ -271,7 +282,7 @@ def test_the_head_is_torchvisions_to_the_bit() -> None:
     from torchvision.models.segmentation.deeplabv3 import DeepLabHead  # takes seconds
 
     torch.manual_seed(0)
-    resnet.Body("resnet18", 4, 8)
+    resnet.ResNetBackbone("resnet18", 4, 8)
     theirs = torch.nn.Sequential(*DeepLabHead(32, 5, RATES))
     torch.manual_seed(0)
     ours = DeepLab("resnet18", 4, 8, RATES, 5).head
@@ -341,8 +352,8 @@ def test_files_that_are_no_segmenter(tmp_path: Path) -> None:
         segmenter.load(tmp_path / "bare")
 
 
-def seen(net: segmenter.Trained, folder: Path, every: list[Image], q: Predict) -> dict[int, torch.Tensor]:
-    found: Iterator[tuple[Image, torch.Tensor]] = every_probability(net, str(folder), every, q)
+def seen(net: segmenter.TrainedSegmenter, folder: Path, every: list[ImageRecord], q: Predict) -> dict[int, torch.Tensor]:
+    found: Iterator[tuple[ImageRecord, torch.Tensor]] = every_probability(net, str(folder), every, q)
     return {record.id: p for record, p in found}
 
 
@@ -350,8 +361,8 @@ def seen(net: segmenter.Trained, folder: Path, every: list[Image], q: Predict) -
 def test_every_photograph_has_probabilities_at_its_own_size(tmp_path: Path, kind: str) -> None:
     every = dataset(tmp_path, 3)[0]
     Pillow.fromarray(picture(21, 35)[0]).save(tmp_path / "odd.png")
-    every.append(Image(9, "odd.png", 21, 35, "val"))
-    trained = segmenter.Trained(net(4), 4, 32, "fp32")
+    every.append(ImageRecord(9, "odd.png", 21, 35, "val"))
+    trained = segmenter.TrainedSegmenter(net(4), 4, 32, "fp32")
     found = seen(trained, tmp_path, every, Predict(kind, 10**6))
     assert found.keys() == {1, 2, 3, 9}
     for record in every:
@@ -371,15 +382,15 @@ def test_every_photograph_has_probabilities_at_its_own_size(tmp_path: Path, kind
 
 def learn(folder: Path, p: Segmenter, count: int = 8) -> tuple[DeepLab, list[dict[str, float]]]:
     every, labels = dataset(folder, count)
-    with training.Scratch("segmenter", [p], []) as scratch:
-        return segmenter.train(p, 2, str(folder), every, labels, 0, scratch, "segmenter")
+    with Checkpoint("segmenter", [p], []) as checkpoint:
+        return segmenter.train(p, 2, str(folder), every, labels, 0, checkpoint, "segmenter")
 
 
 def test_a_short_training_lowers_the_loss_and_is_repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
-    real = training.set_rates
+    real = training.set_lr
     monkeypatch.setattr(training, "set_rates", lambda o, lr: rates.append(lr) or real(o, lr))
-    p = setting(epochs=8, drop_epoch=6)
+    p = setting(epochs=8, lr_milestone=6)
     model, values = learn(tmp_path, p)
     assert len(values) == 16  # 8 images, 4 a batch
     assert rates == pytest.approx([0.05] * 14 + [0.005] * 2)
@@ -398,10 +409,10 @@ def test_other_settings_train(tmp_path: Path, changed: dict[str, Any]) -> None:
     assert model.head[-1].out_channels == 3
 
 
-@pytest.mark.parametrize(("border", "outside"), [("ignore", VOID), ("background", 0)])
+@pytest.mark.parametrize(("border", "outside"), [("ignore", IGNORE_LABEL), ("background", 0)])
 def test_training_augments_as_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, border: str, outside: int) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(training, "fit", lambda what, scratch, state, dataset, *rest: asked.append(dataset) or [])
+    monkeypatch.setattr(training, "fit", lambda what, checkpoint, state, dataset, *rest: asked.append(dataset) or [])
     learn(tmp_path, setting(rotate=3.0, scale=0.1, border=border, size=40))
     assert (asked[0].size, asked[0].warp) == (40, (3.0, 0.1, outside))
 
@@ -413,13 +424,13 @@ def test_too_few_photographs(tmp_path: Path, count: int) -> None:
 
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
-    body = resnet.Body("resnet18", 8)
+    body = resnet.ResNetBackbone("resnet18", 8)
     save_file(body.net.state_dict(), tmp_path / "w.safetensors")
-    other = resnet.Body("resnet18", 8, 8)
+    other = resnet.ResNetBackbone("resnet18", 8, 8)
     resnet.initialise(other, str(tmp_path / "w.safetensors"), "segmenter")
     assert all(torch.equal(a, b) for a, b in zip(body.net.state_dict().values(), other.net.state_dict().values(), strict=True))
     with pytest.raises(InputError, match=r"w\.safetensors: .* has shape .*, segmenter in params\.yaml needs"):
-        resnet.initialise(resnet.Body("resnet18", 16), str(tmp_path / "w.safetensors"), "segmenter")
+        resnet.initialise(resnet.ResNetBackbone("resnet18", 16), str(tmp_path / "w.safetensors"), "segmenter")
 
 
 @pytest.mark.parametrize(
@@ -429,7 +440,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         ("width", 0),
         ("frozen_stages", 5),
         ("stride", 4),
-        ("hard_share", 0.0),
+        ("hard_pixel_ratio", 0.0),
         ("border", "black"),
         ("batch", 1),
         ("precision", "x"),

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from unseg.core import records, streams
+from unseg.core import rle, storage, streams
 from unseg.core.console import InputError
-from unseg.core.records import Image, Lines, line, to_json
+from unseg.core.image_index import ImageRecord
+from unseg.core.storage import JsonLines, json_line, to_json
 
-IMAGES = [Image(i, f"{i}.png", 8, 8, "train") for i in (2, 3, 5, 9)]
+IMAGES = [ImageRecord(i, f"{i}.png", 8, 8, "train") for i in (2, 3, 5, 9)]
 FOUND = [{"image_id": i, "score": j / 4} for i in (2, 2, 5, 9) for j in range(2)]
 
 
@@ -20,15 +21,19 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "found.json"
 
 
-def grouped(file: Path, key: str | None = None, images: list[Image] = IMAGES) -> dict[int, list[dict[str, Any]]]:
+def grouped(file: Path, key: str | None = None, images: list[ImageRecord] = IMAGES) -> dict[int, list[dict[str, Any]]]:
     known = {i.id for i in IMAGES}
     return {i.id: own for i, own in streams.by_image(file, streams.in_order(file, key), images, known)}
 
 
 @pytest.mark.parametrize("content", [FOUND, [], [{"image_id": 2}], {"b": FOUND, "a": [1, {}], "c": {}}, {}, {"a": []}])
 def test_lines_are_written_as_lists_are(file: Path, content: Any) -> None:
-    streamed = {k: Lines(map(line, v)) if v is FOUND else v for k, v in content.items()} if isinstance(content, dict) else content
-    records.write_json(file, Lines(map(line, content)) if content is FOUND else streamed)
+    streamed = (
+        {k: JsonLines(map(json_line, v)) if v is FOUND else v for k, v in content.items()}
+        if isinstance(content, dict)
+        else content
+    )
+    storage.write_json(file, JsonLines(map(json_line, content)) if content is FOUND else streamed)
     assert file.read_text() == to_json(content)
     assert json.loads(file.read_text()) == content
 
@@ -46,7 +51,7 @@ def test_each_layout_is_read(file: Path, key: str | None, indent: int | None) ->
 
 def test_images_and_their_records(file: Path) -> None:
     for found in (FOUND, FOUND[::-1], FOUND[4:] + FOUND[:4]):  # in any order
-        records.write_json(file, found)
+        storage.write_json(file, found)
         own = grouped(file)
         assert {i: len(f) for i, f in own.items()} == {2: 4, 3: 0, 5: 2, 9: 2}
         file.write_text(json.dumps(found))  # in one line
@@ -58,7 +63,7 @@ def test_images_and_their_records(file: Path) -> None:
 
 @pytest.mark.parametrize("stray", [1, 4, 10])
 def test_records_of_no_image(file: Path, stray: int) -> None:
-    records.write_json(file, sorted([*FOUND, {"image_id": stray}], key=lambda r: r["image_id"]))
+    storage.write_json(file, sorted([*FOUND, {"image_id": stray}], key=lambda r: r["image_id"]))
     with pytest.raises(InputError, match=f"found.json: no image has the id {stray}; make it again"):
         grouped(file)
 
@@ -88,9 +93,9 @@ def test_looked_up_by_image(file: Path, lines: bool) -> None:
     file.write_text(to_json(mixed) if lines else json.dumps(mixed), "utf-8")
     found = streams.Lookup(file)
     assert bool(found.places) == lines
-    want = records.by_image(mixed)
+    want = rle.group_by_image(mixed)
     assert {i: found.get(i, []) for i in range(12)} == {i: want.get(i, []) for i in range(12)}
-    records.write_json(file, [])
+    storage.write_json(file, [])
     assert streams.Lookup(file).get(2, []) == []
     with pytest.raises(InputError, match="no such file"):
         streams.Lookup(file.with_name("none"))
@@ -100,12 +105,12 @@ def test_looked_up_by_image(file: Path, lines: bool) -> None:
 
 
 def test_memory_does_not_grow_with_the_file(file: Path) -> None:
-    images = [Image(i, f"{i}.png", 8, 8, "train") for i in range(4000)]
+    images = [ImageRecord(i, f"{i}.png", 8, 8, "train") for i in range(4000)]
 
     def peak(count: int) -> int:
         each = ({"image_id": i, "score": j / 10, "text": "x" * 200} for i in range(count) for j in range(10))
         tracemalloc.start()
-        records.write_json(file, Lines(map(line, each)))
+        storage.write_json(file, JsonLines(map(json_line, each)))
         for _ in streams.by_image(file, streams.in_order(file), images[:count], range(count)):
             pass
         most = tracemalloc.get_traced_memory()[1]

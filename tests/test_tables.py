@@ -15,7 +15,7 @@ PARAMS = {
     "mine": {"keep": 0.4, "method": "maskdistill"},
     "cluster": {"k": 20},
     "aggregate": {"shape": "mask", "threshold": 0.9},
-    "segmenter": {"hard_share": 0.2},
+    "segmenter": {"hard_pixel_ratio": 0.2},
     "linear": {"lr": 0.1},
     "rounds": ["r0", "r1"],
     "final": "r1",

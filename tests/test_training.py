@@ -19,11 +19,12 @@ from torch.utils.data import Dataset
 
 from stages import pretrain, train_detector, train_segmenter
 from unseg.core.console import InputError
-from unseg.core.records import write_json, write_labels
+from unseg.core.label_maps import write_label_maps
+from unseg.core.storage import write_json
 from unseg.detection import detector
 from unseg.engine import distributed, training
 from unseg.engine.precision import autocast, check_not_emulated, check_precision
-from unseg.engine.training import Order, Scratch, fit, mix, steps_per_epoch, write_history, write_weights
+from unseg.engine.training import Checkpoint, EpochSampler, fit, mix_seeds, steps_per_epoch, write_history, write_weights
 from unseg.pretraining import croc_training
 from unseg.segmentation import segmenter
 
@@ -56,7 +57,7 @@ def learn(
     kill_at: int | None = None, steps: int = STEPS, poison: int | None = None
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """A small training with all that has a state: momentum, batch norm, dropout, an augmentation."""
-    with Scratch("toy", [1], []) as scratch:
+    with Checkpoint("toy", [1], []) as checkpoint:
         torch.manual_seed(5)
         net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
         optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
@@ -70,7 +71,7 @@ def learn(
             optimizer.step()
             return {"loss": loss * (math.nan if number == poison else 1), "twice": 2 * loss}
 
-        values = fit("toy", scratch, {"net": net, "optimizer": optimizer}, Noisy(), BATCH, steps, 3, step)
+        values = fit("toy", checkpoint, {"net": net, "optimizer": optimizer}, Noisy(), BATCH, steps, 3, step)
     return {k: v.clone() for k, v in net.state_dict().items()}, values
 
 
@@ -132,14 +133,14 @@ def test_a_damaged_checkpoint_starts_again(tmp_path: Path, capsys: pytest.Captur
 
 def test_two_at_once(tmp_path: Path) -> None:
     with (
-        Scratch("toy", [1], []),
+        Checkpoint("toy", [1], []),
         pytest.raises(InputError, match="in use: another run makes this very thing"),
-        Scratch("toy", [1], []),
+        Checkpoint("toy", [1], []),
     ):
         pass
-    with Scratch("toy", [1], []):  # and free again
+    with Checkpoint("toy", [1], []):  # and free again
         pass
-    with Scratch("toy", [1], []), Scratch("toy", [2], []), Scratch("other", [1], []):
+    with Checkpoint("toy", [1], []), Checkpoint("toy", [2], []), Checkpoint("other", [1], []):
         pass
 
 
@@ -148,11 +149,11 @@ def test_another_process_holds_the_lock(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "in\n"
-        with pytest.raises(InputError, match="in use"), Scratch("toy", [1], []):
+        with pytest.raises(InputError, match="in use"), Checkpoint("toy", [1], []):
             pass
         other.kill()  # as kill -9: the system lets the lock go
         other.wait()
-        with Scratch("toy", [1], []):
+        with Checkpoint("toy", [1], []):
             pass
 
 
@@ -163,7 +164,7 @@ def test_the_key_is_that_of_settings_and_inputs(tmp_path: Path) -> None:
     (folder / "deep" / "x.png").write_text("1")
 
     def key(*settings: Any, stage: str = "toy") -> Path:
-        return Scratch(stage, settings, [file, folder]).path
+        return Checkpoint(stage, settings, [file, folder]).path
 
     first = key({"lr": 0.1}, 3)
     assert first == key({"lr": 0.1}, 3)
@@ -179,7 +180,7 @@ def test_the_key_is_that_of_settings_and_inputs(tmp_path: Path) -> None:
 
 def test_an_input_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.json cannot be read: No such file"):
-        Scratch("toy", [], [tmp_path / "none.json"])
+        Checkpoint("toy", [], [tmp_path / "none.json"])
 
 
 @pytest.mark.parametrize(
@@ -197,12 +198,12 @@ def test_other_initial_weights_of_the_same_name_are_another_run(
     Path("photos").mkdir()
     write_json("images.json", {"images": [{"id": 1, "file_name": "a.png", "height": 1, "width": 1, "split": "train"}]})
     write_json("instances.json", {"annotations": [{"image_id": 1}]})
-    write_labels("labels.zip", [])
+    write_label_maps("labels.zip", [])
     second = {train_detector: ["instances.json"], train_segmenter: ["labels.zip"], pretrain: []}
     found: list[Path] = []
 
     def begin(*given: Any) -> None:
-        found.extend(x.path for x in given if isinstance(x, Scratch))
+        found.extend(x.path for x in given if isinstance(x, Checkpoint))
         raise Killed
 
     monkeypatch.setattr(module, "train", begin)
@@ -236,9 +237,9 @@ def test_history_of_more_steps_than_a_flush_holds() -> None:
 @settings(max_examples=60, deadline=None)
 def test_order(count: int, batch: int, seed: int, start: int, more: int) -> None:
     steps = start + more
-    every = list(Order(count, batch, seed, 0, steps))
-    assert len(Order(count, batch, seed, start, steps)) == more
-    assert list(Order(count, batch, seed, start, steps)) == every[start:]  # a resumed run goes on as it would have
+    every = list(EpochSampler(count, batch, seed, 0, steps))
+    assert len(EpochSampler(count, batch, seed, start, steps)) == more
+    assert list(EpochSampler(count, batch, seed, start, steps)) == every[start:]  # a resumed run goes on as it would have
     per_epoch = steps_per_epoch(count, batch)
     for epoch in range(steps // per_epoch):
         drawn = [i for b in every[epoch * per_epoch : (epoch + 1) * per_epoch] for i, _ in b]
@@ -251,19 +252,19 @@ def test_order(count: int, batch: int, seed: int, start: int, more: int) -> None
 
 
 def test_epochs_and_seeds_shuffle_anew() -> None:
-    orders = [[i for b in Order(20, 20, seed, epoch, epoch + 1) for i, _ in b] for seed in (0, 1) for epoch in (0, 1)]
+    orders = [[i for b in EpochSampler(20, 20, seed, epoch, epoch + 1) for i, _ in b] for seed in (0, 1) for epoch in (0, 1)]
     assert len({tuple(o) for o in orders}) == 4
     assert all(sorted(o) == list(range(20)) for o in orders)
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_each_batch(monkeypatch: pytest.MonkeyPatch, world: int) -> None:
-    alone = list(Order(20, 6, 1, 2, 9))
+    alone = list(EpochSampler(20, 6, 1, 2, 9))
     monkeypatch.setattr(distributed, "world", lambda: world)
     parts = []
     for rank in range(world):
         monkeypatch.setattr(distributed, "rank", lambda r=rank: r)
-        parts.append(list(Order(20, 6, 1, 2, 9)))
+        parts.append(list(EpochSampler(20, 6, 1, 2, 9)))
     for step, whole in enumerate(alone):
         assert sorted(x for p in parts for x in p[step]) == sorted(whole)
         assert {len(p[step]) for p in parts} == {6 // world}
@@ -274,10 +275,10 @@ def test_steps_of_an_epoch() -> None:
 
 
 def test_mix() -> None:
-    drawn = {mix(a, b, c) for a in range(5) for b in range(5) for c in range(5)}
+    drawn = {mix_seeds(a, b, c) for a in range(5) for b in range(5) for c in range(5)}
     assert len(drawn) == 125
     assert all(0 <= x < 2**63 for x in drawn)
-    assert mix(1, 2, 3) == mix(1, 2, 3) != mix(1, 3, 2)
+    assert mix_seeds(1, 2, 3) == mix_seeds(1, 2, 3) != mix_seeds(1, 3, 2)
 
 
 def test_history_has_means_of_equal_stretches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +308,7 @@ def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_cosine() -> None:
-    assert [training.cosine(1, 0.2, s) for s in (0, 0.5, 1, 1.5)] == pytest.approx([1, 0.6, 0.2, 0.2])
+    assert [training.cosine_schedule(1, 0.2, s) for s in (0, 0.5, 1, 1.5)] == pytest.approx([1, 0.6, 0.2, 0.2])
 
 
 @pytest.mark.parametrize("precision", ["fp16", ""])

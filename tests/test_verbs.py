@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 import unseg
 from unseg.clustering import naming
-from unseg.clustering.naming import Entry
+from unseg.clustering.naming import ClusterEntry
 from unseg.core.console import InputError
 from unseg.report import comparison
 from unseg.segmentation import segmenter
@@ -34,7 +34,7 @@ SHAPE: dict[str, Any] = {"arch": "resnet18", "width": 4, "stride": 8, "rates": [
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "s.safetensors"
     torch.manual_seed(3)
-    segmenter.store(path, segmenter.DeepLab(**SHAPE), SHAPE, 32, "fp32")
+    segmenter.write_segmenter(path, segmenter.DeepLab(**SHAPE), SHAPE, 32, "fp32")
     return path
 
 
@@ -99,7 +99,12 @@ def test_votes_by_hand() -> None:
     table = few_labels.votes(maps, 5, 3)
     assert table.tolist() == [[0, 2, 1], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 0, 0]]
     said = few_labels.named(table, ["background", "dog", "cat"])
-    assert said.entries == {0: Entry(name="dog"), 1: Entry(merge=1), 2: Entry(name="cat"), 3: Entry(merge=0)}
+    assert said.entries == {
+        0: ClusterEntry(name="dog"),
+        1: ClusterEntry(merge=1),
+        2: ClusterEntry(name="cat"),
+        3: ClusterEntry(merge=0),
+    }
 
 
 def test_a_linear_head_finds_classes_that_features_tell_apart(model: Path) -> None:
@@ -184,7 +189,7 @@ def test_fit_writes_what_one_would_by_hand(clone: Path, capsys: pytest.CaptureFi
     got, profile = (yaml.safe_load(Path(name).read_text()) for name in ("params.yaml", "profiles/folder.yaml"))
     before, after = comparison.flat(profile), comparison.flat(got)
     assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == {
-        *("cluster.k", "croc.epochs", "segmenter.epochs", "segmenter.drop_epoch"),
+        *("cluster.k", "croc.epochs", "segmenter.epochs", "segmenter.lr_milestone"),
     }
     assert (got["croc"]["epochs"], got["cluster"]["k"]) == (1, 2)
     assert "# " in Path("params.yaml").read_text()  # comments stay

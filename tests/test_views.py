@@ -11,23 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from unseg.core.records import Image
+from unseg.core.image_index import ImageRecord
 from unseg.pretraining import views
-from unseg.pretraining.views import Augmentation, Pairs, collate, crop, positions
+from unseg.pretraining.views import Augmentation, ViewPairs, collate, positions, random_crop_box
 
 SIDE = 4  # patches a side of a view
 
 
 def augmentation(**changed: Any) -> Augmentation:
     """No colours, unless asked for."""
-    values = {"size": 32, "smallest": 0.25, "jitter_chance": 0.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2}
-    values |= {"hue": 0.1, "grey_chance": 0.0, "blur_chances": [0.0, 0.0], "blur": 0.6, "solarise_chances": [0.0, 0.0]}
+    values = {"size": 32, "crop_min_scale": 0.25, "jitter_prob": 0.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2}
+    values |= {"hue": 0.1, "grey_prob": 0.0, "blur_probs": [0.0, 0.0], "blur": 0.6, "solarise_probs": [0.0, 0.0]}
     return Augmentation(**(values | changed))  # type: ignore[arg-type]
 
 
-def pairs(folder: Path, pixels: np.ndarray, p: Augmentation) -> Pairs:
+def pairs(folder: Path, pixels: np.ndarray, p: Augmentation) -> ViewPairs:
     Pillow.fromarray(pixels).save(folder / "a.png")
-    return Pairs(str(folder), [Image(1, "a.png", *pixels.shape[:2], "train")], p)
+    return ViewPairs(str(folder), [ImageRecord(1, "a.png", *pixels.shape[:2], "train")], p)
 
 
 def noise(height: int = 40, width: int = 56) -> np.ndarray:
@@ -97,7 +97,7 @@ def test_what_a_view_shows_is_where_it_says(tmp_path: Path) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 300), st.integers(1, 300), st.floats(0.05, 1))
 def test_crops_fit_and_have_the_area_and_ratio_asked_for(seed: int, width: int, height: int, smallest: float) -> None:
-    x, y, w, h = crop(random.Random(seed), (width, height), smallest)
+    x, y, w, h = random_crop_box(random.Random(seed), (width, height), smallest)
     assert 0 <= x <= x + w <= width
     assert 0 <= y <= y + h <= height
     assert w >= 1
@@ -109,7 +109,7 @@ def test_crops_fit_and_have_the_area_and_ratio_asked_for(seed: int, width: int, 
 
 def test_crops_of_every_place_and_size() -> None:
     rng = random.Random(0)
-    drawn = np.array([crop(rng, (100, 100), 0.25) for _ in range(2000)])
+    drawn = np.array([random_crop_box(rng, (100, 100), 0.25) for _ in range(2000)])
     shares = drawn[:, 2] * drawn[:, 3] / 1e4
     assert 0.24 < shares.min() < 0.3
     assert shares.max() > 0.95
@@ -122,11 +122,11 @@ def test_crops_of_every_place_and_size() -> None:
     ("size", "want"), [((1000, 10), (493, 0, 13, 10)), ((10, 1000), (0, 493, 10, 13)), ((1, 1), (0, 0, 1, 1))]
 )
 def test_a_photograph_too_narrow_gives_its_middle(size: tuple[int, int], want: tuple[int, int, int, int]) -> None:
-    assert crop(random.Random(0), size, 0.9) == want
+    assert random_crop_box(random.Random(0), size, 0.9) == want
 
 
 def test_views_are_fixed_by_the_seed(tmp_path: Path) -> None:
-    p = augmentation(jitter_chance=0.8, grey_chance=0.2, blur_chances=[1.0, 0.1], solarise_chances=[0.0, 0.5])
+    p = augmentation(jitter_prob=0.8, grey_prob=0.2, blur_probs=[1.0, 0.1], solarise_probs=[0.0, 0.5])
     data = pairs(tmp_path, noise(), p)
     random.seed(1)
     first = data[0, 7]
@@ -143,30 +143,30 @@ def test_each_view_has_chances_of_its_own(view: int) -> None:
     image = Pillow.fromarray(noise(32, 32))
     chances = [0.0, 0.0]
     chances[view] = 1.0
-    for name in ("blur_chances", "solarise_chances"):
+    for name in ("blur_probs", "solarise_probs"):
         p = augmentation(**{name: chances})
-        assert np.array_equal(views.colour(random.Random(0), image, p, 1 - view), image)
-        assert not np.array_equal(views.colour(random.Random(0), image, p, view), image)
+        assert np.array_equal(views.colour_jitter(random.Random(0), image, p, 1 - view), image)
+        assert not np.array_equal(views.colour_jitter(random.Random(0), image, p, view), image)
 
 
 def test_colours() -> None:
     image = Pillow.fromarray(noise(32, 32))
     pixels = np.asarray(image).astype(int)
-    grey = np.asarray(views.colour(random.Random(0), image, augmentation(grey_chance=1.0), 0))
+    grey = np.asarray(views.colour_jitter(random.Random(0), image, augmentation(grey_prob=1.0), 0))
     assert (grey == grey[..., :1]).all()
-    solarised = np.asarray(views.colour(random.Random(0), image, augmentation(solarise_chances=[1.0, 0.0]), 0))
+    solarised = np.asarray(views.colour_jitter(random.Random(0), image, augmentation(solarise_probs=[1.0, 0.0]), 0))
     assert np.array_equal(solarised, np.where(pixels < 128, pixels, 255 - pixels))
-    only = {"jitter_chance": 1.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+    only = {"jitter_prob": 1.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
     ratios = []
     for seed in range(40):
-        bright = np.asarray(views.colour(random.Random(seed), image, augmentation(**only), 0)).astype(int)
+        bright = np.asarray(views.colour_jitter(random.Random(seed), image, augmentation(**only), 0)).astype(int)
         dark = (pixels > 60) & (pixels < 150)  # what no factor up to 1.4 clips
         ratios.append((bright[dark] / pixels[dark]).mean())
     assert 0.58 < min(ratios) < 0.75
     assert 1.25 < max(ratios) < 1.42
 
 
-@pytest.mark.parametrize(("changed", "key"), [({"smallest": 0.0}, "smallest"), ({"blur_chances": [1.0]}, "blur_chances")])
+@pytest.mark.parametrize(("changed", "key"), [({"crop_min_scale": 0.0}, "crop_min_scale"), ({"blur_probs": [1.0]}, "blur_probs")])
 def test_settings_out_of_range(changed: dict[str, Any], key: str) -> None:
     with pytest.raises(ValueError, match=rf"croc\.views\.{key}"):
         augmentation(**changed)

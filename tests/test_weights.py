@@ -189,7 +189,7 @@ def test_moco_checkpoint_becomes_a_resnet(folder: Path, resnet50: timm.models.Re
     want = resnet50(images)
     assert want.std() > 1e-3
     for path in (source, out):
-        body = resnet.Body("resnet50", 64)
+        body = resnet.ResNetBackbone("resnet50", 64)
         resnet.initialise(body, str(path), "segmenter")
         got = body.eval()(images)[-1].mean((2, 3))
         assert (got - want).abs().max() < 1e-5

@@ -43,8 +43,8 @@ def locks(pipe: Pipeline) -> list[bytes]:
 
 def strays(pipe: Pipeline) -> list[Path]:
     """Files that only a broken run would leave."""
-    scratch = [p for p in (pipe.root / ".scratch").rglob("*") if p.is_file()] if (pipe.root / ".scratch").exists() else []
-    return scratch + [p for p in pipe.root.rglob(".*.part") if ".dvc" not in p.parts]
+    checkpoint = [p for p in (pipe.root / ".scratch").rglob("*") if p.is_file()] if (pipe.root / ".scratch").exists() else []
+    return checkpoint + [p for p in pipe.root.rglob(".*.part") if ".dvc" not in p.parts]
 
 
 def lost(pipe: Pipeline, now: float) -> float | None:

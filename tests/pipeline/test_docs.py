@@ -160,7 +160,7 @@ def toy(profile: Path) -> None:
         for part in group.split("."):
             node = node[part]
         node.update(values)
-    tree["cluster"]["k"], tree["segmenter"]["drop_epoch"] = 2, 0  # as `unseg fit` has them for so few photographs
+    tree["cluster"]["k"], tree["segmenter"]["lr_milestone"] = 2, 0  # as `unseg fit` has them for so few photographs
     profile.write_text(yaml.safe_dump(tree))
 
 

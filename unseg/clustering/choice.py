@@ -39,7 +39,7 @@ class Choosing:
                 raise ValueError(f"choose.{key} is {getattr(self, key)}; it must be at least 1")
 
 
-class Tried(NamedTuple):
+class Trial(NamedTuple):
     """T values of K in R repeats, on the objects and on the reference."""
 
     ks: list[int]
@@ -56,13 +56,13 @@ class Tried(NamedTuple):
         return np.asarray(np.sqrt(steadier.clip(0) * apart.clip(0)))
 
 
-class Advice(NamedTuple):
+class Recommendation(NamedTuple):
     best: int  # the K of the highest mean score, the smallest of equals
     as_good: list[int]  # every K that cannot be told from it: the mean difference is within two standard errors
     wins: list[float]  # of each K, the share of repeats in which it is the best; ties are shared
 
 
-def sweep(tokens: np.ndarray, p: Clustering, q: Choosing, seed: int) -> Tried:
+def sweep(tokens: np.ndarray, p: Clustering, q: Choosing, seed: int) -> Trial:
     """Try each K on tokens [M, D]; those for which a half has too few different rows are left out.
 
     Each repeat has the same halves for all K, so that their scores can be compared in pairs, and a reference of its own.
@@ -74,7 +74,7 @@ def sweep(tokens: np.ndarray, p: Clustering, q: Choosing, seed: int) -> Tried:
     found = np.zeros((4, len(ks), q.repeats))
     own = replace(p, starts=q.starts, support=None)
     if not ks:
-        return Tried(ks, *found)
+        return Trial(ks, *found)
     apart = distances(chosen, p)
     for r in track(range(q.repeats), "try K"):
         noise = reference(chosen, np.random.default_rng([seed, r, 1]))
@@ -82,7 +82,7 @@ def sweep(tokens: np.ndarray, p: Clustering, q: Choosing, seed: int) -> Tried:
         for t, k in enumerate(ks):
             found[:2, t, r] = judge(chosen, halves[r], apart, replace(own, k=k), seed + r)
             found[2:, t, r] = judge(noise, halves[r], aside, replace(own, k=k), seed + r)
-    return Tried(ks, *found)
+    return Trial(ks, *found)
 
 
 def judge(tokens: np.ndarray, halves: Sequence[np.ndarray], apart: np.ndarray, p: Clustering, seed: int) -> tuple[float, float]:
@@ -106,7 +106,7 @@ def reference(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(mean + rng.normal(size=(len(tokens), len(scale))) * (scale / np.sqrt(len(tokens))) @ axes)
 
 
-def advise(tried: Tried) -> Advice:
+def advise(tried: Trial) -> Recommendation:
     """Which K to take, and how sure that is; tried must have one at least."""
     score = tried.score
     best = int(score.mean(1).argmax())
@@ -115,10 +115,10 @@ def advise(tried: Tried) -> Advice:
     close = (behind.mean(1) <= CERTAIN * error) | (behind.mean(1) == 0)
     top = score == score.max(0)
     wins = (top / top.sum(0)).mean(1)
-    return Advice(tried.ks[best], [k for k, c in zip(tried.ks, close, strict=True) if c], wins.tolist())
+    return Recommendation(tried.ks[best], [k for k, c in zip(tried.ks, close, strict=True) if c], wins.tolist())
 
 
-def rows(tried: Tried, wins: Sequence[float]) -> list[dict[str, float]]:
+def rows(tried: Trial, wins: Sequence[float]) -> list[dict[str, float]]:
     """For a file: a record a K, means and standard deviations over the repeats."""
     kinds = {name: getattr(tried, name) for name in ("stability", "silhouette", "chance_stability", "chance_silhouette", "score")}
     return [

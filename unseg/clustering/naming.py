@@ -22,7 +22,8 @@ import numpy as np
 import yaml
 
 from unseg.core.console import InputError
-from unseg.core.records import VOID, whole
+from unseg.core.label_maps import IGNORE_LABEL
+from unseg.core.storage import atomic_write
 
 FILE = "clusters.yaml"
 BACKGROUND = "background"
@@ -36,7 +37,7 @@ HEAD = """\
 
 
 @dataclass(frozen=True)
-class Entry:
+class ClusterEntry:
     """What is said of one cluster; nothing by default."""
 
     name: str | None = None
@@ -46,21 +47,21 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Clusters:
+class ClusterNames:
     """K clusters and what is said of them."""
 
     count: int  # K
-    entries: dict[int, Entry] = field(default_factory=dict)
+    entries: dict[int, ClusterEntry] = field(default_factory=dict)
     clustering: str | None = None  # fingerprint of the clustering that the numbers are of; None: not noted
 
-    def entry(self, cluster: int) -> Entry:
-        return self.entries.get(cluster, Entry())
+    def entry(self, cluster: int) -> ClusterEntry:
+        return self.entries.get(cluster, ClusterEntry())
 
-    def becomes(self) -> np.ndarray:
+    def label_lut(self) -> np.ndarray:
         """[256] uint8: the label that each label turns into; merged ones their target, ignored ones void."""
         table = np.arange(256, dtype=np.uint8)
         for k, entry in self.entries.items():
-            table[k + 1] = VOID if entry.ignore else k + 1 if entry.merge is None else entry.merge
+            table[k + 1] = IGNORE_LABEL if entry.ignore else k + 1 if entry.merge is None else entry.merge
         return table
 
     def title(self, cluster: int) -> str:
@@ -81,7 +82,7 @@ def fingerprint(instances: str | Path) -> str:
         raise InputError(f"{instances} cannot be read ({error.strerror}); make it with `dvc repro cluster`") from None
 
 
-def read(path: str | Path, count: int, clustering: str | None = None) -> Clusters:
+def read(path: str | Path, count: int, clustering: str | None = None) -> ClusterNames:
     """What clusters.yaml says of K = count clusters.
 
     Args:
@@ -107,12 +108,12 @@ def read(path: str | Path, count: int, clustering: str | None = None) -> Cluster
         if not isinstance(k, int) or isinstance(k, bool) or not 0 <= k < count:
             raise InputError(f"{path}: there is no cluster {k!r}; there are 0 to {count - 1}")
         entries[k] = parse(path, k, row or {}, count)
-    built = Clusters(count, entries, str(noted) if noted else clustering)
+    built = ClusterNames(count, entries, str(noted) if noted else clustering)
     check(path, built)
     return built
 
 
-def parse(path: str | Path, k: int, row: Any, count: int) -> Entry:
+def parse(path: str | Path, k: int, row: Any, count: int) -> ClusterEntry:
     """One line of the file."""
 
     def wrong(what: str) -> InputError:
@@ -131,7 +132,7 @@ def parse(path: str | Path, k: int, row: Any, count: int) -> Entry:
         raise wrong("it is both ignored and merged; remove one")
     label = None if merge is None else 0 if merge == BACKGROUND else merge + 1
     try:
-        return Entry(name.strip() if name else None, parse_colour(row.get("colour")), label, ignore)
+        return ClusterEntry(name.strip() if name else None, parse_colour(row.get("colour")), label, ignore)
     except ValueError as error:
         raise wrong(str(error)) from None
 
@@ -145,7 +146,7 @@ def parse_colour(text: Any) -> tuple[int, int, int] | None:
     return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
 
-def check(path: str | Path, clusters: Clusters) -> None:
+def check(path: str | Path, clusters: ClusterNames) -> None:
     """What only the whole can tell. Raises: InputError."""
     for k, entry in clusters.entries.items():
         if entry.merge:
@@ -160,7 +161,7 @@ def check(path: str | Path, clusters: Clusters) -> None:
             raise InputError(f"{path}: clusters {twin - 1} and {label - 1} have the name {name!r}; merge one into the other")
 
 
-def write(path: str | Path, clusters: Clusters) -> None:
+def write(path: str | Path, clusters: ClusterNames) -> None:
     """The file that `read` reads; clusters of which nothing is said are left out."""
     rows: dict[int, dict[str, Any]] = {}
     for k, entry in sorted(clusters.entries.items()):
@@ -173,5 +174,5 @@ def write(path: str | Path, clusters: Clusters) -> None:
     text = yaml.safe_dump(tree, allow_unicode=True) if tree else ""
     body = yaml.safe_dump({"clusters": rows}, default_flow_style=None, sort_keys=False, allow_unicode=True, width=1000)
     check(path, clusters)
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(f"{HEAD}{text}{body}", "utf-8")

@@ -12,13 +12,13 @@ import numpy as np
 from unseg.core.console import InputError
 
 
-def check_share(key: str, share: float) -> None:
+def check_fraction(key: str, share: float) -> None:
     if not 0 <= share <= 1:
         raise ValueError(f"{key} is {share}; it must be from 0 to 1")
 
 
 @dataclass(frozen=True)
-class Masks:
+class MaskAlarm:
     """The `alarms.masks` group of params.yaml, for mine."""
 
     least: int  # images, for an alarm
@@ -28,7 +28,7 @@ class Masks:
 
     def __post_init__(self) -> None:
         for name in ("missing", "smallest", "largest"):
-            check_share(f"alarms.masks.{name}", getattr(self, name))
+            check_fraction(f"alarms.masks.{name}", getattr(self, name))
 
     def look(self, path: str, areas: Sequence[float], images: int) -> None:
         """Of each mask its share of its image, and the number of images. Raises: InputError."""
@@ -45,14 +45,14 @@ class Masks:
 
 
 @dataclass(frozen=True)
-class Clusters:
+class ClusterAlarm:
     """The `alarms.clusters` group of params.yaml, for cluster."""
 
     least: int  # masks, for an alarm
     largest: float  # share of the masks in one of several clusters, at the most
 
     def __post_init__(self) -> None:
-        check_share("alarms.clusters.largest", self.largest)
+        check_fraction("alarms.clusters.largest", self.largest)
 
     def look(self, path: str, counts: np.ndarray) -> None:
         """The sizes of the clusters [K]. Raises: InputError."""
@@ -62,14 +62,14 @@ class Clusters:
 
 
 @dataclass(frozen=True)
-class Labels:
+class LabelAlarm:
     """The `alarms.labels` group of params.yaml, for aggregate."""
 
     least: int  # images, for an alarm
     empty: float  # share of the pseudo-labels that are all background, at the most
 
     def __post_init__(self) -> None:
-        check_share("alarms.labels.empty", self.empty)
+        check_fraction("alarms.labels.empty", self.empty)
 
     def look(self, path: str, painted: Sequence[bool]) -> None:
         """Whether each pseudo-label has an object. Raises: InputError."""
@@ -80,7 +80,7 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Segmentation:
+class SegmentationAlarm:
     """The `alarms.segmentation` group of params.yaml, for evaluate_quality."""
 
     least: int  # images, for an alarm

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from unseg.core.console import InputError
-from unseg.core.records import Image, read_json
+from unseg.core.image_index import ImageRecord
+from unseg.core.storage import read_json
 
 Record = dict[str, Any]
 IMAGE = re.compile(r'"image_id": (\d+)[,}]')  # in a line of a record
@@ -86,8 +87,8 @@ def record(path: str | Path, content: Any) -> Record:
 
 
 def by_image(
-    path: str | Path, records: Iterable[Record], images: Iterable[Image], known: Collection[int]
-) -> Iterator[tuple[Image, list[Record]]]:
+    path: str | Path, records: Iterable[Record], images: Iterable[ImageRecord], known: Collection[int]
+) -> Iterator[tuple[ImageRecord, list[Record]]]:
     """Each image and its records, which both come in the order of image ids; known are the ids of all images.
 
     Raises:

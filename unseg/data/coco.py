@@ -13,12 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 from pycocotools import mask as coco_mask
 
 from unseg.core.console import InputError
-from unseg.core.records import Rle, pack, read_json, run_lengths
+from unseg.core.rle import Rle, pack, run_lengths
+from unseg.core.storage import read_json
 
 T = TypeVar("T")
 
 
-class Record(NamedTuple):
+class CocoImage(NamedTuple):
     """What the JSON says of a photograph."""
 
     id: int
@@ -28,7 +29,7 @@ class Record(NamedTuple):
 
 class Coco(NamedTuple):
     path: Path
-    images: list[Record]
+    images: list[CocoImage]
     annotations: list[dict[str, Any]] | None  # None: the file has no such list; image_id is checked, no more; `packed`
     categories: dict[int, str]
 
@@ -74,12 +75,12 @@ def packed(content: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "segmentation": json.dumps(content["segmentation"], default=repr).encode()}
 
 
-def record(content: Any, where: str, inner: str) -> Record:
+def record(content: Any, where: str, inner: str) -> CocoImage:
     name = PurePosixPath(field(content, "file_name", str, where))
     if inner and name.parts[:1] != (inner,):
         name = inner / name
     size = field(content, "height", int, where), field(content, "width", int, where)
-    return Record(field(content, "id", int, where), name.as_posix(), size)
+    return CocoImage(field(content, "id", int, where), name.as_posix(), size)
 
 
 def field(content: Any, key: str, kind: type[T], where: str) -> T:

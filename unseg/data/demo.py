@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image
 
 from unseg.core.console import track
-from unseg.core.records import Rle, annotation, encode, write_json
+from unseg.core.rle import Rle, coco_annotation, encode
+from unseg.core.storage import write_json
 
 CLASSES = ("disc", "square", "triangle", "star", "cross", "crescent")
 COUNTS = (0.7, 0.2, 0.1)  # chances of one, two, three objects in a scene
@@ -164,7 +165,7 @@ def write(root: Path, demo: Demo, seed: int) -> None:
                 number = len(images) + 1 + (demo.train if split == "val" else 0)
                 images.append({"id": number, "file_name": file.name, "height": demo.size, "width": demo.size})
                 annotations += [
-                    annotation(len(annotations) + i, number, label, mask) for i, (label, mask) in enumerate(objects, 1)
+                    coco_annotation(len(annotations) + i, number, label, mask) for i, (label, mask) in enumerate(objects, 1)
                 ]
             truth = {"images": images, "annotations": annotations, "categories": categories}
             write_json(root / "annotations" / f"instances_{split}.json", truth)

@@ -16,22 +16,22 @@ from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
 from unseg.core.console import track
-from unseg.core.records import Image
+from unseg.core.image_index import ImageRecord
 from unseg.data import photos
-from unseg.data.readers import Candidate, Data, Found, Rejected
+from unseg.data.readers import Candidate, Data, Dataset, Rejected
 
 MIN_SIDE = 8  # pixels: one patch; with less there is nothing to see
 MAX_RATIO = 16  # of the sides; stages scale the shorter one, so that a strip would fill the memory (COCO has 12.5)
 
 
-def examine(data: Data, found: Found) -> tuple[list[Image], list[Rejected]]:
+def examine(data: Data, found: Dataset) -> tuple[list[ImageRecord], list[Rejected]]:
     """Decode every candidate once: the index in the order of its ids, and all that is left out, by name.
 
     Ids are the data set's own, or 1..n in the order of the names.
     """
     root = Path(data.images).resolve()
     threads = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    good: list[Image] = []
+    good: list[ImageRecord] = []
     bad = list(found.rejected)
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:  # Pillow decodes outside Python's lock
         warnings.filterwarnings("ignore", module="PIL")  # of odd metadata and of size: the verdict counts
@@ -40,7 +40,7 @@ def examine(data: Data, found: Found) -> tuple[list[Image], list[Rejected]]:
             if isinstance(seen, str):
                 bad.append(Rejected(c.file_name, seen))
             else:
-                good.append(Image(c.id if c.id is not None else len(good) + 1, c.file_name, *seen, c.split))
+                good.append(ImageRecord(c.id if c.id is not None else len(good) + 1, c.file_name, *seen, c.split))
     readable = [replace(r, file_name=r.file_name.encode("utf-8", "backslashreplace").decode()) for r in bad]
     return sorted(good, key=lambda i: i.id), sorted(readable, key=lambda r: r.file_name)
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageOps
 
-from unseg.core.records import Image
+from unseg.core.image_index import ImageRecord
 
 DRAWINGS = ("EPS", "WMF")  # formats that Pillow hands to another program to be drawn
 ARCHIVE = ".zip"
@@ -111,7 +111,7 @@ def turned(path: str | Path) -> bool:
         return orientation(image) != 1
 
 
-def read(root: str | Path, image: Image) -> Pillow.Image:
+def read(root: str | Path, image: ImageRecord) -> Pillow.Image:
     """The photograph of a record; `prepare` has made sure that it can be read."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # `prepare` has said what there was to say

@@ -77,13 +77,13 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Found:
+class Dataset:
     candidates: list[Candidate] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)  # what is listed or met but cannot be a candidate
     ignored: Counter[str] = field(default_factory=Counter)  # suffix: files that do not claim to be photographs
 
 
-def find(data: Data) -> Found:
+def find_dataset(data: Data) -> Dataset:
     """All candidates in the order of their names.
 
     Raises:
@@ -94,20 +94,20 @@ def find(data: Data) -> Found:
             raise InputError(f"data.{key}: {folder}: no such folder; put the data set there, or change params.yaml")
     found = {"folder": find_folder, "voc": find_voc, "coco": find_coco}[data.kind](data)
     if not found.candidates:
-        what = total(found.ignored) or total(Counter(r.reason for r in found.rejected)) or "empty"
+        what = count_photos(found.ignored) or count_photos(Counter(r.reason for r in found.rejected)) or "empty"
         raise InputError(f"{data.images}: no image found ({what}); put photographs there, or change data in params.yaml")
     found.candidates.sort(key=lambda c: c.file_name)
     return found
 
 
-def total(counts: Counter[str]) -> str:
+def count_photos(counts: Counter[str]) -> str:
     """Counts in words, e.g. "3 .txt, 1 .pdf", the most frequent first."""
     return ", ".join(f"{n} {name}" for name, n in sorted(counts.items(), key=lambda c: (-c[1], c[0])))
 
 
-def find_folder(data: Data) -> Found:
+def find_folder(data: Data) -> Dataset:
     """Every file with an image's suffix, in archives too; hidden ones are passed over, links to folders not followed."""
-    root, found = Path(data.images), Found()
+    root, found = Path(data.images), Dataset()
     suffixes = {suffix for suffix, form in Pillow.registered_extensions().items() if form not in NO_PHOTOS}
 
     def unreadable(error: OSError) -> None:
@@ -130,7 +130,7 @@ def find_folder(data: Data) -> Found:
     return found
 
 
-def look_into(root: Path, name: Path, suffixes: set[str], found: Found) -> None:
+def look_into(root: Path, name: Path, suffixes: set[str], found: Dataset) -> None:
     """The members of a zip archive as candidates `<archive>/<member>`."""
     try:
         with zipfile.ZipFile(root / name) as archive:
@@ -160,9 +160,9 @@ def mask_folder(root: Path, stem: str) -> str:
     return more if (root / more / f"{stem}.png").is_file() and not (root / usual / f"{stem}.png").is_file() else usual
 
 
-def find_voc(data: Data) -> Found:
+def find_voc(data: Data) -> Dataset:
     """The stems of the lists, as JPEGImages/<stem>.jpg (or .jpeg, .png)."""
-    root, images, found = Path(data.root), Path(data.images), Found()
+    root, images, found = Path(data.root), Path(data.images), Dataset()
     val = read_list(root / data.val) if data.val else []
     for stem, split in splits(read_list(root / str(data.train)), val).items():
         names = [stem + suffix for suffix in (".jpg", ".jpeg", ".png")]
@@ -172,12 +172,12 @@ def find_voc(data: Data) -> Found:
     return found
 
 
-def find_coco(data: Data) -> Found:
+def find_coco(data: Data) -> Dataset:
     """The images of the JSONs, or those of them that the lists name.
 
     Ids are COCO's own, unless two JSONs use one id for two photographs or two ids for one: then there are none.
     """
-    root, found = Path(data.root), Found()
+    root, found = Path(data.root), Dataset()
     chosen: list[dict[str, Candidate]] = []
     for listed in (data.train, data.val):
         chosen.append({})
@@ -208,19 +208,19 @@ def splits(train: Iterable[str], val: Iterable[str]) -> dict[str, str]:
     return split
 
 
-def choose(records: list[coco.Record], file: Path) -> tuple[list[coco.Record], list[str]]:
+def choose(records: list[coco.CocoImage], file: Path) -> tuple[list[coco.CocoImage], list[str]]:
     """The records that a text list names, and the lines that name none.
 
     A line is a file name with or without its folder, a stem, or an id; COCO's 2014 names also find the
     photograph under its 2017 name.
     """
     ids, exact = {str(r.id): r for r in records}, {r.file_name: r for r in records}
-    loose: dict[str, coco.Record | None] = {}
+    loose: dict[str, coco.CocoImage | None] = {}
     for r in records:
         path = PurePosixPath(r.file_name)
         for name in {path.name, path.stem}:
             loose[name] = None if name in loose else r  # None: it could be either
-    chosen: dict[str, coco.Record] = {}
+    chosen: dict[str, coco.CocoImage] = {}
     absent = []
     for line in read_list(file):
         path = PurePosixPath(line)

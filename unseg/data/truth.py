@@ -18,7 +18,10 @@ from PIL import Image as Pillow
 from pycocotools import mask as coco_mask
 
 from unseg.core.console import InputError, track
-from unseg.core.records import VOID, Image, Lines, Rle, annotation, by_image, decode, encode, line, to_json, to_png
+from unseg.core.image_index import ImageRecord
+from unseg.core.label_maps import IGNORE_LABEL
+from unseg.core.rle import Rle, coco_annotation, decode, encode, group_by_image
+from unseg.core.storage import JsonLines, encode_png, json_line, to_json
 from unseg.data import coco
 from unseg.data.readers import Data, mask_folder
 
@@ -35,12 +38,12 @@ class Instance(NamedTuple):
 
 
 class Truth(NamedTuple):
-    image: Image
+    image: ImageRecord
     semantic: np.ndarray  # [H, W] uint8: 0 background, 1..C, 255 void
     instances: list[Instance] | None  # None: objects were not told apart
 
 
-def members(data: Data, index: list[Image]) -> Iterator[tuple[str, bytes]]:
+def members(data: Data, index: list[ImageRecord]) -> Iterator[tuple[str, bytes]]:
     """The members of data/truth.zip, an image at a time.
 
     Raises:
@@ -55,20 +58,20 @@ def members(data: Data, index: list[Image]) -> Iterator[tuple[str, bytes]]:
     any_truth = False
     for image, semantic, instances in track(truths, "read ground truth", len(index)):
         any_truth = True
-        yield f"semantic/{image.file_name}.png", to_png(semantic)
+        yield f"semantic/{image.file_name}.png", encode_png(semantic)
         if instances is not None:
             described.append(asdict(image))
             for label, rle, crowd in instances:
-                a = annotation(len(annotations) + 1, image.id, label, rle)
-                annotations.append(line({**a, "iscrowd": int(crowd)}))
+                a = coco_annotation(len(annotations) + 1, image.id, label, rle)
+                annotations.append(json_line({**a, "iscrowd": int(crowd)}))
     if described:
         categories = [{"id": i, "name": name} for i, name in enumerate(names) if i]
-        content = {"images": described, "annotations": Lines(annotations), "categories": categories}
+        content = {"images": described, "annotations": JsonLines(annotations), "categories": categories}
         yield "instances.json", to_json(content).encode()
     yield "classes.json", to_json({"classes": names if any_truth else []}).encode()
 
 
-def voc(data: Data, index: list[Image]) -> Iterator[Truth]:
+def voc(data: Data, index: list[ImageRecord]) -> Iterator[Truth]:
     """Truth of those images that have a class mask; instances of those that have an object mask too."""
     for image in index:
         name = PurePosixPath(image.file_name).with_suffix(".png")
@@ -76,14 +79,14 @@ def voc(data: Data, index: list[Image]) -> Iterator[Truth]:
         semantic = index_map(folder, name, image)
         if semantic is None:
             continue
-        strange = np.setdiff1d(semantic, [*range(len(VOC)), VOID])
+        strange = np.setdiff1d(semantic, [*range(len(VOC)), IGNORE_LABEL])
         if strange.size:
             raise InputError(f"{folder}/{name} has the value {strange[0]}; VOC has 0 to 20, and 255 for void")
         objects = index_map(Path(data.root) / "SegmentationObject", name, image)
         yield Truth(image, semantic, None if objects is None else instances_of(semantic, objects))
 
 
-def index_map(folder: Path, name: PurePosixPath, image: Image) -> np.ndarray | None:
+def index_map(folder: Path, name: PurePosixPath, image: ImageRecord) -> np.ndarray | None:
     """A mask's indices (a palette's, not its colours) [H, W] uint8; None where there is no such file.
 
     Raises:
@@ -114,16 +117,16 @@ def instances_of(semantic: np.ndarray, objects: np.ndarray) -> list[Instance]:
     the first.
     """
     found = []
-    for value in np.setdiff1d(objects, [0, VOID]):
+    for value in np.setdiff1d(objects, [0, IGNORE_LABEL]):
         mask = objects == value
-        votes = np.bincount(semantic[mask], minlength=VOID + 1)
-        votes[[0, VOID]] = 0
+        votes = np.bincount(semantic[mask], minlength=IGNORE_LABEL + 1)
+        votes[[0, IGNORE_LABEL]] = 0
         if votes.any():
             found.append(Instance(int(votes.argmax()), encode(mask)))
     return found
 
 
-def from_coco(data: Data, index: list[Image]) -> tuple[list[str], Iterator[Truth]]:
+def from_coco(data: Data, index: list[ImageRecord]) -> tuple[list[str], Iterator[Truth]]:
     """The names of the classes, background first, and the truths.
 
     An image in both splits has the truth of data.val's file.
@@ -136,8 +139,8 @@ def from_coco(data: Data, index: list[Image]) -> tuple[list[str], Iterator[Truth
         for id, name in content.categories.items():
             if categories.setdefault(id, name) != name:
                 raise InputError(f"{content.path}: category {id} is {name}, in {files[0][0].path} {categories[id]}")
-    if len(categories) >= VOID:
-        raise InputError(f"{files[0][0].path} has {len(categories)} categories; a label map holds {VOID - 1}")
+    if len(categories) >= IGNORE_LABEL:
+        raise InputError(f"{files[0][0].path} has {len(categories)} categories; a label map holds {IGNORE_LABEL - 1}")
     labels = {id: i + 1 for i, id in enumerate(sorted(categories))}
 
     def truths() -> Iterator[Truth]:
@@ -154,9 +157,9 @@ def sources(train: Path, val: Path) -> list[tuple[Path, tuple[str, ...]]]:
     return both if train != val else [(train, ("train", "val", "both"))]
 
 
-def coco_truths(content: coco.Coco, images: list[Image], labels: dict[int, int]) -> Iterator[Truth]:
+def coco_truths(content: coco.Coco, images: list[ImageRecord], labels: dict[int, int]) -> Iterator[Truth]:
     ids = {r.file_name: r.id for r in content.images}
-    annotations = by_image(content.annotations or [])
+    annotations = group_by_image(content.annotations or [])
     for image in images:
         instances = []
         for a in annotations.get(ids[image.file_name], []):
@@ -175,5 +178,5 @@ def paint(size: tuple[int, int], instances: list[Instance]) -> np.ndarray:
     """A label map [H, W] uint8: the larger first, so that the smaller stay visible; crowds are void."""
     semantic = np.zeros(size, np.uint8)
     for label, rle, crowd in sorted(instances, key=lambda i: -int(coco_mask.area(i.rle))):
-        semantic[decode(rle)] = VOID if crowd else label
+        semantic[decode(rle)] = IGNORE_LABEL if crowd else label
     return semantic

@@ -20,17 +20,19 @@ from torch import Tensor, nn
 
 from unseg.core import optional
 from unseg.core.console import InputError
-from unseg.core.records import Image, by_image, encode_all
+from unseg.core.image_index import ImageRecord
+from unseg.core.rle import encode_all, group_by_image
 from unseg.data.photos import read
-from unseg.detection.examples import Examples, Target, collate
-from unseg.detection.settings import Detect, Detector, Found
+from unseg.detection.examples import DetectionDataset, Target, collate
+from unseg.detection.settings import Detect, Detections, Detector
 from unseg.engine import batching, distributed, environment, training
+from unseg.engine.checkpoint import Checkpoint
 from unseg.engine.precision import autocast
-from unseg.models import resnet
+from unseg.models.weights import RANDOM_INIT
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedDetector:
     """A detector that `detect` asks, set up and in evaluation mode."""
 
     model: nn.Module
@@ -68,7 +70,13 @@ def learning_rate(p: Detector, iteration: int) -> float:
 
 
 def train(
-    p: Detector, k: int, root: str, records: list[Image], annotations: list[dict[str, Any]], seed: int, scratch: training.Scratch
+    p: Detector,
+    k: int,
+    root: str,
+    records: list[ImageRecord],
+    annotations: list[dict[str, Any]],
+    seed: int,
+    checkpoint: Checkpoint,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Train on instances of K clusters; images without one count as background.
 
@@ -90,10 +98,10 @@ def train(
     model.to(device).train()
     learned = [x for x in model.parameters() if x.requires_grad]
     optimizer = torch.optim.SGD(by.groups(model, p), lr=p.lr, momentum=p.momentum, weight_decay=p.weight_decay)
-    shared = distributed.share(model)
+    shared = distributed.wrap_ddp(model)
 
     def step(number: int, batch: tuple[list[Tensor], list[Target]]) -> dict[str, Tensor]:
-        training.set_rates(optimizer, learning_rate(p, number))
+        training.set_lr(optimizer, learning_rate(p, number))
         pixels = [x.to(device) for x in batch[0]]
         targets = [{key: x.to(device) for key, x in t.items()} for t in batch[1]]
         with autocast(device, p.precision):
@@ -104,18 +112,18 @@ def train(
         if p.clip:
             nn.utils.clip_grad_norm_(learned, p.clip)
         optimizer.step()
-        return {name: distributed.average(x) for name, x in {"loss": loss, **parts}.items()}
+        return {name: distributed.all_reduce_mean(x) for name, x in {"loss": loss, **parts}.items()}
 
-    dataset = Examples(root, records, by_image(annotations), p.copy_paste, p.paste_scale)
+    dataset = DetectionDataset(root, records, group_by_image(annotations), p.copy_paste, p.paste_scale)
     state = {"model": model, "optimizer": optimizer}
-    values = training.fit("detector", scratch, state, dataset, p.batch, p.iterations, seed, step, collate)
+    values = training.fit("detector", checkpoint, state, dataset, p.batch, p.iterations, seed, step, collate)
     return model, values
 
 
 def save(path: str | Path, model: nn.Module, p: Detector, k: int) -> None:
     about = {
         "kind": "detector",
-        "detector": {**vars(p), "init": resnet.FRESH},
+        "detector": {**vars(p), "init": RANDOM_INIT},
         "k": k,
         "mean": batching.MEAN,
         "std": batching.STD,
@@ -123,7 +131,7 @@ def save(path: str | Path, model: nn.Module, p: Detector, k: int) -> None:
     training.write_weights(path, model, about)
 
 
-def load(path: str | Path, q: Detect) -> Trained:
+def load(path: str | Path, q: Detect) -> TrainedDetector:
     """The detector of a file, set up as `q` says.
 
     Raises:
@@ -139,15 +147,18 @@ def load(path: str | Path, q: Detect) -> Trained:
     return prepared(model, p, q, about["k"])
 
 
-def prepared(model: nn.Module, p: Detector, q: Detect, k: int) -> Trained:
+def prepared(model: nn.Module, p: Detector, q: Detect, k: int) -> TrainedDetector:
     backend(p).prepare(model, q)
-    return Trained(model.eval(), p, q, k)
+    return TrainedDetector(model.eval(), p, q, k)
 
 
 @torch.inference_mode()
 def detect(
-    trained: Trained, root: str, records: list[Image], left: Callable[[list[list[Image]]], list[list[Image]]] = list
-) -> Iterator[tuple[Image, list[dict[str, Any]]]]:
+    trained: TrainedDetector,
+    root: str,
+    records: list[ImageRecord],
+    left: Callable[[list[list[ImageRecord]]], list[list[ImageRecord]]] = list,
+) -> Iterator[tuple[ImageRecord, list[dict[str, Any]]]]:
     """Each image and its COCO results, surest first; images come in the order of their sizes.
 
     left: of all batches, those that are to be done here.
@@ -155,7 +166,7 @@ def detect(
     device = environment.device()
     trained.model.to(device)
 
-    def load(record: Image) -> Tensor:
+    def load(record: ImageRecord) -> Tensor:
         return torch.from_numpy(np.array(read(root, record))).permute(2, 0, 1)
 
     for batch, x in batching.batches_by_shape(records, lambda r: r.size, load, trained.q.pixels, left):
@@ -164,14 +175,14 @@ def detect(
 
 
 @torch.inference_mode()
-def instances(trained: Trained, x: Tensor) -> list[list[dict[str, Any]]]:
+def instances(trained: TrainedDetector, x: Tensor) -> list[list[dict[str, Any]]]:
     """COCO results without image_id of each of the photographs [B, 3, H, W] uint8 (on the model's device), surest first."""
     with autocast(x.device, trained.p.precision):
-        found: list[Found] = backend(trained.p).find(trained.model, trained.p, trained.q, x.float() / 255)
+        found: list[Detections] = backend(trained.p).find(trained.model, trained.p, trained.q, x.float() / 255)
     return [results(f) for f in found]
 
 
-def results(found: Found) -> list[dict[str, Any]]:
+def results(found: Detections) -> list[dict[str, Any]]:
     """What was found in one photograph as COCO results; what has no pixel is left out."""
     rles = encode_all(found.masks) if len(found.masks) else []
     return [

@@ -28,10 +28,9 @@ from torch import Tensor, nn
 from unseg.core.console import InputError
 from unseg.data import photos
 from unseg.detection.examples import Target
-from unseg.detection.settings import Detect, Detector, Found
+from unseg.detection.settings import Detect, Detections, Detector
 from unseg.engine import batching, distributed
-from unseg.models import resnet
-from unseg.models.weights import resnet_state
+from unseg.models.weights import RANDOM_INIT, resnet_state
 
 NAMES = {  # parts of the loss, here and in Detectron2
     "classifier": "loss_cls",
@@ -60,8 +59,8 @@ def config(p: Detector, k: int) -> CfgNode:
     return cfg
 
 
-class DropLoss(FastRCNNOutputLayers):  # type: ignore[misc]
-    """Learns no class from a proposal without a mask in it: see `unseg.detection.torchvision_fpn.DropLoss`."""
+class DropLossRes5ROIHeads(FastRCNNOutputLayers):  # type: ignore[misc]
+    """Learns no class from a proposal without a mask in it: see `unseg.detection.torchvision_fpn.DropLossRoIHeads`."""
 
     drop_iou: float
 
@@ -89,7 +88,7 @@ def build(p: Detector, k: int) -> nn.Module:
     # Under autocast the maps are bfloat16, and Detectron2 would round the proposals' coordinates to that too.
     model.backbone.register_forward_hook(lambda _module, _given, maps: {name: x.float() for name, x in maps.items()})
     if p.drop_iou is not None:
-        heads.box_predictor = DropLoss(cfg, ShapeSpec(channels=channels, height=1, width=1))
+        heads.box_predictor = DropLossRes5ROIHeads(cfg, ShapeSpec(channels=channels, height=1, width=1))
         heads.box_predictor.drop_iou = p.drop_iou
     built: nn.Module = model
     return built
@@ -105,12 +104,12 @@ def renamed(name: str) -> str:
 
 
 def initialise(model: nn.Module, p: Detector) -> None:
-    """Self-supervised weights (MoCo-v2 or DINO, in their authors' layouts) into the ResNet; FRESH leaves it as it is.
+    """Self-supervised weights (MoCo-v2 or DINO, in their authors' layouts) into the ResNet; RANDOM_INIT leaves it as it is.
 
     Raises:
         InputError: a key or a shape that does not fit; each key of the file has a place, each place a key.
     """
-    if p.init == resnet.FRESH:
+    if p.init == RANDOM_INIT:
         return
     state = {renamed(name): x for name, x in resnet_state(p.init).items()}
     parts = ("backbone.", "roi_heads.res5.")
@@ -124,12 +123,12 @@ def initialise(model: nn.Module, p: Detector) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def join(model: nn.Module) -> None:
+def sync_norms(model: nn.Module) -> None:
     """Where there are several processes: batch norm over all of them; sizes and proposals are drawn by each for itself."""
-    distributed.join(model)
+    distributed.sync_norms(model)
 
 
-def groups(model: nn.Module, p: Detector) -> list[dict[str, object]]:
+def param_groups(model: nn.Module, p: Detector) -> list[dict[str, object]]:
     """What is learned, as the optimiser takes it: Detectron2 decays no weights of batch norm."""
     found: list[dict[str, object]] = get_default_optimizer_params(model, weight_decay=p.weight_decay, weight_decay_norm=0.0)
     return found
@@ -179,7 +178,7 @@ def prepare(model: Any, q: Detect) -> None:
     predictor.test_topk_per_image = q.max_detections
 
 
-def find(model: Any, p: Detector, q: Detect, x: Tensor) -> list[Found]:
+def find(model: Any, p: Detector, q: Detect, x: Tensor) -> list[Detections]:
     """The objects of photographs [B, 3, H, W] in 0..1."""
     small = list(resized(x, q.short_side, p.long_side))
     answers = []
@@ -187,5 +186,5 @@ def find(model: Any, p: Detector, q: Detect, x: Tensor) -> list[Found]:
         found.pred_masks = found.pred_masks.float()  # in bfloat16 they would be put beside their places
         whole = detector_postprocess(found, *x.shape[-2:])
         boxes, scores, clusters = whole.pred_boxes.tensor.float(), whole.scores.float(), whole.pred_classes
-        answers.append(Found(*(v.cpu().numpy() for v in (whole.pred_masks, boxes, scores, clusters))))
+        answers.append(Detections(*(v.cpu().numpy() for v in (whole.pred_masks, boxes, scores, clusters))))
     return answers

@@ -16,7 +16,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from unseg.engine import distributed
 
 
-class Sampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]
+class DistributedBalancedSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]
     """torchvision's sampler of positives and negatives, which draws for the images of all processes."""
 
     def __init__(self, like: BalancedPositiveNegativeSampler) -> None:
@@ -43,36 +43,36 @@ class Sampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]
         return masks
 
 
-class Transform(GeneralizedRCNNTransform):  # type: ignore[misc]
+class DistributedRCNNTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
     """torchvision's resizing and padding; sizes are drawn, and batches padded, as for the images of all processes."""
 
     def torch_choice(self, k: list[int]) -> int:
-        drawn = [super(Transform, self).torch_choice(k) for _ in range(distributed.world())]
+        drawn = [super(DistributedRCNNTransform, self).torch_choice(k) for _ in range(distributed.world())]
         return int(drawn[distributed.rank()])
 
     def max_by_axis(self, the_list: list[list[int]]) -> list[int]:
         most = torch.tensor(super().max_by_axis(the_list), device=self.device)
-        return [int(n) for n in distributed.largest(most).tolist()]
+        return [int(n) for n in distributed.all_reduce_max(most).tolist()]
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> object:
         self.device = images[0].device  # a collective wants its tensors on the accelerator
         return super().forward(images, targets)
 
 
-def join(model: MaskRCNN) -> None:
+def distribute(model: MaskRCNN) -> None:
     """Make a fresh model's training one of all processes, where there are several."""
-    distributed.join(model)
+    distributed.sync_norms(model)
     if distributed.world() > 1:
-        model.transform.__class__ = Transform
+        model.transform.__class__ = DistributedRCNNTransform
         for part in (model.rpn, model.roi_heads):
-            part.fg_bg_sampler = Sampler(part.fg_bg_sampler)
+            part.fg_bg_sampler = DistributedBalancedSampler(part.fg_bg_sampler)
 
 
-def weigh(model: MaskRCNN, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+def weight_losses(model: MaskRCNN, parts: dict[str, Tensor]) -> dict[str, Tensor]:
     """This process's losses times its share of what each is a mean over, so that their mean is that of the whole batch."""
     if distributed.world() == 1:
         return parts
     rpn, heads = model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler
     own = {"objectness": rpn.taken, "rpn_box_reg": rpn.taken, "mask": heads.positives}
     shares = {name: own.get(name, heads.taken) for name in parts}
-    return {name: x * (shares[name] / distributed.average(shares[name]).clamp_min(1e-9)) for name, x in parts.items()}
+    return {name: x * (shares[name] / distributed.all_reduce_mean(shares[name]).clamp_min(1e-9)) for name, x in parts.items()}

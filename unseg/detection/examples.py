@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unseg.core.records import Image, boxes_xyxy, decode, encode_all
+from unseg.core.image_index import ImageRecord
+from unseg.core.rle import boxes_xyxy, decode, encode_all
 from unseg.data.photos import read
 
 Target = dict[str, Tensor]
@@ -23,11 +24,11 @@ Example = tuple[Tensor, Target]
 
 
 @dataclass(frozen=True)
-class Examples(Dataset[Any]):
+class DetectionDataset(Dataset[Any]):
     """(index, seed) to an image [3, H, W] in 0..1 and its objects: boxes [M, 4] xyxy, labels [M], masks [M, H, W] uint8."""
 
     root: str
-    records: list[Image]
+    records: list[ImageRecord]
     objects: dict[int, list[dict[str, Any]]]  # COCO annotations by image id
     paste: float = 0.0  # share of the examples that get objects of another image
     paste_scale: Sequence[float] = (1.0, 1.0)
@@ -54,7 +55,7 @@ class Examples(Dataset[Any]):
         }
         return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255, target
 
-    def load(self, record: Image) -> tuple[np.ndarray, list[int], np.ndarray, list[dict[str, Any]]]:
+    def load(self, record: ImageRecord) -> tuple[np.ndarray, list[int], np.ndarray, list[dict[str, Any]]]:
         """Pixels [H, W, 3] uint8, labels [M], masks [M, H, W] bool, and the masks as run lengths."""
         objects = self.objects.get(record.id, [])
         rles = [o["segmentation"] for o in objects]
@@ -62,10 +63,10 @@ class Examples(Dataset[Any]):
         return np.asarray(read(self.root, record)), [o["category_id"] + 1 for o in objects], masks, rles
 
 
-Scene = tuple[np.ndarray, list[int], np.ndarray]  # pixels [H, W, 3] uint8, labels [M], masks [M, H, W] bool
+PastedScene = tuple[np.ndarray, list[int], np.ndarray]  # pixels [H, W, 3] uint8, labels [M], masks [M, H, W] bool
 
 
-def pasted(onto: Scene, other: Scene, rng: np.random.Generator, scales: Sequence[float]) -> Scene:
+def pasted(onto: PastedScene, other: PastedScene, rng: np.random.Generator, scales: Sequence[float]) -> PastedScene:
     """A scene with objects of another one on top: any of them, at least one, each scaled and put where it fits.
 
     What a pasted object covers is taken from the masks below it; a mask of which nothing is left goes. An object that

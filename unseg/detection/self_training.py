@@ -17,7 +17,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Adoption:
+class SelfTraining:
     """The `adopt` group of params.yaml."""
 
     threshold: float  # score from which a detection is adopted
@@ -30,7 +30,7 @@ class Adoption:
             raise ValueError(f"adopt.overlap is {self.overlap}; it must be above 0 and at most 1")
 
 
-def adopt(detections: Sequence[Record], former: Sequence[Record], p: Adoption) -> list[Record]:
+def self_train(detections: Sequence[Record], former: Sequence[Record], p: SelfTraining) -> list[Record]:
     """The instances of one image for the next round: sure detections, surest first, then what is left of the former ones.
 
     Args:

@@ -22,7 +22,7 @@ class Detector:
     width: int  # channels of the first stage
     fpn: int  # channels of the pyramid and the mask head; torchvision
     hidden: int  # of the box head; torchvision
-    init: str  # self-supervised ResNet weights, or resnet.FRESH
+    init: str  # self-supervised ResNet weights, or weights.RANDOM_INIT
     frozen_stages: int  # the stem and so many stages; Detectron2 counts the stem: its FREEZE_AT 2 is 1 here
     anchor: int  # side of the smallest of five anchors, pixels; each next one doubles it
     short_sides: list[int]  # in training, one drawn an image, pixels
@@ -81,7 +81,7 @@ class Detect:
             raise ValueError("detect.short_side and detect.max_detections must be at least 1")
 
 
-class Found(NamedTuple):
+class Detections(NamedTuple):
     """What a detector finds in one photograph, surest first."""
 
     masks: np.ndarray  # [M, H, W] bool

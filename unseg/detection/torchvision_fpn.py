@@ -17,15 +17,15 @@ from torchvision.ops.poolers import LevelMapper
 
 from unseg.detection import distributed_mask_rcnn
 from unseg.detection.examples import Target
-from unseg.detection.settings import Detect, Detector, Found
+from unseg.detection.settings import Detect, Detections, Detector
 from unseg.engine import batching
 from unseg.models import resnet
 
 
-class Pyramid(nn.Module):
+class ResNetFPN(nn.Module):
     """ResNet and FPN: images to maps at strides 4, 8, 16, 32, 64, all of `out_channels`."""
 
-    def __init__(self, body: resnet.Body, channels: int) -> None:
+    def __init__(self, body: resnet.ResNetBackbone, channels: int) -> None:
         super().__init__()
         self.body, self.out_channels = body, channels
         self.fpn = FeaturePyramidNetwork(body.channels, channels, LastLevelMaxPool())
@@ -36,7 +36,7 @@ class Pyramid(nn.Module):
         return out
 
 
-class DropLoss(RoIHeads):  # type: ignore[misc]
+class DropLossRoIHeads(RoIHeads):  # type: ignore[misc]
     """Heads that learn nothing from a proposal without a mask in it: it may show an object that was not mined.
 
     CutLER (Wang et al., arXiv:2301.11320, Eq. 2): the loss of a region counts only if its IoU with some mask is above
@@ -87,7 +87,7 @@ def pool(size: int) -> MultiScaleRoIAlign:
 def build(p: Detector, k: int) -> MaskRCNN:
     """A fresh Mask R-CNN for K clusters."""
     sizes = tuple((p.anchor * 2**i,) for i in range(5))
-    pyramid = Pyramid(resnet.Body(p.arch, p.width, frozen=p.frozen_stages), p.fpn)
+    pyramid = ResNetFPN(resnet.ResNetBackbone(p.arch, p.width, frozen=p.frozen_stages), p.fpn)
     model = MaskRCNN(
         pyramid,
         min_size=p.short_sides,
@@ -108,7 +108,7 @@ def build(p: Detector, k: int) -> MaskRCNN:
         mask_predictor=MaskRCNNPredictor(p.fpn, p.fpn, k + 1),
     )
     if p.drop_iou is not None:
-        model.roi_heads.__class__ = DropLoss  # the same heads with another forward
+        model.roi_heads.__class__ = DropLossRoIHeads  # the same heads with another forward
         model.roi_heads.drop_iou = p.drop_iou
     return model
 
@@ -118,12 +118,12 @@ def initialise(model: MaskRCNN, p: Detector) -> None:
     resnet.initialise(model.backbone.body, p.init, "detector")
 
 
-def join(model: MaskRCNN) -> None:
+def sync_norms(model: MaskRCNN) -> None:
     """Where there are several processes: train as one does with the whole batch."""
-    distributed_mask_rcnn.join(model)
+    distributed_mask_rcnn.distribute(model)
 
 
-def groups(model: nn.Module, p: Detector) -> list[nn.Parameter]:
+def param_groups(model: nn.Module, p: Detector) -> list[nn.Parameter]:
     """What is learned, as the optimiser takes it."""
     return [x for x in model.parameters() if x.requires_grad]
 
@@ -131,7 +131,9 @@ def groups(model: nn.Module, p: Detector) -> list[nn.Parameter]:
 def losses(model: nn.Module, p: Detector, pixels: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
     """The parts of the loss: classifier, box_reg, mask, objectness, rpn_box_reg."""
     parts = {name.removeprefix("loss_"): x for name, x in model(pixels, targets).items()}
-    return distributed_mask_rcnn.weigh(getattr(model, "module", model), parts)  # DistributedDataParallel holds it as its module
+    return distributed_mask_rcnn.weight_losses(
+        getattr(model, "module", model), parts
+    )  # DistributedDataParallel holds it as its module
 
 
 def prepare(model: MaskRCNN, q: Detect) -> None:
@@ -141,10 +143,10 @@ def prepare(model: MaskRCNN, q: Detect) -> None:
     model.roi_heads.detections_per_img = q.max_detections
 
 
-def find(model: nn.Module, p: Detector, q: Detect, x: Tensor) -> list[Found]:
+def find(model: nn.Module, p: Detector, q: Detect, x: Tensor) -> list[Detections]:
     """The objects of photographs [B, 3, H, W] in 0..1."""
     return [
-        Found(
+        Detections(
             (f["masks"][:, 0] > 0.5).cpu().numpy(),
             f["boxes"].float().cpu().numpy(),
             f["scores"].float().cpu().numpy(),

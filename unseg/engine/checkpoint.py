@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from unseg.core import records
+from unseg.core import storage
 from unseg.core.console import InputError
 from unseg.engine import distributed, environment
 
@@ -35,7 +35,7 @@ FILE = re.compile(r"lock|checkpoint\.pt|\.checkpoint\.pt\.\d+\.part|results-\d+\
 
 
 @cache
-def code() -> str:
+def code_hash() -> str:
     """A hash of unseg's modules and of the stages, 12 hexadecimal digits."""
     key = hashlib.blake2b(digest_size=6)
     here = Path(__file__).parent
@@ -44,14 +44,14 @@ def code() -> str:
     return key.hexdigest()
 
 
-def clear(stage: Path) -> None:
+def remove_stale(stage: Path) -> None:
     """Remove from a stage's folder the unfinished runs of other code, and say so in a line.
 
     Left alone are runs that a process works on (their lock is held), links, and folders with a file that is not a run's.
     """
     removed = size = 0
     for run in sorted(stage.iterdir()) if not stage.is_symlink() else []:
-        if not RUN.fullmatch(run.name) or run.name.startswith(f"{code()}-") or run.is_symlink():
+        if not RUN.fullmatch(run.name) or run.name.startswith(f"{code_hash()}-") or run.is_symlink():
             continue
         with contextlib.suppress(OSError):  # held, or not ours to remove: no reason to end the stage
             files = list(run.iterdir())
@@ -66,7 +66,7 @@ def clear(stage: Path) -> None:
         print(f"{stage}: {removed} unfinished run{'s' * (removed > 1)} of other code removed ({size / 1e6:.1f} MB)", flush=True)
 
 
-class Scratch:
+class Checkpoint:
     """The folder of one unfinished run, locked against a second one.
 
     Args:
@@ -93,10 +93,10 @@ class Scratch:
                         key.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
                 except OSError as error:
                     raise InputError(f"{path} cannot be read: {error.strerror}; mend that, or its name in params.yaml") from None
-        self.path = Path(os.environ.get("UNSEG_SCRATCH", ".scratch")) / stage / f"{code()}-{key.hexdigest()}"
+        self.path = Path(os.environ.get("UNSEG_SCRATCH", ".scratch")) / stage / f"{code_hash()}-{key.hexdigest()}"
         self.file = self.path / "checkpoint.pt"
 
-    def __enter__(self) -> "Scratch":
+    def __enter__(self) -> "Checkpoint":
         distributed.start()  # before anything asks which process this is
         if distributed.rank() == 0:
             try:
@@ -109,7 +109,7 @@ class Scratch:
             except BlockingIOError:
                 self.lock.close()
                 raise InputError(f"{self.path} is in use: another run makes this very thing; wait for it, or end it") from None
-            clear(self.path.parent)
+            remove_stale(self.path.parent)
         distributed.barrier()
         return self
 
@@ -126,7 +126,7 @@ class Scratch:
 
     def save(self, state: dict[str, Any]) -> None:
         try:
-            with records.whole(self.file) as part:
+            with storage.atomic_write(self.file) as part:
                 torch.save(state, part)
         except RuntimeError as error:  # torch's, of a full disk
             raise InputError(f"{self.file} cannot be written: {str(error).splitlines()[0]}; mend that and run again") from None
@@ -138,7 +138,7 @@ class Scratch:
             self.lock.close()
 
 
-class Results:
+class ResultStore:
     """What an extraction has found so far: bytes by the number of an image or an object, in an SQLite file a process.
 
     Use within a Scratch, as a context manager. Results do not depend on the number of processes, nor on where a run was
@@ -147,10 +147,10 @@ class Results:
     before: how many there were at the start. first: whether this is the process that writes outputs.
     """
 
-    def __init__(self, scratch: Scratch) -> None:
-        self.folder = scratch.path
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.folder = checkpoint.path
 
-    def __enter__(self) -> "Results":
+    def __enter__(self) -> "ResultStore":
         self.done: set[int] = set()
         damaged = []
         for file in self.files():

@@ -40,12 +40,12 @@ def world() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
-def share(model: nn.Module, unused: bool = False) -> nn.Module:
+def wrap_ddp(model: nn.Module, unused: bool = False) -> nn.Module:
     """The model as DistributedDataParallel, where there is more than one process; unused: some steps leave parameters out."""
     return model if world() == 1 else nn.parallel.DistributedDataParallel(model, find_unused_parameters=unused)
 
 
-def average(x: Tensor) -> Tensor:
+def all_reduce_mean(x: Tensor) -> Tensor:
     """x, averaged over the processes; carries no gradient."""
     x = x.detach().clone()
     if world() > 1:
@@ -62,7 +62,7 @@ def gather(x: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
-def largest(x: Tensor) -> Tensor:
+def all_reduce_max(x: Tensor) -> Tensor:
     """Element by element the largest of all processes; carries no gradient."""
     if world() > 1:
         x = x.detach().clone()
@@ -84,27 +84,27 @@ class _Total(torch.autograd.Function):
         return gradient
 
 
-def total(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """x, summed over the processes; gradients of all of them flow back into each."""
     return x if world() == 1 else torch.as_tensor(_Total.apply(x))
 
 
-def own(x: Tensor, dim: int = 0) -> Tensor:
+def local_shard(x: Tensor, dim: int = 0) -> Tensor:
     """This process's part of what belongs to the examples of a whole batch, dealt out as `training.Order` does."""
     return x.movedim(dim, 0)[rank() :: world()].movedim(0, dim)
 
 
-class BatchNorm(nn.BatchNorm2d):
+class SyncedBatchNorm(nn.BatchNorm2d):
     """Batch norm whose statistics are of the pixels [B, C, H, W] of all processes (nn.SyncBatchNorm knows no CPU)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if world() == 1 or not self.training:
             return super().forward(x)
         wide = x.float() if x.dtype != torch.float64 else x
-        sums = total(torch.cat([wide.sum((0, 2, 3)), wide.new_tensor([x.numel() / x.shape[1]])]))  # [C + 1]
+        sums = all_reduce_sum(torch.cat([wide.sum((0, 2, 3)), wide.new_tensor([x.numel() / x.shape[1]])]))  # [C + 1]
         mean, count = sums[:-1] / sums[-1], sums[-1]
         apart = wide - mean[:, None, None]  # [B, C, H, W]
-        squares = total(apart.square().sum((0, 2, 3)))  # [C]
+        squares = all_reduce_sum(apart.square().sum((0, 2, 3)))  # [C]
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
             self.running_var.lerp_(squares / (count - 1), self.momentum)  # type: ignore[union-attr, arg-type]
@@ -113,7 +113,7 @@ class BatchNorm(nn.BatchNorm2d):
         return (apart * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
-class Dropout(nn.Dropout):
+class SyncedDropout(nn.Dropout):
     """Dropout that draws for the whole batch, alike in every process, and keeps this process's part."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,17 +123,17 @@ class Dropout(nn.Dropout):
         every = x.new_ones(len(x) * world(), *x.shape[1:])
         if last:  # numbers are drawn in the order of memory
             every = every.contiguous(memory_format=torch.channels_last)
-        return x * own(nn.functional.dropout(every, self.p))
+        return x * local_shard(nn.functional.dropout(every, self.p))
 
 
-def join(model: nn.Module) -> None:
+def sync_norms(model: nn.Module) -> None:
     """Where there are several processes: batch norm and dropout as in one that has the whole batch."""
     if world() > 1:
         for part in model.modules():
             if type(part) is nn.BatchNorm2d:
-                part.__class__ = BatchNorm
+                part.__class__ = SyncedBatchNorm
             if type(part) is nn.Dropout:
-                part.__class__ = Dropout
+                part.__class__ = SyncedDropout
 
 
 def barrier() -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def whole(name: str, otherwise: int, least: int = 0) -> int:
+def env_int(name: str, otherwise: int, least: int = 0) -> int:
     """The variable's whole number, or `otherwise` where it is unset or empty.
 
     Raises:
@@ -50,7 +50,7 @@ def device(name: str | None = None) -> "torch.device":
 def workers() -> int:
     """Loader processes: UNSEG_WORKERS, or one for each core beyond the first two, 8 at the most."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return whole("UNSEG_WORKERS", min(8, max(0, cores - 2)))
+    return env_int("UNSEG_WORKERS", min(8, max(0, cores - 2)))
 
 
 def processes() -> int:
@@ -58,7 +58,7 @@ def processes() -> int:
     import torch
 
     gpus = torch.cuda.device_count() if os.environ.get("UNSEG_DEVICE", "") in ("", "cuda") else 1
-    return whole("UNSEG_PROCESSES", max(1, gpus), 1)
+    return env_int("UNSEG_PROCESSES", max(1, gpus), 1)
 
 
 def checkpoint_seconds() -> float:
@@ -81,4 +81,4 @@ def check() -> None:
     """Raises: InputError, where UNSEG_DEVICE, _WORKERS, _PROCESSES or _CHECKPOINT_SECONDS is set and cannot be used."""
     if os.environ.get("UNSEG_DEVICE"):
         device()
-    workers(), checkpoint_seconds(), whole("UNSEG_PROCESSES", 1, 1)
+    workers(), checkpoint_seconds(), env_int("UNSEG_PROCESSES", 1, 1)

@@ -21,17 +21,17 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from unseg.core import records
+from unseg.core import storage
 from unseg.core.console import InputError, Meter
 from unseg.engine import distributed, environment
-from unseg.engine.checkpoint import Scratch as Scratch
+from unseg.engine.checkpoint import Checkpoint
 
 Metrics = dict[str, Tensor]
 HISTORY_ROWS = 400  # of a TSV of metrics, at the most
 FORMAT = 1  # of the weights that `write_weights` writes: raised when older ones can no longer be read
 
 
-class Order(Sampler[list[tuple[int, int]]]):
+class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (index, seed of its augmentation), from a step on: this process's share of each global batch."""
 
     def __init__(self, count: int, batch: int, seed: int, start: int, steps: int) -> None:
@@ -49,10 +49,10 @@ class Order(Sampler[list[tuple[int, int]]]):
                 order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
             at = step % per_epoch * self.batch
             mine = order[at : at + self.batch][distributed.rank() :: distributed.world()]
-            yield [(int(i), mix(self.seed, epoch, int(i))) for i in mine]
+            yield [(int(i), mix_seeds(self.seed, epoch, int(i))) for i in mine]
 
 
-def mix(*numbers: int) -> int:
+def mix_seeds(*numbers: int) -> int:
     """Numbers into one seed below 2^63."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -64,7 +64,7 @@ def steps_per_epoch(count: int, batch: int) -> int:
 
 def fit(
     what: str,
-    scratch: Scratch,
+    checkpoint: Checkpoint,
     state: dict[str, Any],
     dataset: Dataset[Any],
     batch: int,
@@ -94,26 +94,26 @@ def fit(
             "give its batch in params.yaml a multiple of them, or set UNSEG_PROCESSES"
         )
     values: list[dict[str, float]] = []
-    if saved := scratch.load():
+    if saved := checkpoint.load():
         for name, part in state.items():
             part.load_state_dict(saved[name])
         values = saved["values"]
     start = len(values)
-    order = Order(len(dataset), batch, seed, start, steps)  # type: ignore[arg-type]
+    order = EpochSampler(len(dataset), batch, seed, start, steps)  # type: ignore[arg-type]
     pinned = environment.device().type == "cuda"
     loader = DataLoader(dataset, batch_sampler=order, num_workers=environment.workers(), collate_fn=collate, pin_memory=pinned)
     pending: list[Metrics] = []
     spoken = time.monotonic()
     with Meter(steps, what, start) as meter:
         for number, examples in zip(range(start, steps), loader, strict=True):
-            torch.manual_seed(mix(seed, number, 0))  # alike in every process: each draws for the whole batch
+            torch.manual_seed(mix_seeds(seed, number, 0))  # alike in every process: each draws for the whole batch
             pending.append(step(number, examples))
             if len(pending) == 20 or number == steps - 1:
                 values += flush(pending, what, number)
             meter.step(" ".join(f"{k} {v:.3f}" for k, v in values[-1].items()) if values else "")
             if distributed.rank() == 0 and time.monotonic() - spoken > environment.checkpoint_seconds() and number < steps - 1:
                 values += flush(pending, what, number)
-                scratch.save({name: part.state_dict() for name, part in state.items()} | {"values": values})
+                checkpoint.save({name: part.state_dict() for name, part in state.items()} | {"values": values})
                 spoken = time.monotonic()
     return values
 
@@ -136,7 +136,7 @@ def write_history(path: str | Path, values: list[dict[str, float]]) -> None:
     if distributed.rank() != 0:
         return
     stretch = max(1, math.ceil(len(values) / HISTORY_ROWS))
-    with records.whole(path) as part, part.open("w") as file:
+    with storage.atomic_write(path) as part, part.open("w") as file:
         print("step", *values[0], sep="\t", file=file)
         for at in range(0, len(values), stretch):
             rows = values[at : at + stretch]
@@ -150,7 +150,7 @@ def write_weights(path: str | Path, model: nn.Module, metadata: dict[str, Any]) 
         return
     tensors = {k: v.detach().cpu().contiguous() for k, v in sorted(model.state_dict().items())}
     about = {"unseg": json.dumps({"format": FORMAT, **metadata}, sort_keys=True)}
-    with records.whole(path) as part:
+    with storage.atomic_write(path) as part:
         part.write_bytes(save(tensors, about))  # save_file has a temporary file of its own, which a kill would leave
 
 
@@ -167,7 +167,7 @@ def read_weights(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
     except FileNotFoundError:
         raise InputError(f"{path} cannot be read (no such file); make it with `dvc repro`, or name another") from None
     except Exception as error:  # whatever a damaged header raises
-        what = records.in_a_line(error)
+        what = storage.one_line(error)
         raise InputError(f"{path} cannot be read ({what}); name a {kind}, or train it again with `dvc repro`") from None
     if not isinstance(about, dict):
         raise InputError(f"{path} is not a {kind} of unseg; its metadata says {about!r}; name another file")
@@ -180,16 +180,16 @@ def read_weights(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
     return state, about
 
 
-def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for g in optimizer.param_groups:
         g["lr"] = lr
 
 
-def dropped(lr: float, drop_epoch: int, epoch: int) -> float:
-    """lr up to and including drop_epoch, counted from 0; a tenth of it after that."""
-    return lr if epoch <= drop_epoch else lr * 0.1
+def step_decay(lr: float, lr_milestone: int, epoch: int) -> float:
+    """lr up to and including lr_milestone, counted from 0; a tenth of it after that."""
+    return lr if epoch <= lr_milestone else lr * 0.1
 
 
-def cosine(start: float, end: float, share: float) -> float:
+def cosine_schedule(start: float, end: float, share: float) -> float:
     """From start (share 0) to end (share 1) along half a cosine."""
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from unseg.core.console import track
-from unseg.core.records import VOID, Image, Labels
+from unseg.core.image_index import ImageRecord
+from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
 from unseg.data import photos
-from unseg.engine import environment, training
+from unseg.engine import environment
+from unseg.engine.checkpoint import Checkpoint
 from unseg.engine.precision import autocast
 from unseg.evaluation import metrics
 from unseg.evaluation.probe import Schedule, fit_layer, fresh_layer
@@ -31,14 +33,14 @@ class Linear(Schedule):
 
 def probe(
     p: Linear,
-    net: segmenter.Trained,
+    net: segmenter.TrainedSegmenter,
     classes: int,
     root: str,
-    learned: list[Image],
-    truth: Labels,
+    learned: list[ImageRecord],
+    truth: LabelMaps,
     seed: int,
-    scratch: training.Scratch,
-) -> segmenter.Trained:
+    checkpoint: Checkpoint,
+) -> segmenter.TrainedSegmenter:
     """Train a new last layer for the classes; all else stays as it is, batch norm and dropout in evaluation mode."""
     torch.manual_seed(seed)
     device = environment.device()
@@ -49,14 +51,14 @@ def probe(
         with autocast(device, net.precision):
             return net.model.features(x.to(device, memory_format=torch.channels_last))
 
-    dataset = segmenter.Examples(root, learned, truth, net.size, (0.0, 0.0, VOID))
-    fit_layer(p, layer, features, dataset, len(learned), seed, scratch)
+    dataset = segmenter.SegmentationDataset(root, learned, truth, net.size, (0.0, 0.0, IGNORE_LABEL))
+    fit_layer(p, layer, features, dataset, len(learned), seed, checkpoint)
     net.model.head[-1] = layer
-    return segmenter.Trained(net.model, classes, net.size, net.precision)
+    return segmenter.TrainedSegmenter(net.model, classes, net.size, net.precision)
 
 
 def judge(
-    net: segmenter.Trained, root: str, judged: list[Image], truth: Labels, q: segmenter.Predict, crf: Crf | None
+    net: segmenter.TrainedSegmenter, root: str, judged: list[ImageRecord], truth: LabelMaps, q: segmenter.Predict, crf: Crf | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The confusions [C, C] of the judged images at their own sizes: as they are, and, where there is one, after the CRF."""
     counts, refined = np.zeros((2, net.labels, net.labels), np.int64)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from unseg.core.console import InputError, track
-from unseg.core.records import Image, Labels
+from unseg.core.image_index import ImageRecord
+from unseg.core.label_maps import LabelMaps
 from unseg.core.streams import AGAIN
 from unseg.evaluation import metrics
 
@@ -54,7 +55,7 @@ def objects(truth: str, of: Collection[int] | None = None, shapes: bool = True) 
     return found
 
 
-def checked(path: str, records: Iterable[Record], known: dict[int, Image], clusters: int | None = None) -> Iterator[Record]:
+def checked(path: str, records: Iterable[Record], known: dict[int, ImageRecord], clusters: int | None = None) -> Iterator[Record]:
     """The records, one at a time, all of known images, of their sizes, and of clusters 0..clusters-1 (None: of any).
 
     Raises:
@@ -95,7 +96,9 @@ class Confusions:
             yield confusion
 
 
-def confusions(judged: list[Image], truth: Labels, guesses: Sequence[Labels], classes: int, labels: int) -> list[Confusions]:
+def confusions(
+    judged: list[ImageRecord], truth: LabelMaps, guesses: Sequence[LabelMaps], classes: int, labels: int
+) -> list[Confusions]:
     """Each guess against the truth; each map is read once.
 
     Raises:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from unseg.core.records import VOID, by_image
+from unseg.core.label_maps import IGNORE_LABEL
+from unseg.core.rle import group_by_image
 
 Record = dict[str, Any]
 UNMATCHED = -1  # class of a cluster that stands for none
@@ -43,11 +44,11 @@ def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int, clusters:
     pairs = truth.astype(np.uint16) * LEVELS + prediction  # [H, W]
     table = np.bincount(pairs.ravel(), minlength=LEVELS**2).reshape(LEVELS, LEVELS)  # [truth, prediction]
     for what, seen, known in (("truth", table.sum(1), classes), ("prediction", table.sum(0), clusters)):
-        stray = [int(label) for label in np.flatnonzero(seen[:VOID]) if label >= known]
+        stray = [int(label) for label in np.flatnonzero(seen[:IGNORE_LABEL]) if label >= known]
         if stray:
-            raise ValueError(f"the {what} has label {stray[0]}; it may have 0 to {known - 1}, and {VOID}")
+            raise ValueError(f"the {what} has label {stray[0]}; it may have 0 to {known - 1}, and {IGNORE_LABEL}")
     counts = table[:classes, :clusters].astype(np.int64)
-    counts[:, 0] += table[:classes, VOID]
+    counts[:, 0] += table[:classes, IGNORE_LABEL]
     return counts
 
 
@@ -212,10 +213,10 @@ def overlaps(records: Sequence[Record], objects: Sequence[Record], of: str) -> n
 
 def countable(objects: Sequence[Record]) -> dict[int, list[Record]]:
     """The objects by image, without the crowds; an image with none has no entry."""
-    return by_image(o for o in objects if not o.get("iscrowd"))
+    return group_by_image(o for o in objects if not o.get("iscrowd"))
 
 
-def surest(detections: Sequence[Record]) -> Record:
+def highest_scoring(detections: Sequence[Record]) -> Record:
     """The detection of the highest score, the first of equals."""
     return max(detections, key=lambda d: float(d["score"]))
 
@@ -226,10 +227,10 @@ def single(objects: Sequence[Record], detections: Sequence[Record]) -> tuple[lis
     As published, images without a detection drop out of the truth too, so the score says nothing of them. Unlike
     there, crowds are no objects, and an image without objects drops out. Of equal IoUs the first object is taken.
     """
-    found, kept, tops = by_image(detections), [], []
+    found, kept, tops = group_by_image(detections), [], []
     for image, there in countable(objects).items():
         if image in found:
-            tops.append(surest(found[image]))
+            tops.append(highest_scoring(found[image]))
             kept.append(there[int(overlaps(tops[-1:], there, "bbox")[0].argmax())])
     return kept, tops
 
@@ -242,7 +243,7 @@ def object_counts(objects: Sequence[Record], detections: Sequence[Record], class
     Returns:
         [classes, clusters] int64; row c is category_id c + 1 of the objects, column k category_id k of the detections.
     """
-    counts, found = np.zeros((classes, clusters), np.int64), by_image(detections)
+    counts, found = np.zeros((classes, clusters), np.int64), group_by_image(detections)
     for image, there in countable(objects).items():
         ranked = sorted(found.get(image, []), key=lambda d: -d["score"])
         hits = overlaps(ranked, there, "segmentation") >= FOUND  # [detections, objects]
@@ -251,7 +252,7 @@ def object_counts(objects: Sequence[Record], detections: Sequence[Record], class
     return counts
 
 
-def name_clusters(detections: Sequence[Record], assignment: np.ndarray) -> list[Record]:
+def class_names_of_clusters(detections: Sequence[Record], assignment: np.ndarray) -> list[Record]:
     """Detections with category_id k turned into assignment[k] + 1; those of clusters without a class are left out
     and count neither as hits nor as false alarms.
     """
@@ -266,16 +267,16 @@ def mask_quality(objects: Sequence[Record], detections: Sequence[Record]) -> dic
         mean_iou, of masks, and corloc, the share of images whose box IoU is at least 0.5 with some object. An image
         without a mask counts 0 in both; crowds are no objects; nan where no image has an object.
     """
-    found = by_image(detections)
+    found = group_by_image(detections)
     best = [
-        [overlaps([surest(found[image])], there, of).max() if image in found else 0.0 for of in ("segmentation", "bbox")]
+        [overlaps([highest_scoring(found[image])], there, of).max() if image in found else 0.0 for of in ("segmentation", "bbox")]
         for image, there in countable(objects).items()
     ]
     masks, boxes = np.array(best, float).reshape(-1, 2).T  # [images]
     return {"mean_iou": mean(masks), "corloc": mean((boxes >= FOUND).astype(float))}
 
 
-def leading(numbers: Mapping[str, float | None], *keys: str) -> dict[str, float]:
+def headline(numbers: Mapping[str, float | None], *keys: str) -> dict[str, float]:
     """The few numbers of a metrics file, which `dvc metrics show` puts into its table; without those that are not known."""
     return {key: x for key in keys if (x := numbers.get(key)) is not None}
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from unseg.core.records import VOID
+from unseg.core.label_maps import IGNORE_LABEL
 from unseg.engine import training
+from unseg.engine.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Schedule:
     """How it is trained: `head` in the group backbone_linear of params.yaml, and most of the group linear."""
 
     epochs: int
-    drop_epoch: int  # the last epoch, counted from 0, at the full lr; a tenth of it after that
+    lr_milestone: int  # the last epoch, counted from 0, at the full lr; a tenth of it after that
     batch: int
     lr: float
     momentum: float
@@ -44,7 +45,7 @@ def fit_layer(
     dataset: Dataset[Any],
     count: int,
     seed: int,
-    scratch: training.Scratch,
+    checkpoint: Checkpoint,
 ) -> None:
     """Train the layer by SGD on the mean cross-entropy of the pixels that have a class.
 
@@ -59,17 +60,17 @@ def fit_layer(
     per_epoch = training.steps_per_epoch(count, p.batch)
 
     def step(number: int, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        training.set_rates(optimizer, training.dropped(p.lr, p.drop_epoch, number // per_epoch))
+        training.set_lr(optimizer, training.step_decay(p.lr, p.lr_milestone, number // per_epoch))
         labels = batch[1].to(device)
         with torch.no_grad():
             seen = features(batch[0]).float()
         logits = F.interpolate(layer(seen), labels.shape[-2:], mode="bilinear", align_corners=False)
-        losses = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum")
-        loss = losses / (labels != VOID).sum().clamp_min(1)
+        losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_LABEL, reduction="sum")
+        loss = losses / (labels != IGNORE_LABEL).sum().clamp_min(1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         return {"loss": loss}
 
     state = {"layer": layer, "optimizer": optimizer}
-    training.fit("linear probe", scratch, state, dataset, p.batch, p.epochs * per_epoch, seed, step)
+    training.fit("linear probe", checkpoint, state, dataset, p.batch, p.epochs * per_epoch, seed, step)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unseg.core.records import by_image
+from unseg.core.rle import group_by_image
 from unseg.evaluation import metrics
 from unseg.evaluation.metrics import UNMATCHED, Record
 
@@ -63,8 +63,8 @@ def box_votes(objects: Sequence[Record], masks: Sequence[Record], classes: int, 
     Returns:
         [classes - 1, clusters - 1] int64, background counted in neither.
     """
-    votes, there = np.zeros((classes - 1, clusters - 1), np.int64), by_image(objects)
-    for image, found in by_image(masks).items():
+    votes, there = np.zeros((classes - 1, clusters - 1), np.int64), group_by_image(objects)
+    for image, found in group_by_image(masks).items():
         if image in there:
             best = metrics.overlaps(found, there[image], "bbox").argmax(1)  # [masks]
             for mask, j in zip(found, best.tolist(), strict=True):

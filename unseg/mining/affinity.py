@@ -60,7 +60,7 @@ class Mining:
 class Mined(NamedTuple):
     masks: Tensor  # [B, N] bool
     source: Tensor  # [B] int64, patch index
-    alike: Tensor  # [B], share of the patches that are like the source
+    similar_fraction: Tensor  # [B], share of the patches that are like the source
 
 
 def ranking(query: Tensor, keys: Tensor, rank: str, center: bool) -> Tensor:
@@ -111,8 +111,8 @@ def mine(query: Tensor, keys: Tensor, keep: float, center: bool, rank: str = "lo
     keys = concatenated(keys, center)
     source, nodes = order[:, :1], order[:, : count or max(1, int(keep * keys.shape[1]))]  # [B, 1], [B, P]
     proposed = torch.zeros_like(order, dtype=torch.bool).scatter(1, nodes, True)
-    likeness = keys @ keys.take_along_dim(source[..., None], 1).transpose(1, 2)  # [B, N, 1], A_I[s, j]
-    alike = likeness > 0  # [B, N, 1]
+    similarity = keys @ keys.take_along_dim(source[..., None], 1).transpose(1, 2)  # [B, N, 1], A_I[s, j]
+    alike = similarity > 0  # [B, N, 1]
     voters = proposed[..., None] & alike
     votes = keys @ (keys.transpose(1, 2) @ voters.to(keys))  # [B, N, 1], sum over voters of A_I[i, j]
     masks = (votes.squeeze(2) > 0).scatter(1, source, True)
@@ -160,7 +160,7 @@ def regions(query: Tensor, keys: Tensor, mined: Mined, grid: tuple[int, int], p:
     while len(found) < p.objects and left.any():
         if found:
             mined = first(query, keys[:, :, torch.from_numpy(left).to(keys.device)], p)
-            if float(mined.alike[0]) > p.stop:
+            if float(mined.similar_fraction[0]) > p.stop:
                 break
         places = np.flatnonzero(left)
         mask = np.zeros(keys.shape[2], bool)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image as Pillow
 
-from unseg.core.records import Rle, boxes_xyxy, decode
+from unseg.core.rle import Rle, boxes_xyxy, decode
 from unseg.data import photos
 from unseg.engine.precision import check_precision
 

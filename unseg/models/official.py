@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from unseg.core.console import InputError, Meter
-from unseg.core.records import whole
+from unseg.core.storage import atomic_write
 
 HOST = "https://dl.fbaipublicfiles.com"
 MEBI = 1 << 20
@@ -61,7 +61,7 @@ def obtain(recipe: Recipe) -> Path:
             return file
     file = folders[-1] / recipe.file
     try:
-        with whole(file) as part:
+        with atomic_write(file) as part:
             download(recipe.url, part)
             check(part, recipe, f"what {recipe.url} sent", "try again, or look whether a proxy answered in its place")
     except (OSError, HTTPException) as error:

@@ -1,4 +1,4 @@
-"""ResNets for the detector and the segmenter: any width, dilated or not, from scratch or self-supervised weights.
+"""ResNets for the detector and the segmenter: any width, dilated or not, from checkpoint or self-supervised weights.
 
 He et al., arXiv:1512.03385, Table 1, with the stride of a bottleneck in its 3x3 convolution. Names and initial values are those
 that torchvision and timm share; written out here because importing either takes longer than importing torch.
@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unseg.core.console import InputError
-from unseg.models.weights import FRESH as FRESH
-from unseg.models.weights import resnet_state
+from unseg.models.weights import RANDOM_INIT, resnet_state
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -119,7 +118,7 @@ def check(key: str, arch: str, width: int, frozen: int) -> None:
         raise ValueError(f"{key}.frozen_stages is {frozen}; it must be from 0 to 4")
 
 
-class Body(nn.Module):
+class ResNetBackbone(nn.Module):
     """A ResNet without pooling and classifier; the stem and the first `frozen` stages learn nothing.
 
     Args:
@@ -134,16 +133,16 @@ class Body(nn.Module):
         self.net = ResNet(arch, widths, stride)
         self.channels = [w * LAYERS[arch][0].expansion for w in widths]
         self.frozen = frozen
-        for part in self.still():
+        for part in self.frozen():
             part.requires_grad_(False)
 
-    def still(self) -> list[nn.Module]:
+    def frozen(self) -> list[nn.Module]:
         names = ("conv1", "bn1", *STAGES[: self.frozen]) if self.frozen else ()
         return [getattr(self.net, name) for name in names]
 
-    def train(self, mode: bool = True) -> "Body":
+    def train(self, mode: bool = True) -> "ResNetBackbone":
         super().train(mode)
-        for part in self.still():
+        for part in self.frozen():
             part.eval()
         return self
 
@@ -153,13 +152,13 @@ class Body(nn.Module):
         return maps
 
 
-def initialise(body: Body, path: str, key: str) -> None:
-    """Load self-supervised weights (MoCo-v2 or DINO) into the body; FRESH leaves it as it is.
+def initialise(body: ResNetBackbone, path: str, key: str) -> None:
+    """Load self-supervised weights (MoCo-v2 or DINO) into the body; RANDOM_INIT leaves it as it is.
 
     Raises:
         InputError: a key or a shape that does not fit.
     """
-    if path == FRESH:
+    if path == RANDOM_INIT:
         return
     state, want = resnet_state(path), body.net.state_dict()
     for name in sorted(want.keys() | state.keys()):

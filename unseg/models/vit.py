@@ -16,9 +16,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from unseg.core.console import InputError
-from unseg.models.weights import FRESH, read_state
+from unseg.models.weights import RANDOM_INIT, read_state
 
-FRESH_IMAGE = 224  # pixels a side for which a random ViT has position embeddings
+RANDOM_INIT_IMAGE = 224  # pixels a side for which a random ViT has position embeddings
 FEW, MANY = 256, 1000  # tokens: of fewer than FEW, and from MANY on, `CpuAttention` writes the softmax out
 ROWS = 1100  # queries of a long sequence whose scores are held at once, at the most
 
@@ -27,7 +27,7 @@ ROWS = 1100  # queries of a long sequence whose scores are held at once, at the 
 class Backbone:
     """The `backbone` and `embedder` groups of params.yaml. DINO ViT-S/16: patch 16, width 384, depth 12, heads 6."""
 
-    weights: str  # a .safetensors of unseg, or a .pth in DINO's layout; FRESH: random ones, always the same
+    weights: str  # a .safetensors of unseg, or a .pth in DINO's layout; RANDOM_INIT: random ones, always the same
     patch: int  # pixels
     width: int  # D
     depth: int  # blocks
@@ -96,10 +96,10 @@ def load(backbone: Backbone) -> VisionTransformer:
     Raises:
         InputError: a key or a shape that does not fit params.yaml's backbone.
     """
-    if backbone.weights == FRESH:
+    if backbone.weights == RANDOM_INIT:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return build(backbone, FRESH_IMAGE).eval()
+            return build(backbone, RANDOM_INIT_IMAGE).eval()
     state = read_vit(backbone.weights)
     side = round((state["pos_embed"].shape[1] - 1) ** 0.5)
     vit = build(backbone, side * backbone.patch)
@@ -129,15 +129,15 @@ def read_vit(weights: str) -> dict[str, Tensor]:
 
 
 def shape_of(weights: str, fresh: Backbone) -> Backbone:
-    """The shape of the ViT in a file of any origin; that of `fresh` for FRESH.
+    """The shape of the ViT in a file of any origin; that of `fresh` for RANDOM_INIT.
 
     Heads are what unseg noted in the file or, where nothing is noted, one for 64 channels, as in all of DINO's ViTs.
 
     Raises:
         InputError: not a ViT's weights.
     """
-    if weights == FRESH:
-        return Backbone(FRESH, fresh.patch, fresh.width, fresh.depth, fresh.heads)
+    if weights == RANDOM_INIT:
+        return Backbone(RANDOM_INIT, fresh.patch, fresh.width, fresh.depth, fresh.heads)
     state = read_vit(weights)
     kernel = state.get("patch_embed.proj.weight")  # [D, 3, p, p]
     blocks = [int(m[1]) for key in state if (m := re.match(r"blocks\.(\d+)\.", key))]

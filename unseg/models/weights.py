@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unseg.core.console import InputError
 
-FRESH = "models/fresh"  # the path that stands for no weights: DVC wants a file where a stage may depend on one
+RANDOM_INIT = "models/fresh"  # the path that stands for no weights: DVC wants a file where a stage may depend on one
 LAYER = re.compile(
     r"(conv1|bn1|layer[1-4]\.\d+\.(conv[1-3]|bn[1-3]|downsample\.[01]))"
     r"\.(weight|bias|running_mean|running_var|num_batches_tracked)"

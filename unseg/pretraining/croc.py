@@ -19,7 +19,7 @@ from unseg.engine import distributed
 
 
 @dataclass(frozen=True)
-class Clustering:
+class CrocClustering:
     """The `croc.clustering` group of params.yaml."""
 
     features: str  # queries | keys | values of the teacher's last block, head by head | tokens: the final ones, as one head
@@ -44,15 +44,15 @@ class Clustering:
 FEATURES = ("queries", "keys", "values", "tokens")  # the first three in the order of timm's qkv
 
 
-class Clusters(NamedTuple):
+class ClusterAssignment(NamedTuple):
     weights: Tensor  # [2, B, H, N, K], one non-zero cluster a token at the most
     valid: Tensor  # [B, H, K] bool: found in both views
     chosen: Tensor  # [B, H] int64: K of each clustering
 
 
 def join_locate_split(
-    features: Tensor, positions: Tensor, p: Clustering, seeds: Tensor | None = None, noise: Tensor | None = None
-) -> Clusters:
+    features: Tensor, positions: Tensor, p: CrocClustering, seeds: Tensor | None = None, noise: Tensor | None = None
+) -> ClusterAssignment:
     """Cluster the tokens of both views together, each head of each image for itself (spec section 3).
 
     Args:
@@ -66,7 +66,7 @@ def join_locate_split(
     """
     _, b, h, n, d = features.shape
     z = F.normalize(features.float(), dim=-1).permute(1, 2, 0, 3, 4).reshape(b * h, 2, n, d)  # [G, 2, 1 + N, d]
-    scores = (z[:, :, 1:] @ z[:, :, 0, :, None]).reshape(b * h, -1)  # [G, T], likeness to the view's own CLS
+    scores = (z[:, :, 1:] @ z[:, :, 0, :, None]).reshape(b * h, -1)  # [G, T], similarity to the view's own CLS
     z = z[:, :, 1:].reshape(b * h, -1, d)  # [G, T, d]
     x = positions.float().reshape(b, 1, -1, 2).expand(-1, h, -1, -1).reshape(b * h, -1, 2)  # [G, T, 2]
     rho = (scores / p.token_temperature).softmax(-1)  # [G, T]
@@ -75,7 +75,7 @@ def join_locate_split(
         # Without replacement, as torch.multinomial draws (it would make the host wait for a GPU, to check its input).
         seeds = (rho / noise).topk(min(p.tokens, rho.shape[1])).indices  # [G, K]
     gamma = (scores.gather(1, seeds) / p.cluster_temperature).softmax(-1)  # [G, K]
-    centres, places = take(z, seeds), take(x, seeds)  # [G, K, d], [G, K, 2]
+    centres, places = gather_rows(z, seeds), gather_rows(x, seeds)  # [G, K, d], [G, K, 2]
 
     costs, plans = [], []
     for k in range(seeds.shape[1], 1, -1):
@@ -87,8 +87,8 @@ def join_locate_split(
             views = views / views.sum(2, keepdim=True).clamp_min(1e-12)
             plans.append(F.pad(views, (0, p.centroids_max - k)))
         if k > 2:
-            plan = merge(plan, columns(plan).transpose(1, 2) @ z)  # [G, T, K - 1]
-            share = columns(plan)
+            plan = merge(plan, normalise_columns(plan).transpose(1, 2) @ z)  # [G, T, K - 1]
+            share = normalise_columns(plan)
             centres, places = share.transpose(1, 2) @ z, share.transpose(1, 2) @ x
             gamma = (rho[:, None] @ share).squeeze(1)
             gamma = gamma / gamma.sum(1, keepdim=True)
@@ -100,20 +100,20 @@ def join_locate_split(
     valid = (hard.sum(2) > 0).all(1)  # [G, K]
     chosen = min(p.centroids_max, seeds.shape[1]) - best
     weights = hard.unflatten(0, (b, h)).permute(2, 0, 1, 3, 4)
-    return Clusters(weights, valid.unflatten(0, (b, h)), chosen.unflatten(0, (b, h)))
+    return ClusterAssignment(weights, valid.unflatten(0, (b, h)), chosen.unflatten(0, (b, h)))
 
 
-def take(x: Tensor, index: Tensor) -> Tensor:
+def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     """Rows of x [G, T, c] by index [G, K]: [G, K, c]."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
 
 
-def columns(plan: Tensor) -> Tensor:
+def normalise_columns(plan: Tensor) -> Tensor:
     """Each cluster's column scaled to sum 1: [G, T, K]."""
     return plan / plan.sum(1, keepdim=True).clamp_min(1e-12)
 
 
-def transport_cost(z: Tensor, x: Tensor, centres: Tensor, places: Tensor, p: Clustering) -> Tensor:
+def transport_cost(z: Tensor, x: Tensor, centres: Tensor, places: Tensor, p: CrocClustering) -> Tensor:
     """M = -similarity + weight * distance, scaled to 0..1 (spec 3.6 a to c). [G, T, K]"""
     similarity = z @ F.normalize(centres, dim=-1).transpose(1, 2)  # [G, T, K]
     distance = torch.cdist(x, places)  # [G, T, K]
@@ -121,7 +121,7 @@ def transport_cost(z: Tensor, x: Tensor, centres: Tensor, places: Tensor, p: Clu
     cost = p.position_weight * distance - similarity
     if p.cost_norm == "batch":
         low, high = cost.aminmax()
-        bounds = distributed.largest(torch.stack([-low, high]))  # of the whole batch, whatever the number of processes
+        bounds = distributed.all_reduce_max(torch.stack([-low, high]))  # of the whole batch, whatever the number of processes
         low, high = -bounds[0], bounds[1]
     else:
         low, high = cost.amin((1, 2), keepdim=True), cost.amax((1, 2), keepdim=True)
@@ -150,9 +150,9 @@ def sinkhorn(cost: Tensor, rho: Tensor, gamma: Tensor, sharpness: float, iterati
 def merge(plan: Tensor, centres: Tensor) -> Tensor:
     """Join the two clusters with the largest inner product of centres [G, K, d]; the sum becomes the last column."""
     k = plan.shape[2]
-    likeness = centres @ centres.transpose(1, 2)  # [G, K, K]
-    likeness = likeness.masked_fill(torch.eye(k, dtype=torch.bool, device=plan.device), -torch.inf)
-    pair = likeness.flatten(1).argmax(1)  # [G]
+    similarity = centres @ centres.transpose(1, 2)  # [G, K, K]
+    similarity = similarity.masked_fill(torch.eye(k, dtype=torch.bool, device=plan.device), -torch.inf)
+    pair = similarity.flatten(1).argmax(1)  # [G]
     first, second = pair // k, pair % k
     number = torch.arange(k, device=plan.device)
     gone = (number == first[:, None]) | (number == second[:, None])  # [G, K]
@@ -190,7 +190,7 @@ def cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
     return -(teacher * logs.flip(0)).sum(-1).mean(0)
 
 
-class Head(nn.Module):
+class ProjectionHead(nn.Module):
     """DINO's projection: a shared MLP to a bottleneck, then one weight-normalised layer for CLS, one for centroids."""
 
     def __init__(
@@ -199,7 +199,7 @@ class Head(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for inputs in (width, hidden):
-            layers += [nn.Linear(inputs, hidden), *([BatchNorm(hidden)] if batch_norm else []), nn.GELU()]
+            layers += [nn.Linear(inputs, hidden), *([HeadBatchNorm(hidden)] if batch_norm else []), nn.GELU()]
         self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
@@ -214,16 +214,16 @@ class Head(nn.Module):
         return out
 
 
-class BatchNorm(nn.BatchNorm1d):
+class HeadBatchNorm(nn.BatchNorm1d):
     """Batch norm whose statistics are of the rows [M, D] of all processes (nn.SyncBatchNorm knows no CPU)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if distributed.world() == 1 or not self.training:
             return super().forward(x)
         rows = len(x) * distributed.world()
-        mean = distributed.total(x.float().sum(0)) / rows  # [D]
+        mean = distributed.all_reduce_sum(x.float().sum(0)) / rows  # [D]
         apart = x.float() - mean  # [M, D]
-        variance = distributed.total(apart.square().sum(0)) / rows  # [D]
+        variance = distributed.all_reduce_sum(apart.square().sum(0)) / rows  # [D]
         return (apart * (variance + self.eps).rsqrt() * self.weight + self.bias).to(x.dtype)
 
 

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unseg.core.console import InputError
-from unseg.core.records import Image
+from unseg.core.image_index import ImageRecord
 from unseg.engine import batching, distributed, environment, training
+from unseg.engine.checkpoint import Checkpoint
 from unseg.engine.precision import autocast, check_precision
 from unseg.models import vit
-from unseg.models.weights import FRESH
+from unseg.models.weights import RANDOM_INIT
 from unseg.pretraining import croc, views
 
 SHORT = 128  # tokens, below which explicit attention beats the fused kernel on CPU (step 0.7 s against 1.0 s at 64)
@@ -31,7 +32,7 @@ SHORT = 128  # tokens, below which explicit attention beats the fused kernel on 
 class Croc:
     """The `croc` group of params.yaml."""
 
-    init: str  # self-supervised ViT weights that student and teacher start from, or FRESH
+    init: str  # self-supervised ViT weights that student and teacher start from, or RANDOM_INIT
     epochs: int
     batch: int  # images, over all processes
     accumulate: int  # parts of a batch whose gradients are added up: less memory; each is clustered and normalised for itself
@@ -61,7 +62,7 @@ class Croc:
     teacher_warmup_epochs: float  # of both teacher temperatures, linear
     precision: str  # fp32 | bf16 | auto
     views: views.Augmentation
-    clustering: croc.Clustering
+    clustering: croc.CrocClustering
 
     def __post_init__(self) -> None:
         check_precision("croc.precision", self.precision)
@@ -90,14 +91,14 @@ class SharedDropPath(DropPath):
         if not self.drop_prob or not self.training:
             return x
         every = x.new_empty(2, len(x) // 2 * distributed.world()).bernoulli_(1 - self.drop_prob)
-        kept = distributed.own(every, 1).reshape(-1, *[1] * (x.ndim - 1))
+        kept = distributed.local_shard(every, 1).reshape(-1, *[1] * (x.ndim - 1))
         return x * kept.div(1 - self.drop_prob)
 
 
 class Network(nn.Module):
     """A ViT and its head; one forward gives all that the losses need."""
 
-    def __init__(self, backbone: VisionTransformer, head: croc.Head) -> None:
+    def __init__(self, backbone: VisionTransformer, head: croc.ProjectionHead) -> None:
         super().__init__()
         self.vit, self.head = backbone, head
 
@@ -120,12 +121,12 @@ class Step(nn.Module):
         outputs = (p.outputs, p.outputs_centroid)
 
         def make(drop_path: float) -> Network:
-            head = croc.Head(backbone.width, p.hidden, p.bottleneck, outputs, p.head_batch_norm, p.norm_last)
+            head = croc.ProjectionHead(backbone.width, p.hidden, p.bottleneck, outputs, p.head_batch_norm, p.norm_last)
             return Network(vit.build(backbone, p.views.size, drop_path), head)
 
         self.p, self.side = p, p.views.size // backbone.patch
         self.student, self.teacher = make(p.drop_path), make(0.0)
-        if p.init != FRESH:
+        if p.init != RANDOM_INIT:
             self.student.vit.load_state_dict(initial_state(p, backbone))
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
@@ -165,7 +166,7 @@ class Step(nn.Module):
         return {"loss": loss, "cls": cls, "centroid": centroid, "entropy": entropy, "kl": cls - entropy, "clusters": chosen}
 
     @torch.no_grad()
-    def clusters(self, qkv: Tensor, told: Tensor, batch: views.Views) -> croc.Clusters:
+    def clusters(self, qkv: Tensor, told: Tensor, batch: views.Views) -> croc.ClusterAssignment:
         """Cluster the teacher's features: of qkv [2 B, 1 + N, 3 D], its last block's, or told [2, B, 1 + N, D], its tokens."""
         if (kind := self.p.clustering.features) == "tokens":
             features = told[:, :, None]  # [2, B, 1, 1 + N, D]
@@ -177,16 +178,16 @@ class Step(nn.Module):
         loaded, heads, tokens = features.shape[1], features.shape[2], 2 * (features.shape[3] - 1)
         every = torch.empty(loaded * distributed.world(), heads, tokens, device=qkv.device).exponential_()
         with torch.autocast(qkv.device.type, enabled=False):
-            return croc.join_locate_split(features, where, self.p.clustering, noise=distributed.own(every).flatten(0, 1))
+            return croc.join_locate_split(features, where, self.p.clustering, noise=distributed.local_shard(every).flatten(0, 1))
 
-    def centroid_loss(self, seen: Tensor, told: Tensor, found: croc.Clusters, temperature: float) -> Tensor:
+    def centroid_loss(self, seen: Tensor, told: Tensor, found: croc.ClusterAssignment, temperature: float) -> Tensor:
         """Mean cross-entropy over the valid clusters (0 where there is none); student [2, B, 1 + N, D], teacher alike.
 
         Of several processes each gives such a part that the mean over them is the mean over the clusters of all.
         """
 
         def logits(net: Network, tokens: Tensor) -> Tensor:
-            norm = distributed.total(tokens[:, :, 0].float().norm(dim=-1).mean()) / distributed.world()
+            norm = distributed.all_reduce_sum(tokens[:, :, 0].float().norm(dim=-1).mean()) / distributed.world()
             out: Tensor = net.head(croc.centroids(tokens[:, :, 1:], found.weights, norm).flatten(1, 3), 1)
             return out  # [2, M, O], M = B H K
 
@@ -194,7 +195,7 @@ class Step(nn.Module):
         with torch.no_grad():
             target = self.target(logits(self.teacher, told), "center_centroid", temperature, valid)
         each = croc.cross_entropy(logits(self.student, seen), target, self.p.student_temperature_centroid)  # [M]
-        return (each * valid).sum() / distributed.average(valid.sum()).clamp_min(1 / distributed.world())
+        return (each * valid).sum() / distributed.all_reduce_mean(valid.sum()).clamp_min(1 / distributed.world())
 
     @torch.no_grad()
     def target(self, logits: Tensor, center: str, temperature: float, valid: Tensor | None = None) -> Tensor:
@@ -203,7 +204,7 @@ class Step(nn.Module):
         running: Tensor = getattr(self, center)
         probabilities = ((logits - running) / temperature).softmax(-1)
         weight = torch.ones(logits.shape[1], device=logits.device) if valid is None else valid  # [M]
-        total = distributed.average(torch.cat([torch.einsum("vmo,m->o", logits, weight), 2 * weight.sum()[None]]))
+        total = distributed.all_reduce_mean(torch.cat([torch.einsum("vmo,m->o", logits, weight), 2 * weight.sum()[None]]))
         moved = torch.lerp(total[:-1] / total[-1].clamp_min(1e-6), running, self.p.center_momentum ** (1 / self.p.accumulate))
         running.copy_(torch.where(total[-1] > 0, moved, running))
         return probabilities
@@ -254,12 +255,12 @@ def accumulate(shared: nn.Module, batch: views.Views, temperatures: tuple[float,
             metrics: dict[str, Tensor] = shared(views.Views(*(x.chunk(parts)[part] for x in batch)), *temperatures)
             (metrics["loss"] / parts).backward()
         rows.append(torch.stack([x.detach().float() for x in metrics.values()]))
-    means = distributed.average(torch.stack(rows).mean(0))
+    means = distributed.all_reduce_mean(torch.stack(rows).mean(0))
     return dict(zip(metrics, means, strict=True))
 
 
 def train(
-    p: Croc, backbone: vit.Backbone, root: str, records: list[Image], seed: int, scratch: training.Scratch
+    p: Croc, backbone: vit.Backbone, root: str, records: list[ImageRecord], seed: int, checkpoint: Checkpoint
 ) -> tuple[VisionTransformer, list[dict[str, float]]]:
     """Pre-train a ViT on the images.
 
@@ -282,7 +283,7 @@ def train(
     others = [x for x in net.student.parameters() if x.requires_grad and x.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
-    shared = distributed.share(net, unused=True)
+    shared = distributed.wrap_ddp(net, unused=True)
     per_epoch = training.steps_per_epoch(len(records), p.batch)
     steps = p.epochs * per_epoch
     last = [x for x in net.student.head.last.parameters() if x.requires_grad]
@@ -292,14 +293,14 @@ def train(
         epoch, share = number / per_epoch, number / steps
         after = (epoch - p.warmup_epochs) / max(p.epochs - p.warmup_epochs, 1e-9)
         warming = epoch < p.warmup_epochs
-        training.set_rates(optimizer, peak * epoch / p.warmup_epochs if warming else training.cosine(peak, p.min_lr, after))
-        optimizer.param_groups[0]["weight_decay"] = training.cosine(p.weight_decay, p.weight_decay_end, share)
+        training.set_lr(optimizer, peak * epoch / p.warmup_epochs if warming else training.cosine_schedule(peak, p.min_lr, after))
+        optimizer.param_groups[0]["weight_decay"] = training.cosine_schedule(p.weight_decay, p.weight_decay_end, share)
         ramp = min(1.0, epoch / p.teacher_warmup_epochs) if p.teacher_warmup_epochs else 1.0
         temperatures = (
             p.teacher_temperature + ramp * (p.teacher_temperature_end - p.teacher_temperature),
             p.teacher_temperature_centroid + ramp * (p.teacher_temperature_centroid_end - p.teacher_temperature_centroid),
         )
-        torch.manual_seed(training.mix(seed, number, 0))  # the same in every process: each draws for the whole batch
+        torch.manual_seed(training.mix_seeds(seed, number, 0))  # the same in every process: each draws for the whole batch
         optimizer.zero_grad(set_to_none=True)
         metrics = accumulate(shared, batch, temperatures, p.accumulate)
         if p.clip:
@@ -308,10 +309,10 @@ def train(
             for x in last:
                 x.grad = None
         optimizer.step()
-        net.follow(training.cosine(p.ema, 1.0, share))
+        net.follow(training.cosine_schedule(p.ema, 1.0, share))
         return metrics
 
-    dataset = views.Pairs(root, records, p.views)
+    dataset = views.ViewPairs(root, records, p.views)
     state: dict[str, Any] = {"net": net, "optimizer": optimizer}
-    values = training.fit("croc", scratch, state, dataset, p.batch, steps, seed, step, views.collate)
+    values = training.fit("croc", checkpoint, state, dataset, p.batch, steps, seed, step, views.collate)
     return copy.deepcopy(net.teacher.vit).cpu(), values

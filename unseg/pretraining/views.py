@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import functional as F
 
-from unseg.core.records import Image
+from unseg.core.image_index import ImageRecord
 from unseg.data import photos
 
 
@@ -30,31 +30,31 @@ class Augmentation:
     """The `croc.views` group of params.yaml."""
 
     size: int  # S, pixels
-    smallest: float  # share of the image's area that a crop has at least
-    jitter_chance: float
+    crop_min_scale: float  # share of the image's area that a crop has at least
+    jitter_prob: float
     brightness: float  # 0.4: factor from 0.6 to 1.4
     contrast: float
     saturation: float
     hue: float  # turns, either way
-    grey_chance: float
-    blur_chances: list[float]  # first and second view
+    grey_prob: float
+    blur_probs: list[float]  # first and second view
     blur: float  # largest sigma, pixels of the view
-    solarise_chances: list[float]
+    solarise_probs: list[float]
 
     def __post_init__(self) -> None:
-        if not 0 < self.smallest <= 1:
-            raise ValueError(f"croc.views.smallest is {self.smallest}; it must be above 0 and at most 1")
-        for name in ("blur_chances", "solarise_chances"):
+        if not 0 < self.crop_min_scale <= 1:
+            raise ValueError(f"croc.views.crop_min_scale is {self.crop_min_scale}; it must be above 0 and at most 1")
+        for name in ("blur_probs", "solarise_probs"):
             if len(getattr(self, name)) != 2:
                 raise ValueError(f"croc.views.{name} must have two numbers, one a view")
 
 
 @dataclass(frozen=True)
-class Pairs(Dataset[Any]):
+class ViewPairs(Dataset[Any]):
     """(index, seed) to the two views of an image; the seed fixes them."""
 
     root: str
-    records: list[Image]
+    records: list[ImageRecord]
     p: Augmentation
 
     def __len__(self) -> int:
@@ -66,10 +66,10 @@ class Pairs(Dataset[Any]):
         image = photos.read(self.root, self.records[index])
         pixels, boxes, flips = [], [], []
         for view in (0, 1):
-            x, y, w, h = box = crop(rng, image.size, self.p.smallest)
+            x, y, w, h = box = random_crop_box(rng, image.size, self.p.crop_min_scale)
             part = image.resize((self.p.size, self.p.size), Pillow.Resampling.BICUBIC, (x, y, x + w, y + h))
             flip = rng.random() < 0.5
-            part = colour(rng, ImageOps.mirror(part) if flip else part, self.p, view)
+            part = colour_jitter(rng, ImageOps.mirror(part) if flip else part, self.p, view)
             pixels.append(np.asarray(part).transpose(2, 0, 1))
             boxes.append(box)
             flips.append(flip)
@@ -81,14 +81,14 @@ def collate(items: list[Any]) -> Views:
     return Views(torch.from_numpy(np.stack(pixels)), torch.tensor(boxes, dtype=torch.float32), torch.tensor(flips))
 
 
-def crop(rng: random.Random, size: tuple[int, int], smallest: float) -> tuple[int, int, int, int]:
-    """A random-resized crop of an image of size (W, H): x, y, w, h. Area share U(smallest, 1), log-uniform ratio 3/4 to 4/3.
+def random_crop_box(rng: random.Random, size: tuple[int, int], min_scale: float) -> tuple[int, int, int, int]:
+    """A random-resized crop of an image of size (W, H): x, y, w, h. Area share U(min_scale, 1), log-uniform ratio 3/4 to 4/3.
 
     Where ten draws do not fit, the largest central crop of an allowed ratio is taken; it has at least one pixel.
     """
     width, height = size
     for _ in range(10):
-        area = rng.uniform(smallest, 1) * width * height
+        area = rng.uniform(min_scale, 1) * width * height
         ratio = (4 / 3) ** rng.uniform(-1, 1)
         w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         if 0 < w <= width and 0 < h <= height:
@@ -98,9 +98,9 @@ def crop(rng: random.Random, size: tuple[int, int], smallest: float) -> tuple[in
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def colour(rng: random.Random, image: Pillow.Image, p: Augmentation, view: int) -> Pillow.Image:
+def colour_jitter(rng: random.Random, image: Pillow.Image, p: Augmentation, view: int) -> Pillow.Image:
     """BYOL's colours: jitter, grey, blur, solarisation, the last two with chances of their own in view 0 and view 1."""
-    if rng.random() < p.jitter_chance:
+    if rng.random() < p.jitter_prob:
         changes = [
             (F.adjust_brightness, rng.uniform(1 - p.brightness, 1 + p.brightness)),
             (F.adjust_contrast, rng.uniform(1 - p.contrast, 1 + p.contrast)),
@@ -110,11 +110,11 @@ def colour(rng: random.Random, image: Pillow.Image, p: Augmentation, view: int) 
         rng.shuffle(changes)
         for change, amount in changes:
             image = change(image, amount)
-    if rng.random() < p.grey_chance:
+    if rng.random() < p.grey_prob:
         image = image.convert("L").convert("RGB")
-    if rng.random() < p.blur_chances[view]:
+    if rng.random() < p.blur_probs[view]:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(min(0.1, p.blur), p.blur)))
-    if rng.random() < p.solarise_chances[view]:
+    if rng.random() < p.solarise_probs[view]:
         image = ImageOps.solarize(image, 128)
     return image
 

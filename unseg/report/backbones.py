@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from unseg.core.records import read_json
+from unseg.core.storage import read_json
 from unseg.report.page import DASH, Html, join, note, percent, sentence, table
 from unseg.report.sheets import Record
 

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unseg.clustering.naming import Clusters
+from unseg.clustering.naming import ClusterNames
 from unseg.core.console import track
-from unseg.core.records import Image, decode
+from unseg.core.image_index import ImageRecord
+from unseg.core.rle import decode
 from unseg.data import photos
 from unseg.report import page, pictures
 from unseg.report.page import PERCENT, Html, Section, html, join, named
@@ -19,7 +20,7 @@ from unseg.report.sheets import CROP, Record
 TYPICAL, ODD = 8, 4  # masks on a card: those nearest to the cluster's mean, and those farthest from it
 
 
-class Card(NamedTuple):
+class ClusterCard(NamedTuple):
     """A cluster, in numbers and pictures."""
 
     id: int
@@ -36,7 +37,7 @@ def centred(tokens: np.ndarray) -> np.ndarray:
     return np.asarray(rest / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12))
 
 
-def likeness(tokens: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+def similarity(tokens: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """Cosine of each of cluster k's tokens ([M, D], of unit length) with their mean direction; nan for other masks: [M]."""
     own = labels == k
     cosines = np.full(len(labels), np.nan)
@@ -46,7 +47,9 @@ def likeness(tokens: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     return cosines
 
 
-def cards(root: str, images: Sequence[Image], annotations: Sequence[Record], tokens: np.ndarray, count: int) -> list[Card]:
+def cards(
+    root: str, images: Sequence[ImageRecord], annotations: Sequence[Record], tokens: np.ndarray, count: int
+) -> list[ClusterCard]:
     """A card for each cluster.
 
     Args:
@@ -64,16 +67,16 @@ def cards(root: str, images: Sequence[Image], annotations: Sequence[Record], tok
 
     made = []
     for k in track(range(count), "draw clusters", count):
-        cosines = likeness(tokens, labels, k)
+        cosines = similarity(tokens, labels, k)
         order = np.argsort(-cosines, kind="stable")[: int((labels == k).sum())].tolist()
         odd = order[max(TYPICAL, len(order) - ODD) :]
         mean = float(np.nanmean(cosines)) if order else float("nan")
         share = len(order) / max(1, len(annotations))
-        made.append(Card(k, len(order), share, mean, crops(order[:TYPICAL]), crops(odd[::-1])))
+        made.append(ClusterCard(k, len(order), share, mean, crops(order[:TYPICAL]), crops(odd[::-1])))
     return made
 
 
-def document(made: Sequence[Card], clusters: Clusters, scheme: pictures.Scheme, file: str) -> bytes:
+def document(made: Sequence[ClusterCard], clusters: ClusterNames, scheme: pictures.Scheme, file: str) -> bytes:
     """The page, in UTF-8."""
     said = sum(1 for e in clusters.entries.values() if e != type(e)())
     example = "unseg clusters --name 3=dog --merge 5=3 --ignore 7"
@@ -84,7 +87,7 @@ def document(made: Sequence[Card], clusters: Clusters, scheme: pictures.Scheme, 
     return page.document("unseg clusters", lead, [Section("clusters", "Clusters", grid)])
 
 
-def card(c: Card, clusters: Clusters, scheme: pictures.Scheme) -> Html:
+def card(c: ClusterCard, clusters: ClusterNames, scheme: pictures.Scheme) -> Html:
     said, fate = clusters.entry(c.id).name, scheme.fate(c.id)
     head = join([page.swatch(scheme.clusters[c.id]), f"{c.id} ", named(said) if said else "", f" ({fate})" if fate else ""])
     alike = "" if np.isnan(c.coherence) else f", coherence {c.coherence:.2f}"

@@ -15,7 +15,9 @@ import yaml
 
 from unseg.core import params
 from unseg.core.console import InputError, track
-from unseg.core.records import Image, Labels, class_names, read_json, to_judge
+from unseg.core.image_index import ImageRecord, eval_images
+from unseg.core.label_maps import LabelMaps, class_names
+from unseg.core.storage import read_json
 from unseg.data import photos
 from unseg.evaluation import metrics
 from unseg.report import pictures, sheets
@@ -29,23 +31,23 @@ LEADING = ("miou", "pixel_accuracy", "AP50", "mean_iou")  # last parts of the nu
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """A finished run."""
 
     name: str
     params: Record  # by dotted key
     numbers: Record  # by file and dotted key
     root: Path  # of the photographs
-    judged: dict[str, Image]  # by file name
-    predictions: Labels
-    truth: Labels
+    judged: dict[str, ImageRecord]  # by file name
+    predictions: LabelMaps
+    truth: LabelMaps
     classes: list[str]  # background first; empty without truth
     matched: dict[int, int]  # cluster to class
     class_iou: dict[str, float | None]
     image_iou: dict[str, float | None]
 
 
-def read(folder: Path, name: str) -> Run:
+def read(folder: Path, name: str) -> ComparedRun:
     """Raises: InputError, where the folder holds no finished run."""
     file, details = folder / "params.yaml", folder / "results/details"
     if not file.exists():
@@ -57,14 +59,14 @@ def read(folder: Path, name: str) -> Run:
     if not (own / "image_iou.json").exists():
         raise InputError(f"{folder} holds no finished run of this version of unseg ({own}/image_iou.json); run `dvc repro` there")
     ious, single = read_json(own / "class_iou.json"), read_json(own / "image_iou.json")
-    return Run(
+    return ComparedRun(
         name=name,
         params=flat(yaml.safe_load(file.read_text("utf-8"))),
         numbers={f"{file}: {key}": x for file, content in found.items() for key, x in scalars(content)},
         root=folder / params.value("data.images", str, file),
-        judged={image.file_name: image for image in to_judge(folder / "data/images.json")},
-        predictions=Labels(folder / f"data/predictions/{final}.zip"),
-        truth=Labels(folder / "data/truth.zip", "semantic/"),
+        judged={image.file_name: image for image in eval_images(folder / "data/images.json")},
+        predictions=LabelMaps(folder / f"data/predictions/{final}.zip"),
+        truth=LabelMaps(folder / "data/truth.zip", "semantic/"),
         classes=class_names(folder / "data/truth.zip"),
         matched={row["cluster"]: c for c, row in enumerate(ious) if row["cluster"] is not None},
         class_iou={row["class"]: row["iou"] for row in ious},
@@ -80,7 +82,7 @@ def flat(tree: Record, prefix: str = "") -> Record:
     return found
 
 
-def shared(runs: Sequence[Run]) -> list[str]:
+def shared(runs: Sequence[ComparedRun]) -> list[str]:
     """The file names of the images that all runs judged, at one size.
 
     Raises:
@@ -93,7 +95,7 @@ def shared(runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def changes(runs: Sequence[Run], names: Sequence[str]) -> dict[str, float]:
+def changes(runs: Sequence[ComparedRun], names: Sequence[str]) -> dict[str, float]:
     """How much each image changed: the largest difference of its mIoU to the first run's; without truth, of its labels: the
     share of pixels that have another cluster, clusters renamed. Larger is more; below 0: worse than in the first run."""
     if all(run.image_iou.get(n) is not None for run in runs for n in names[:1]):
@@ -103,7 +105,7 @@ def changes(runs: Sequence[Run], names: Sequence[str]) -> dict[str, float]:
             gains = [x - known[0] for x in known[1:] if x is not None and known[0] is not None]
             found[n] = max(gains, key=abs) if gains else 0.0
         return found
-    likes = [np.arange(256), *(alike(runs[0], other, names) for other in runs[1:])]
+    likes = [np.arange(256), *(equal(runs[0], other, names) for other in runs[1:])]
     parts = {}
     for n in names:
         maps = [like[run.predictions[run.judged[n]]] for run, like in zip(runs, likes, strict=True)]
@@ -111,7 +113,7 @@ def changes(runs: Sequence[Run], names: Sequence[str]) -> dict[str, float]:
     return parts
 
 
-def alike(first: Run, other: Run, names: Sequence[str]) -> np.ndarray:
+def equal(first: ComparedRun, other: ComparedRun, names: Sequence[str]) -> np.ndarray:
     """Of each label of the other run the first run's label that it shares most with, one to one: [256]; 254 for none."""
     counts = np.zeros((255, 255), np.int64)
     for n in track(names, "compare"):
@@ -120,20 +122,20 @@ def alike(first: Run, other: Run, names: Sequence[str]) -> np.ndarray:
     return np.append(np.where(found < 0, 254, found), 255)
 
 
-def schemes(runs: Sequence[Run], names: Sequence[str]) -> list[pictures.Scheme]:
+def schemes(runs: Sequence[ComparedRun], names: Sequence[str]) -> list[pictures.Scheme]:
     """Colours of each run's clusters, alike for what is alike."""
     ks = [int(run.params["cluster.k"]) for run in runs]
     if all(run.classes == runs[0].classes and run.classes for run in runs):
         return [pictures.scheme(k, run.classes, run.matched) for k, run in zip(ks, runs, strict=True)]
     own = ["background", *(f"cluster {k}" for k in range(ks[0]))]
-    likes = [np.arange(256), *(alike(runs[0], other, names) for other in runs[1:])]
+    likes = [np.arange(256), *(equal(runs[0], other, names) for other in runs[1:])]
     return [
         pictures.scheme(k, own, {c: int(like[c + 1]) for c in range(k) if 0 < like[c + 1] < len(own)})
         for k, like in zip(ks, likes, strict=True)
     ]
 
 
-def rows(runs: Sequence[Run], names: Sequence[str], among: Sequence[str]) -> list[Row]:
+def rows(runs: Sequence[ComparedRun], names: Sequence[str], among: Sequence[str]) -> list[Row]:
     """A row of pictures for each name: the photograph, each run's final segmentation, the truth."""
     colours, made = schemes(runs, among), []
     first = runs[0]
@@ -155,7 +157,7 @@ def rows(runs: Sequence[Run], names: Sequence[str], among: Sequence[str]) -> lis
     return made
 
 
-def side_by_side(runs: Sequence[Run], which: str, keys: Iterable[str]) -> Html:
+def side_by_side(runs: Sequence[ComparedRun], which: str, keys: Iterable[str]) -> Html:
     """A table of values by key, with the difference to the first run where there are two numbers."""
     lines = []
     for key in keys:
@@ -166,13 +168,13 @@ def side_by_side(runs: Sequence[Run], which: str, keys: Iterable[str]) -> Html:
     return table(which, head, lines)
 
 
-def differing(runs: Sequence[Run], which: str) -> list[str]:
+def differing(runs: Sequence[ComparedRun], which: str) -> list[str]:
     """The keys whose values are not the same in all runs, in the order in which they first occur."""
     keys = dict.fromkeys(key for run in runs for key in getattr(run, which))
     return [key for key in keys if len({plain(getattr(run, which).get(key)) for run in runs}) > 1]
 
 
-def compare(runs: Sequence[Run]) -> bytes:
+def compare(runs: Sequence[ComparedRun]) -> bytes:
     """The page."""
     names = shared(runs)
     change = changes(runs, names)
@@ -195,14 +197,14 @@ def compare(runs: Sequence[Run]) -> bytes:
     return document("unseg comparison", lead, parts)
 
 
-def opened(folders: Sequence[Path]) -> list[Run]:
+def opened(folders: Sequence[Path]) -> list[ComparedRun]:
     """Runs by the names of their folders, or by whole paths where two have one name. Raises: InputError."""
     names = [folder.resolve().name for folder in folders]
     named = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
     return [read(folder, name) for folder, name in zip(folders, named, strict=True)]
 
 
-def spoken(runs: Sequence[Run]) -> str:
+def spoken(runs: Sequence[ComparedRun]) -> str:
     """Params and leading numbers that differ, for a terminal: each run's value, and the difference to the first run's."""
     lines = [" | ".join(run.name for run in runs)]
     for which in ("params", "numbers"):

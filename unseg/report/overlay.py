@@ -8,14 +8,14 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
-from unseg.clustering.naming import Clusters
+from unseg.clustering.naming import ClusterNames
 from unseg.report import pictures
 
 LEAST, MOST = 320, 1280  # pixels of the longer side: smaller photographs are enlarged, larger ones reduced
 ROW, PAD, LETTERS = 22, 8, 40  # pixels of a legend's row and around its entries; letters of a name
 
 
-def colours(clusters: Clusters) -> np.ndarray:
+def colours(clusters: ClusterNames) -> np.ndarray:
     """[256, 3]: each cluster's own colour, or the one that the report gives it without truth; void white."""
     table = np.zeros((256, 3), np.uint8)
     table[1 : clusters.count + 1] = pictures.palette(clusters.count)

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
-from unseg.clustering.naming import Clusters
-from unseg.core.records import VOID
+from unseg.clustering.naming import ClusterNames
+from unseg.core.label_maps import IGNORE_LABEL
 
 OKABE_ITO = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 CANDIDATES = 2048  # colours to choose from after those
@@ -70,7 +70,7 @@ class Scheme:
     classes: np.ndarray  # [C, 3] uint8, background (drawn as the dimmed photograph) included
     names: tuple[str | None, ...]  # of the K clusters' classes; None: stands for none
     said: tuple[str | None, ...] = ()  # of the K clusters, by people (clusters.yaml); none where nothing is said
-    becomes: np.ndarray = field(default_factory=lambda: np.arange(256, dtype=np.uint8))  # the label that each label turns into
+    label_lut: np.ndarray = field(default_factory=lambda: np.arange(256, dtype=np.uint8))  # the label that each label turns into
 
     def table(self) -> tuple[np.ndarray, np.ndarray]:
         """For a map of clusters (0 background, k + 1): colours [256, 3] and stripes [256] bool."""
@@ -87,10 +87,10 @@ class Scheme:
 
     def fate(self, cluster: int) -> str:
         """What clusters.yaml makes of it, in words: "merged into dog", "ignored", or nothing."""
-        label = int(self.becomes[cluster + 1])
+        label = int(self.label_lut[cluster + 1])
         if label == cluster + 1:
             return ""
-        return "ignored" if label == VOID else f"merged into {self.title(label - 1) if label else 'background'}"
+        return "ignored" if label == IGNORE_LABEL else f"merged into {self.title(label - 1) if label else 'background'}"
 
     def truth_table(self) -> tuple[np.ndarray, np.ndarray]:
         """For a map of classes; nothing is striped."""
@@ -115,9 +115,9 @@ def scheme(clusters: int, classes: Sequence[str], matched: dict[int, int]) -> Sc
     return Scheme(colours[own], of_classes, tuple(classes[named[k]] if k in named else None for k in range(clusters)))
 
 
-def renamed(scheme: Scheme, clusters: Clusters) -> Scheme:
+def renamed(scheme: Scheme, clusters: ClusterNames) -> Scheme:
     """The scheme with what people say of the clusters: names, colours, merges."""
-    colours, becomes = scheme.clusters.copy(), clusters.becomes()
+    colours, becomes = scheme.clusters.copy(), clusters.label_lut()
     for k, entry in clusters.entries.items():
         colours[k] = entry.colour or colours[k]
     said = tuple(clusters.entry(k).name for k in range(clusters.count))
@@ -154,16 +154,16 @@ def paint(
 ) -> np.ndarray:
     """A label map [H, W] uint8 over its photograph: background dimmed, void in white stripes, tags inside the regions."""
     base, lines = grey(photo)[..., :1], stripes(labels.shape)
-    shown = (labels > 0) & (labels != VOID)
+    shown = (labels > 0) & (labels != IGNORE_LABEL)
     out = np.where(shown[..., None], (1 - INK) * base + (INK * table)[labels], DIM * base)
     if striped.any():
         out[striped[labels] & lines & shown] *= 0.4
-    out[(labels == VOID) & lines] = 255
+    out[(labels == IGNORE_LABEL) & lines] = 255
     rim = edge(labels) & shown
     out[rim] = table[labels[rim]]
     picture = out.clip(0, 255, out).astype(np.uint8)
     there = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
-    places = [(spot, tags[k]) for k in there if tags and k not in (0, VOID) and (spot := middle(labels == k))]
+    places = [(spot, tags[k]) for k in there if tags and k not in (0, IGNORE_LABEL) and (spot := middle(labels == k))]
     return lettered(picture, places, "mm")
 
 

@@ -26,7 +26,7 @@ from unseg.report.page import (
     table,
 )
 from unseg.report.pictures import Scheme
-from unseg.report.sheets import Card, Record, Row, Run
+from unseg.report.sheets import Record, ReportData, Row, SheetCard
 from unseg.report.unlabelled import Fact
 
 UNMEASURED = "not measured here"
@@ -38,7 +38,7 @@ TABLE_3 = (
 )
 
 
-def about(made: Run) -> Html:
+def about(made: ReportData) -> Html:
     """What went in and what came out, in a sentence."""
     both = len(made.learned) + len(made.judged) - len(made.images)
     split = (
@@ -167,7 +167,7 @@ def contact(rows: Sequence[Row]) -> Html:
     return join(parts) if parts else note("No image to show.")
 
 
-def clusters(cards: Sequence[Card], scheme: Scheme, classes: Sequence[str]) -> Html:
+def clusters(cards: Sequence[SheetCard], scheme: Scheme, classes: Sequence[str]) -> Html:
     parts = []
     for card in cards:
         striped = bool(classes) and card.name is None

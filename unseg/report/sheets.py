@@ -9,7 +9,10 @@ import numpy as np
 
 from unseg.core import streams
 from unseg.core.console import track
-from unseg.core.records import VOID, Image, Labels, decode, spread, whole
+from unseg.core.image_index import ImageRecord, evenly_spaced
+from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
+from unseg.core.rle import decode
+from unseg.core.storage import atomic_write
 from unseg.data import photos
 from unseg.report import pictures
 from unseg.report.page import PERCENT
@@ -21,20 +24,20 @@ CROPS = 600  # exemplars on the page, at the most: the more clusters, the fewer 
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportData:
     """What the stages made."""
 
     root: str  # folder of the photographs
-    images: list[Image]
-    judged: list[Image]
-    learned: list[Image]
+    images: list[ImageRecord]
+    judged: list[ImageRecord]
+    learned: list[ImageRecord]
     rejected: int  # files that are no photographs
     mined: dict[int, list[Record]]  # annotations by image id
     cluster: dict[int, int]  # of each mined mask, by annotation id
     detections: dict[int, list[Record]] | streams.Lookup
-    labels: Labels
-    predictions: Labels
-    truth: Labels
+    labels: LabelMaps
+    predictions: LabelMaps
+    truth: LabelMaps
     classes: list[str]  # background first; empty without truth
     scheme: pictures.Scheme  # of the clusters and classes
 
@@ -47,7 +50,7 @@ class Tile(NamedTuple):
     note: str = ""
 
 
-class Card(NamedTuple):
+class SheetCard(NamedTuple):
     """A cluster: masks it has, their share of all, the class it stands for, and some of them."""
 
     id: int
@@ -60,14 +63,14 @@ class Card(NamedTuple):
 Row = tuple[str, list[Tile]]  # of a contact sheet: the image's file name, and a tile for each step
 
 
-def contacts(made: Run, count: int) -> tuple[list[Row], list[Row]]:
+def contacts(made: ReportData, count: int) -> tuple[list[Row], list[Row]]:
     """At most `count` rows of judged images, and as many of those that are only learned from."""
     seen = set(made.judged)
-    judged = contact(made, spread(made.judged, count), "draw judged")
-    return judged, contact(made, spread([i for i in made.learned if i not in seen], count), "draw learned")
+    judged = contact(made, evenly_spaced(made.judged, count), "draw judged")
+    return judged, contact(made, evenly_spaced([i for i in made.learned if i not in seen], count), "draw learned")
 
 
-def failures(made: Run, ious: Sequence[Record], count: int) -> list[Row]:
+def failures(made: ReportData, ious: Sequence[Record], count: int) -> list[Row]:
     """Rows of the judged images of lowest mIoU, the worst first; ious: content of an image_iou.json of results/details."""
     known = {image.file_name: image for image in made.judged}
     worst = sorted((r for r in ious if r["iou"] is not None), key=lambda r: (r["iou"], r["file_name"]))[:count]
@@ -75,22 +78,22 @@ def failures(made: Run, ious: Sequence[Record], count: int) -> list[Row]:
     return [(f"{name}: mIoU {100 * r['iou']:.1f}{PERCENT}", tiles) for (name, tiles), r in zip(rows, worst, strict=True)]
 
 
-def contact(made: Run, images: Sequence[Image], what: str) -> list[Row]:
+def contact(made: ReportData, images: Sequence[ImageRecord], what: str) -> list[Row]:
     """A row of tiles for each image; a step that none of them went through has no column."""
     rows = [(image.file_name, tiles(made, image)) for image in track(images, what)]
     kept = [any(row[j].pixels is not None for _, row in rows) for j in range(len(rows[0][1]))] if rows else []
     return [(name, [t for t, keep in zip(row, kept, strict=True) if keep]) for name, row in rows]
 
 
-def tiles(made: Run, image: Image) -> list[Tile]:
+def tiles(made: ReportData, image: ImageRecord) -> list[Tile]:
     photo = pictures.tile(photos.read(made.root, image), TILE)
     table, truth_table = made.scheme.table(), made.scheme.truth_table()
-    names, becomes = {k + 1: made.scheme.title(k) for k in range(len(made.scheme.clusters))}, made.scheme.becomes
+    names, becomes = {k + 1: made.scheme.title(k) for k in range(len(made.scheme.clusters))}, made.scheme.label_lut
 
     def drawn(head: str, labels: np.ndarray, table: tuple[np.ndarray, np.ndarray], names: dict[int, str]) -> Tile:
         return Tile(head, pictures.paint(photo, pictures.fit(labels, photo), *table, names), shares(labels, names))
 
-    def mapped(head: str, maps: Labels, table: tuple[np.ndarray, np.ndarray], names: dict[int, str], absent: str) -> Tile:
+    def mapped(head: str, maps: LabelMaps, table: tuple[np.ndarray, np.ndarray], names: dict[int, str], absent: str) -> Tile:
         if image not in maps:
             return Tile(head, None, absent)
         return drawn(head, maps[image] if maps is made.truth else becomes[maps[image]], table, names)
@@ -109,13 +112,13 @@ def tiles(made: Run, image: Image) -> list[Tile]:
     ]
 
 
-def detected(made: Run, image: Image, photo: np.ndarray) -> Tile:
+def detected(made: ReportData, image: ImageRecord, photo: np.ndarray) -> Tile:
     """The sure detections, the surest on top."""
     found = made.detections.get(image.id, [])
-    found = [d for d in found if made.scheme.becomes[d["category_id"] + 1] not in (0, VOID)]
+    found = [d for d in found if made.scheme.label_lut[d["category_id"] + 1] not in (0, IGNORE_LABEL)]
     drawn = [d for d in found if d["score"] >= SURE][:MOST]
     masks = [pictures.fit(decode(d["segmentation"]), photo) for d in drawn]
-    labels = [int(made.scheme.becomes[d["category_id"] + 1]) for d in drawn]
+    labels = [int(made.scheme.label_lut[d["category_id"] + 1]) for d in drawn]
     names = [made.scheme.title(label - 1) for label in labels]
     tags = [f"{name} {d['score']:.2f}" for name, d in zip(names, drawn, strict=True)]
     best = f"; the best {found[0]['score']:.2f}" if found and not drawn else ""
@@ -126,7 +129,7 @@ def detected(made: Run, image: Image, photo: np.ndarray) -> Tile:
 def shares(labels: np.ndarray, names: dict[int, str]) -> str:
     """What covers an image, in words: "disc 12 %, void 3 %"."""
     values, counts = np.unique(labels, return_counts=True)
-    known = {**names, VOID: "void"}
+    known = {**names, IGNORE_LABEL: "void"}
     said = [
         f"{known.get(v, v)} {100 * n / labels.size:.0f}{PERCENT}"
         for v, n in zip(values.tolist(), counts.tolist(), strict=True)
@@ -135,7 +138,7 @@ def shares(labels: np.ndarray, names: dict[int, str]) -> str:
     return ", ".join(said) or "all background"
 
 
-def cluster_cards(made: Run, exemplars: int) -> list[Card]:
+def cluster_cards(made: ReportData, exemplars: int) -> list[SheetCard]:
     """Of each cluster, masks evenly spaced over the images: what is typical, not what is best."""
     known = {image.id: image for image in made.images}
     members: dict[int, list[Record]] = {k: [] for k in range(len(made.scheme.clusters))}
@@ -144,14 +147,14 @@ def cluster_cards(made: Run, exemplars: int) -> list[Card]:
     each, cards = max(1, min(exemplars, CROPS // max(1, len(members)))), []
     for k, own in track(members.items(), "draw clusters", len(members)):
         crops = []
-        for a in spread([a for a in own if a["area"]], each):
+        for a in evenly_spaced([a for a in own if a["area"]], each):
             image = known[a["image_id"]]
             crops.append((pictures.crop(photos.read(made.root, image), decode(a["segmentation"]), CROP), image.file_name))
-        cards.append(Card(k, len(own), len(own) / max(1, len(made.cluster)), made.scheme.names[k], crops))
+        cards.append(SheetCard(k, len(own), len(own) / max(1, len(made.cluster)), made.scheme.names[k], crops))
     return cards
 
 
-def write_sheets(folder: Path, judged: Sequence[Row], learned: Sequence[Row], cards: Sequence[Card]) -> None:
+def write_sheets(folder: Path, judged: Sequence[Row], learned: Sequence[Row], cards: Sequence[SheetCard]) -> None:
     """The pictures of the page, each kind as one file."""
     for name, rows in {"contact-judged.png": judged, "contact-train.png": learned}.items():
         if rows:
@@ -164,5 +167,5 @@ def write_sheets(folder: Path, judged: Sequence[Row], learned: Sequence[Row], ca
 
 
 def write(path: Path, content: bytes) -> None:
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(content)

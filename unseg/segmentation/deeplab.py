@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from unseg.models import resnet
 
 
-def block(inside: int, outside: int, kernel: int, dilation: int = 1) -> list[nn.Module]:
+def conv_block(inside: int, outside: int, kernel: int, dilation: int = 1) -> list[nn.Module]:
     """A convolution that keeps the size, batch norm, ReLU."""
     return [resnet.conv(inside, outside, kernel, 1, dilation), nn.BatchNorm2d(outside), nn.ReLU()]
 
@@ -24,21 +24,21 @@ class ImagePooling(nn.Sequential):
     """The mean of the whole map, at each of its places: [B, D, h, w] to [B, F, h, w]."""
 
     def __init__(self, inside: int, outside: int) -> None:
-        super().__init__(nn.AdaptiveAvgPool2d(1), *block(inside, outside, 1))
+        super().__init__(nn.AdaptiveAvgPool2d(1), *conv_block(inside, outside, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(super().forward(x), x.shape[-2:], mode="bilinear", align_corners=False)
 
 
-class Pyramid(nn.Module):
+class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: a 1x1 convolution, a 3x3 one for each rate, and the image's mean; [B, F, h, w]."""
 
     def __init__(self, inside: int, rates: Sequence[int], outside: int) -> None:
         super().__init__()
-        branches = [nn.Sequential(*block(inside, outside, 1))]
-        branches += [nn.Sequential(*block(inside, outside, 3, rate)) for rate in rates]
+        branches = [nn.Sequential(*conv_block(inside, outside, 1))]
+        branches += [nn.Sequential(*conv_block(inside, outside, 3, rate)) for rate in rates]
         self.convs = nn.ModuleList([*branches, ImagePooling(inside, outside)])
-        self.project = nn.Sequential(*block(len(self.convs) * outside, outside, 1), nn.Dropout(0.5))
+        self.project = nn.Sequential(*conv_block(len(self.convs) * outside, outside, 1), nn.Dropout(0.5))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.project(torch.cat([branch(x) for branch in self.convs], 1))
@@ -52,9 +52,9 @@ class DeepLab(nn.Module):
         self, arch: str, width: int, stride: int, rates: Sequence[int], labels: int, frozen: int = 0, channels: int = 256
     ) -> None:
         super().__init__()
-        self.body = resnet.Body(arch, width, stride, frozen)
-        pyramid = Pyramid(self.body.channels[-1], rates, channels)
-        self.head = nn.Sequential(pyramid, *block(channels, channels, 3), nn.Conv2d(channels, labels, 1))
+        self.body = resnet.ResNetBackbone(arch, width, stride, frozen)
+        pyramid = ASPP(self.body.channels[-1], rates, channels)
+        self.head = nn.Sequential(pyramid, *conv_block(channels, channels, 3), nn.Conv2d(channels, labels, 1))
 
     def features(self, x: Tensor) -> Tensor:
         """What the last layer, a 1x1 convolution, sees: [B, F, H / stride, W / stride]."""

@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from unseg.core.records import VOID, Rle, encode, pack, run_lengths
+from unseg.core.label_maps import IGNORE_LABEL
+from unseg.core.rle import Rle, encode, pack, run_lengths
 
 Detection = dict[str, Any]  # a COCO result: category_id from 0, segmentation (RLE), bbox (xywh, pixels), score
 OVERLAPS = ("keep_higher", "overwrite", "skip", "published")
@@ -65,13 +66,13 @@ def paint(
     for d in detections:
         if tuple(d["segmentation"]["size"]) != size:
             raise ValueError(f"a mask is {list(d['segmentation']['size'])}, the image is {list(size)} (rows, columns)")
-        if not 0 <= d["category_id"] < VOID - 1:
+        if not 0 <= d["category_id"] < IGNORE_LABEL - 1:
             raise ValueError(f"category {d['category_id']} has no room beside background and void; label maps hold 254")
     kept = keep(detections, aggregation.threshold)
     layers: list[tuple[Rle, int]] = []  # what is painted, one over the other
     if aggregation.uncertain == "ignore":
         painted = {id(d) for d in kept}
-        layers += [(outline(d, size, aggregation.shape, image), VOID) for d in detections if id(d) not in painted]
+        layers += [(outline(d, size, aggregation.shape, image), IGNORE_LABEL) for d in detections if id(d) not in painted]
     outlines = ((outline(d, size, aggregation.shape, image), d["category_id"] + 1) for d in kept)
     layers += in_turn(outlines, aggregation.overlap)
     labels = np.zeros(size[0] * size[1], np.uint8)  # column by column, as run lengths are

@@ -16,9 +16,12 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from unseg.core.console import InputError
-from unseg.core.records import VOID, Image, Labels, in_a_line
+from unseg.core.image_index import ImageRecord
+from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
+from unseg.core.storage import one_line
 from unseg.data.photos import read, resize
 from unseg.engine import batching, distributed, environment, training
+from unseg.engine.checkpoint import Checkpoint
 from unseg.engine.precision import autocast, check_precision
 from unseg.models import resnet
 from unseg.segmentation.deeplab import DeepLab
@@ -33,16 +36,16 @@ class Segmenter:
     stride: int  # of the last feature map, against the image
     rates: list[int]  # dilations of the pyramid
     channels: int  # of each branch of the pyramid, and of the features
-    init: str  # self-supervised ResNet weights, or resnet.FRESH
+    init: str  # self-supervised ResNet weights, or weights.RANDOM_INIT
     frozen_stages: int
     size: int  # S
     epochs: int
-    drop_epoch: int  # the last epoch, counted from 0, at the full lr; a tenth of it after that
+    lr_milestone: int  # the last epoch, counted from 0, at the full lr; a tenth of it after that
     batch: int
     lr: float
     momentum: float
     weight_decay: float
-    hard_share: float  # of a batch's pixels, the hardest, that the loss averages
+    hard_pixel_ratio: float  # of a batch's pixels, the hardest, that the loss averages
     rotate: float  # degrees, either way
     scale: float  # 0.25: from 0.75 to 1.25
     border: str  # label of what an augmentation brings in from outside: background | ignore
@@ -53,8 +56,8 @@ class Segmenter:
         check_precision("segmenter.precision", self.precision)
         if self.stride not in (8, 16, 32):
             raise ValueError(f"segmenter.stride is {self.stride}; it must be 8, 16 or 32")
-        if not 0 < self.hard_share <= 1:
-            raise ValueError(f"segmenter.hard_share is {self.hard_share}; it must be above 0 and at most 1")
+        if not 0 < self.hard_pixel_ratio <= 1:
+            raise ValueError(f"segmenter.hard_pixel_ratio is {self.hard_pixel_ratio}; it must be above 0 and at most 1")
         if self.border not in ("background", "ignore"):
             raise ValueError(f"segmenter.border is {self.border!r}; it must be background or ignore")
         if self.batch < 2:
@@ -73,22 +76,22 @@ def hard_pixel_loss(logits: Tensor, labels: Tensor, share: float) -> Tensor:
         A scalar; 0 where every pixel is ignored. Of several processes each gives a part whose mean over them is the loss
         of the whole batch.
     """
-    losses = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="none").flatten()
-    losses = losses.masked_fill(labels.flatten() == VOID, -1.0)
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_LABEL, reduction="none").flatten()
+    losses = losses.masked_fill(labels.flatten() == IGNORE_LABEL, -1.0)
     every = distributed.gather(losses.detach()).flatten()  # of the whole batch, by process
     top = every.topk(max(1, int(share * every.numel()))).indices
     hardest = losses[top[top // len(losses) == distributed.rank()] % len(losses)]
     valid = hardest >= 0
-    return (hardest * valid).sum() / distributed.average(valid.sum().float()).clamp_min(1 / distributed.world())
+    return (hardest * valid).sum() / distributed.all_reduce_mean(valid.sum().float()).clamp_min(1 / distributed.world())
 
 
 @dataclass(frozen=True)
-class Examples(Dataset[Any]):
+class SegmentationDataset(Dataset[Any]):
     """(index, seed) to an augmented image [3, S, S] and its labels [S, S] int64."""
 
     root: str
-    records: list[Image]
-    labels: Labels
+    records: list[ImageRecord]
+    labels: LabelMaps
     size: int  # S
     warp: tuple[float, float, int]  # rotate, scale, outside: see `augment`
 
@@ -110,7 +113,7 @@ def augment(
     size: int,
     rotate: float = 0.0,
     scale: float = 0.0,
-    outside: int = VOID,
+    outside: int = IGNORE_LABEL,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Flip, rotate and scale about the centre, resize to S x S ignoring the aspect, all in one resampling.
 
@@ -140,11 +143,18 @@ def augment(
 
 def learning_rate(p: Segmenter, epoch: int) -> float:
     """At an epoch counted from 0."""
-    return training.dropped(p.lr, p.drop_epoch, epoch)
+    return training.step_decay(p.lr, p.lr_milestone, epoch)
 
 
 def train(
-    p: Segmenter, k: int, root: str, records: list[Image], labels: Labels, seed: int, scratch: training.Scratch, what: str
+    p: Segmenter,
+    k: int,
+    root: str,
+    records: list[ImageRecord],
+    labels: LabelMaps,
+    seed: int,
+    checkpoint: Checkpoint,
+    what: str,
 ) -> tuple[DeepLab, list[dict[str, float]]]:
     """Train on label maps of K clusters; returns the model and the metrics of each step.
 
@@ -157,37 +167,37 @@ def train(
     device = environment.device()
     model = DeepLab(p.arch, p.width, p.stride, p.rates, k + 1, p.frozen_stages, p.channels)
     resnet.initialise(model.body, p.init, "segmenter")
-    distributed.join(model)
+    distributed.sync_norms(model)
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     learned = [x for x in model.parameters() if x.requires_grad]
     optimizer = torch.optim.SGD(learned, lr=p.lr, momentum=p.momentum, weight_decay=p.weight_decay)
-    shared = distributed.share(model)
+    shared = distributed.wrap_ddp(model)
     per_epoch = training.steps_per_epoch(len(records), p.batch)
 
     def step(number: int, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        training.set_rates(optimizer, learning_rate(p, number // per_epoch))
+        training.set_lr(optimizer, learning_rate(p, number // per_epoch))
         x = batch[0].to(device, memory_format=torch.channels_last)
         with autocast(device, p.precision):
             logits = shared(x)
-        loss = hard_pixel_loss(logits, batch[1].to(device), p.hard_share)
+        loss = hard_pixel_loss(logits, batch[1].to(device), p.hard_pixel_ratio)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        return {"loss": distributed.average(loss)}
+        return {"loss": distributed.all_reduce_mean(loss)}
 
-    dataset = Examples(root, records, labels, p.size, (p.rotate, p.scale, VOID if p.border == "ignore" else 0))
+    dataset = SegmentationDataset(root, records, labels, p.size, (p.rotate, p.scale, IGNORE_LABEL if p.border == "ignore" else 0))
     values = training.fit(
-        what, scratch, {"model": model, "optimizer": optimizer}, dataset, p.batch, p.epochs * per_epoch, seed, step
+        what, checkpoint, {"model": model, "optimizer": optimizer}, dataset, p.batch, p.epochs * per_epoch, seed, step
     )
     return model, values
 
 
 def save(path: str | Path, model: DeepLab, p: Segmenter, k: int) -> None:
     shape = {"arch": p.arch, "width": p.width, "stride": p.stride, "rates": p.rates, "labels": k + 1, "channels": p.channels}
-    store(path, model, shape, p.size, p.precision)
+    write_segmenter(path, model, shape, p.size, p.precision)
 
 
-def store(
+def write_segmenter(
     path: str | Path,
     model: DeepLab,
     shape: dict[str, Any],
@@ -202,7 +212,7 @@ def store(
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedSegmenter:
     """A segmenter from its file."""
 
     model: DeepLab
@@ -214,7 +224,7 @@ class Trained:
     seen: str | int | None = None  # at what size it was fitted to photographs (tiles.bands); None: it does not say
 
 
-def load(path: str | Path) -> Trained:
+def load(path: str | Path) -> TrainedSegmenter:
     """Read weights and what they say of themselves; on the CPU, in evaluation mode.
 
     Raises:
@@ -227,13 +237,13 @@ def load(path: str | Path) -> Trained:
             model = DeepLab(**shape)
         model.load_state_dict(state, assign=True)
         model.to(memory_format=torch.channels_last).eval()
-        return Trained(model, shape["labels"], about["size"], about["precision"], names, shape, about.get("seen"))
+        return TrainedSegmenter(model, shape["labels"], about["size"], about["precision"], names, shape, about.get("seen"))
     except Exception as error:  # metadata can be anything
-        raise InputError(f"{path}: weights and metadata do not fit ({in_a_line(error)}); train it again") from None
+        raise InputError(f"{path}: weights and metadata do not fit ({one_line(error)}); train it again") from None
 
 
 @torch.inference_mode()
-def probabilities(net: Trained, x: Tensor) -> Tensor:
+def probabilities(net: TrainedSegmenter, x: Tensor) -> Tensor:
     """[B, 3, H, W], normalised, to probabilities [B, C, H, W] on the input's device."""
     with autocast(x.device, net.precision):
         logits: Tensor = net.model(x.to(memory_format=torch.channels_last))
@@ -253,12 +263,12 @@ class Predict:
 
 
 def every_probability(
-    net: Trained,
+    net: TrainedSegmenter,
     root: str,
-    records: list[Image],
+    records: list[ImageRecord],
     q: Predict,
-    left: Callable[[list[list[Image]]], list[list[Image]]] = list,
-) -> Iterator[tuple[Image, Tensor]]:
+    left: Callable[[list[list[ImageRecord]]], list[list[ImageRecord]]] = list,
+) -> Iterator[tuple[ImageRecord, Tensor]]:
     """Each photograph's probabilities [C, H, W] at its own size; photographs come in the order of their shapes.
 
     left: of all batches, those that are to be done here.
@@ -267,10 +277,10 @@ def every_probability(
     net.model.to(device)
     square = (net.size, net.size)
 
-    def shape(record: Image) -> tuple[int, int]:
+    def shape(record: ImageRecord) -> tuple[int, int]:
         return square if q.input == "square" else record.size
 
-    def load(record: Image) -> Tensor:
+    def load(record: ImageRecord) -> Tensor:
         return batching.to_tensor(resize(read(root, record), shape(record)))
 
     for batch, x in batching.batches_by_shape(records, shape, load, q.pixels, left):

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from unseg.data.photos import resize, short_side
 from unseg.engine import batching
 from unseg.segmentation.crf import Crf, refine
-from unseg.segmentation.segmenter import Trained, probabilities
+from unseg.segmentation.segmenter import TrainedSegmenter, probabilities
 
 TILE, OVERLAP = 768, 128  # pixels
 TURN = threading.Lock()  # of the network: it has all cores, so threads that predict take turns with it, and with nothing else
@@ -50,7 +50,9 @@ def weights(parts: list[Span], overlap: int) -> list[Tensor]:
     return [w / total[start:stop] for w, (start, stop) in zip(drawn, parts, strict=True)]
 
 
-def blended(net: Trained, pixels: np.ndarray, device: torch.device, tile: int = TILE, overlap: int = OVERLAP) -> Iterator[Band]:
+def blended(
+    net: TrainedSegmenter, pixels: np.ndarray, device: torch.device, tile: int = TILE, overlap: int = OVERLAP
+) -> Iterator[Band]:
     """Probabilities of [H, W, 3] uint8 RGB, band by band from the top; a single tile is what `probabilities` gives."""
     down, across = spans(pixels.shape[0], tile, overlap), spans(pixels.shape[1], tile, overlap)
 
@@ -85,12 +87,12 @@ def enlarged(p: Tensor, size: tuple[int, int], rows: int = TILE) -> Iterator[Ban
         yield top, F.interpolate(band[None], (len(at), size[1]), mode="bilinear", align_corners=False)[0]
 
 
-def looked_at(net: Trained, size: tuple[int, int], seen: str | int) -> tuple[int, int]:
+def looked_at(net: TrainedSegmenter, size: tuple[int, int], seen: str | int) -> tuple[int, int]:
     """(H, W) at which the network sees a photograph of (H, W); `seen` as in `bands`."""
     return {"original": size, "square": (net.size, net.size)}[seen] if isinstance(seen, str) else short_side(size, seen)
 
 
-def bands(net: Trained, photo: Pillow.Image, seen: str | int, device: torch.device) -> Iterator[Band]:
+def bands(net: TrainedSegmenter, photo: Pillow.Image, seen: str | int, device: torch.device) -> Iterator[Band]:
     """Probabilities of a photograph at its own size, band by band.
 
     Args:

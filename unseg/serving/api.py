@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from unseg.clustering import naming
-from unseg.core import records
+from unseg.core import label_maps, rle
 from unseg.core.console import InputError
 from unseg.data import examination, photos
 from unseg.detection import detector
@@ -32,7 +32,7 @@ PUBLISHED_CRF = Crf("conv", 10, 1.0, 3.0, 67.0, 3.0, 4.0, window=64, stride=8)  
 DETECT_PIXELS = 1_500_000  # a larger photograph is reduced to this for the detector, which would scale it down anyway
 
 
-class Share(NamedTuple):
+class LabelFraction(NamedTuple):
     """How much of a photograph has a label."""
 
     label: int
@@ -52,12 +52,12 @@ class Prediction:
     colours: np.ndarray  # [256, 3] uint8, by label
     instances: list[dict[str, Any]]  # COCO results (category_id is a label), surest first; empty without a detector
 
-    def shares(self) -> list[Share]:
+    def shares(self) -> list[LabelFraction]:
         """Of each label in the map, the most frequent first; void, where nothing is known, has no line."""
         counts = np.bincount(self.labels.ravel(), minlength=256)
         sums = np.bincount(self.labels.ravel(), self.confidence.ravel(), 256)
         order = [k for k in np.argsort(-counts, kind="stable").tolist() if counts[k] and k in self.names]
-        return [Share(k, self.names[k], float(counts[k] / self.labels.size), float(sums[k] / counts[k])) for k in order]
+        return [LabelFraction(k, self.names[k], float(counts[k] / self.labels.size), float(sums[k] / counts[k])) for k in order]
 
     def index(self) -> Pillow.Image:
         """The label map as a palette picture."""
@@ -71,7 +71,7 @@ class Prediction:
         """The sure instances (as in the report: score at least 0.5, ten at most) over the photograph, the surest on top."""
         photo = overlay.reduced(self.pixels)
         found = [i for i in self.instances if i["score"] >= sheets.SURE][: sheets.MOST]
-        masks = [pictures.fit(records.decode(i["segmentation"]), photo) for i in found]
+        masks = [pictures.fit(rle.decode(i["segmentation"]), photo) for i in found]
         tags = [f"{self.names.get(i['category_id'], '')} {i['score']:.2f}" for i in found]
         labels = [i["category_id"] for i in found]
         return Pillow.fromarray(pictures.boxed(photo, masks, labels, tags, self.colours, np.zeros(256, bool)))
@@ -81,9 +81,9 @@ class Prediction:
         found: list[dict[str, Any]] = []
         labels = np.asfortranarray(self.labels)  # run lengths go down the columns
         for s in (s for s in self.shares() if s.label):
-            rle = records.encode(labels == s.label)
+            mask = rle.encode(labels == s.label)
             score = round(s.confidence, 4)
-            found.append({**records.annotation(first_id + len(found), image_id, s.label, rle), "score": score})
+            found.append({**rle.coco_annotation(first_id + len(found), image_id, s.label, mask), "score": score})
         return found
 
 
@@ -91,12 +91,12 @@ class Prediction:
 class Predictor:
     """A segmenter, ready for photographs. Made by `load`."""
 
-    net: segmenter.Trained
-    clusters: naming.Clusters
+    net: segmenter.TrainedSegmenter
+    clusters: naming.ClusterNames
     colours: np.ndarray
     device: torch.device
     seen: str | int
-    found_by: detector.Trained | None
+    found_by: detector.TrainedDetector | None
 
     @property
     def names(self) -> dict[int, str]:
@@ -117,7 +117,7 @@ class Predictor:
         image = opened(photo)
         pixels = np.asarray(image)
         labels, sure = np.empty(pixels.shape[:2], np.uint8), np.empty(pixels.shape[:2], np.float32)
-        table = self.clusters.becomes()
+        table = self.clusters.label_lut()
         for top, found, p in self.answered(image, pixels, PUBLISHED_CRF if crf is True else crf or None):
             rows = slice(top, top + len(found))
             labels[rows], sure[rows] = table[found], p
@@ -146,7 +146,7 @@ class Predictor:
         """The detector's, where there is one; those of ignored clusters, and of merged into background, are left out."""
         if self.found_by is None:
             return []
-        size, table = pixels.shape[:2], self.clusters.becomes()
+        size, table = pixels.shape[:2], self.clusters.label_lut()
         scale = min(1.0, (DETECT_PIXELS / (size[0] * size[1])) ** 0.5)
         small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
         x = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].to(self.device)
@@ -155,7 +155,7 @@ class Predictor:
             every = detector.instances(self.found_by, x)[0]
         for found in every:
             label = int(table[found["category_id"] + 1])
-            if label in (0, records.VOID):
+            if label in (0, label_maps.IGNORE_LABEL):
                 continue
             kept.append({**(enlarged(found, size) if scale < 1 else found), "category_id": label})
         return kept
@@ -187,7 +187,7 @@ def load(
     """
     net = segmenter.load(path)
     net = replace(net, precision=portable(net.precision))
-    named = naming.read(clusters, net.labels - 1) if clusters else naming.Clusters(net.labels - 1)
+    named = naming.read(clusters, net.labels - 1) if clusters else naming.ClusterNames(net.labels - 1)
     if net.names:
         known = {k: replace(named.entry(k), name=named.entry(k).name or name) for k, name in enumerate(net.names[1:])}
         named = replace(named, entries=known)
@@ -213,11 +213,11 @@ def load(
 
 def enlarged(instance: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """An instance found on a reduced photograph, at its own size (H, W)."""
-    mask = records.decode(instance["segmentation"])
+    mask = rle.decode(instance["segmentation"])
     whole = cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST)
     factors = (size[1] / mask.shape[1], size[0] / mask.shape[0]) * 2  # of x, y, w, h
     box = [round(v * n, 2) for v, n in zip(instance["bbox"], factors, strict=True)]
-    return {**instance, "segmentation": records.encode(whole > 0), "bbox": box}
+    return {**instance, "segmentation": rle.encode(whole > 0), "bbox": box}
 
 
 def opened(photo: Photo) -> Pillow.Image:

@@ -20,24 +20,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unseg.clustering.naming import Clusters
-from unseg.core import records
+from unseg.clustering.naming import ClusterNames
+from unseg.core import storage
 from unseg.core.console import InputError
 from unseg.engine import batching
-from unseg.segmentation.segmenter import Trained
+from unseg.segmentation.segmenter import TrainedSegmenter
 
 SIZES = ((1, 64, 64), (2, 96, 160), (1, 375, 500))  # batch, height, width at which the export is tried
 FAR, SAME = 1e-3, 0.999  # largest difference of a logit; least share of pixels with one answer
 OPSET = 18
 
 
-def about(net: Trained, clusters: Clusters, colours: np.ndarray) -> dict[str, Any]:
+def about(net: TrainedSegmenter, clusters: ClusterNames, colours: np.ndarray) -> dict[str, Any]:
     """What a program needs to know beside the graph; plain JSON.
 
     Args:
         colours: [256, 3] uint8, by label.
     """
-    becomes, names = clusters.becomes(), ("background", *(clusters.title(k) for k in range(clusters.count)))
+    becomes, names = clusters.label_lut(), ("background", *(clusters.title(k) for k in range(clusters.count)))
     labels = [
         {"label": i, "name": name, "becomes": int(becomes[i]), "colour": "#{:02x}{:02x}{:02x}".format(*colours[i].tolist())}
         for i, name in enumerate(names)
@@ -47,7 +47,7 @@ def about(net: Trained, clusters: Clusters, colours: np.ndarray) -> dict[str, An
     return {"kind": "segmenter", "labels": labels, "preprocessing": before, "postprocessing": after}
 
 
-def to_onnx(path: str | Path, net: Trained, told: dict[str, Any]) -> tuple[float, float]:
+def to_onnx(path: str | Path, net: TrainedSegmenter, told: dict[str, Any]) -> tuple[float, float]:
     """Write the graph, in float32; returns the largest difference and the least agreement seen at SIZES.
 
     Raises:
@@ -59,7 +59,7 @@ def to_onnx(path: str | Path, net: Trained, told: dict[str, Any]) -> tuple[float
     import onnx
 
     model = plain(net)
-    with records.whole(path) as part, warnings.catch_warnings():
+    with storage.atomic_write(path) as part, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         # batch 2: the exporter takes a size of 1 for a fixed one
@@ -81,7 +81,7 @@ def to_onnx(path: str | Path, net: Trained, told: dict[str, Any]) -> tuple[float
         return parity(model, part)
 
 
-def plain(net: Trained) -> nn.Module:
+def plain(net: TrainedSegmenter) -> nn.Module:
     """The network on the CPU, in float32 and in PyTorch's usual memory layout."""
     return copy.deepcopy(net.model).cpu().float().to(memory_format=torch.contiguous_format).eval()
 
@@ -107,7 +107,7 @@ def parity(model: nn.Module, path: Path) -> tuple[float, float]:
     return far, same
 
 
-def to_torch(path: str | Path, net: Trained, told: dict[str, Any]) -> float:
+def to_torch(path: str | Path, net: TrainedSegmenter, told: dict[str, Any]) -> float:
     """Write a torch.export program (.pt2); returns the largest difference at SIZES. Read it by `torch.export.load`."""
     model = plain(net)
     least = net.shape["stride"] + 1  # with less, the last map has one pixel, for which PyTorch takes another path
@@ -116,7 +116,7 @@ def to_torch(path: str | Path, net: Trained, told: dict[str, Any]) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(model, (torch.zeros(2, 3, 64, 96),), dynamic_shapes=(free,))
-        with records.whole(path) as part:
+        with storage.atomic_write(path) as part:
             named = part.with_suffix(".pt2")
             torch.export.save(program, named, extra_files={"unseg.json": json.dumps(told, sort_keys=True)})
             named.replace(part)

@@ -19,13 +19,13 @@ from PIL import Image as Pillow
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from unseg.clustering.naming import Clusters, Entry
+from unseg.clustering.naming import ClusterEntry, ClusterNames
 from unseg.core.console import InputError
-from unseg.core.records import VOID
+from unseg.core.label_maps import IGNORE_LABEL
 from unseg.data import photos
 from unseg.engine import batching
 from unseg.engine.precision import autocast
-from unseg.segmentation.segmenter import Trained
+from unseg.segmentation.segmenter import TrainedSegmenter
 from unseg.segmentation.tiles import looked_at
 
 CELLS = 4000  # of a photograph that the head learns from, at the most
@@ -92,23 +92,25 @@ def votes(maps: Iterable[tuple[np.ndarray, np.ndarray]], count: int, classes: in
     return table[1 : count + 1, :classes]
 
 
-def named(table: np.ndarray, names: Sequence[str]) -> Clusters:
+def named(table: np.ndarray, names: Sequence[str]) -> ClusterNames:
     """Clusters with the class that most of their labelled pixels have; of several, the largest has the name, the others merge.
 
     A cluster without labelled pixels stays as it is; one of background is merged into it.
     """
-    entries: dict[int, Entry] = {}
+    entries: dict[int, ClusterEntry] = {}
     winner = table.argmax(1)
     for c, name in enumerate(names):
         own = [int(k) for k in np.argsort(-table[:, c], kind="stable") if winner[k] == c and table[k, c]]
         for k in own:
-            entries[k] = Entry(merge=0) if c == 0 else Entry(name=name) if k == own[0] else Entry(merge=own[0] + 1)
-    return Clusters(len(table), entries)
+            entries[k] = (
+                ClusterEntry(merge=0) if c == 0 else ClusterEntry(name=name) if k == own[0] else ClusterEntry(merge=own[0] + 1)
+            )
+    return ClusterNames(len(table), entries)
 
 
 @torch.inference_mode()
 def cells(
-    net: Trained, photo: Pillow.Image, labels: np.ndarray, seen: str | int, device: torch.device, seed: int
+    net: TrainedSegmenter, photo: Pillow.Image, labels: np.ndarray, seen: str | int, device: torch.device, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features [N, D] of labelled cells and their classes [N]: a cell has the label at its middle.
 
@@ -124,13 +126,13 @@ def cells(
     sides = zip(features.shape[1:], labels.shape, strict=True)
     rows, cols = (((np.arange(n) + 0.5) * side / n).astype(int) for n, side in sides)
     y = labels[rows[:, None], cols].ravel()
-    kept = np.flatnonzero(y != VOID)
+    kept = np.flatnonzero(y != IGNORE_LABEL)
     if len(kept) > CELLS:
         kept = np.sort(np.random.default_rng(seed).choice(kept, CELLS, replace=False))
     return features.reshape(len(features), -1).T[kept], y[kept]
 
 
-def head(net: Trained, features: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Trained:
+def head(net: TrainedSegmenter, features: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> TrainedSegmenter:
     """The segmenter with a last layer for the classes, fitted to features [N, D] and labels [N].
 
     Raises:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from unseg.core.console import InputError
-from unseg.core.records import VOID
+from unseg.core.label_maps import IGNORE_LABEL
 from unseg.data import examination, readers
 
 RESOLUTION = "480p"
@@ -71,13 +71,13 @@ def read_masks(sequence: Sequence) -> np.ndarray:
             raise InputError(f"{path} cannot be read as a PNG ({error}); put a whole one there") from None
         if mode not in ("L", "P", "1"):
             raise InputError(f"{path} has mode {mode}; a mask is a PNG of one index a pixel (palette or grey, 8 bits)")
-        masks.append(values.astype(np.uint8) * (VOID if mode == "1" else 1))
+        masks.append(values.astype(np.uint8) * (IGNORE_LABEL if mode == "1" else 1))
         if masks[-1].shape != masks[0].shape:
             raise InputError(f"{path} is {masks[-1].shape}, the first mask {masks[0].shape} (rows, columns); make them agree")
     stacked = np.stack(masks)
-    if set(np.unique(stacked[0])) <= {0, VOID}:
-        stacked[stacked == VOID] = 1
-    if not ((stacked[0] > 0) & (stacked[0] < VOID)).any():
+    if set(np.unique(stacked[0])) <= {0, IGNORE_LABEL}:
+        stacked[stacked == IGNORE_LABEL] = 1
+    if not ((stacked[0] > 0) & (stacked[0] < IGNORE_LABEL)).any():
         raise InputError(f"{sequence.masks[0]}: no object in it; the first frame's mask says what to follow")
     return stacked
 
@@ -113,8 +113,8 @@ def boundary(truth: np.ndarray, guess: np.ndarray, void: np.ndarray) -> float:
 def objects(truth: np.ndarray, guess: np.ndarray) -> np.ndarray:
     """J and F of each object of the first frame in each scored frame: [objects, 2, T - 2]; label maps [T, H, W]."""
     scores = []
-    for label in range(1, int(truth[0][truth[0] < VOID].max()) + 1):
-        pairs = [(t == label, g == label, t == VOID) for t, g in zip(truth[1:-1], guess[1:-1], strict=True)]
+    for label in range(1, int(truth[0][truth[0] < IGNORE_LABEL].max()) + 1):
+        pairs = [(t == label, g == label, t == IGNORE_LABEL) for t, g in zip(truth[1:-1], guess[1:-1], strict=True)]
         scores.append([[region(*pair) for pair in pairs], [boundary(*pair) for pair in pairs]])
     return np.array(scores)
 

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from unseg.core.console import track
-from unseg.engine import batching, environment, training
+from unseg.engine import batching, environment
+from unseg.engine.checkpoint import Checkpoint
 from unseg.engine.precision import check_precision
 from unseg.evaluation import metrics
 from unseg.evaluation.backbones import sets
@@ -33,15 +34,15 @@ class BackboneLinear:
     """The `backbone_linear` group of params.yaml."""
 
     size: int  # S
-    smallest: float  # share of the photograph's area that a training crop has at least
+    crop_min_scale: float  # share of the photograph's area that a training crop has at least
     grid: int  # labels a side in training
     precision: str  # fp32 | bf16 | auto, of the ViT
     head: Schedule
 
     def __post_init__(self) -> None:
         check_precision("backbone_linear.precision", self.precision)
-        if not 0 < self.smallest <= 1:
-            raise ValueError(f"backbone_linear.smallest is {self.smallest}; it must be above 0 and at most 1")
+        if not 0 < self.crop_min_scale <= 1:
+            raise ValueError(f"backbone_linear.crop_min_scale is {self.crop_min_scale}; it must be above 0 and at most 1")
         if not 1 <= self.grid <= self.size:
             raise ValueError(f"backbone_linear.grid is {self.grid}; it must be from 1 to size, {self.size}")
 
@@ -60,7 +61,7 @@ class Crops(Dataset[Any]):
         index, seed = draw
         rng = random.Random(seed)
         photo, mask = sets.both(self.examples[index])
-        x, y, w, h = views.crop(rng, photo.size, self.p.smallest)
+        x, y, w, h = views.random_crop_box(rng, photo.size, self.p.crop_min_scale)
         box, square = (x, y, x + w, y + h), (self.p.size, self.p.size)
         photo = photo.resize(square, Pillow.Resampling.BILINEAR, box)
         mask = mask.resize(square, Pillow.Resampling.NEAREST, box)
@@ -71,7 +72,7 @@ class Crops(Dataset[Any]):
 
 
 def learn(
-    p: BackboneLinear, model: VisionTransformer, classes: int, examples: list[Example], seed: int, scratch: training.Scratch
+    p: BackboneLinear, model: VisionTransformer, classes: int, examples: list[Example], seed: int, checkpoint: Checkpoint
 ) -> nn.Conv2d:
     """Train the layer; the ViT stays as it is."""
     torch.manual_seed(seed)
@@ -79,7 +80,7 @@ def learn(
     model.to(device).eval().requires_grad_(False)
     layer = fresh_layer(model.embed_dim, classes).to(device)
     dataset = Crops(examples, p)
-    fit_layer(p.head, layer, lambda x: sets.tokens(model, x.to(device), p.precision), dataset, len(dataset), seed, scratch)
+    fit_layer(p.head, layer, lambda x: sets.tokens(model, x.to(device), p.precision), dataset, len(dataset), seed, checkpoint)
     return layer
 
 

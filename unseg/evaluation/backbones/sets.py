@@ -22,7 +22,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from unseg.core.console import InputError
-from unseg.core.records import VOID, read_json
+from unseg.core.label_maps import IGNORE_LABEL
+from unseg.core.storage import read_json
 from unseg.data import coco, examination, photos, readers
 from unseg.data.truth import VOC
 from unseg.engine import batching, environment
@@ -138,7 +139,7 @@ def mask_of(example: Example) -> np.ndarray:
     elif mode not in ("L", "P"):
         raise InputError(f"{example.mask} has mode {mode}; a mask is a PNG of one index a pixel, or panoptic (RGB)")
     keys, where = np.unique(values, return_inverse=True)
-    return np.array([example.names.get(int(k), VOID) for k in keys], np.uint8)[where].reshape(values.shape)
+    return np.array([example.names.get(int(k), IGNORE_LABEL) for k in keys], np.uint8)[where].reshape(values.shape)
 
 
 def both(example: Example) -> tuple[Pillow.Image, Pillow.Image]:

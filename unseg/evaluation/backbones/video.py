@@ -1,4 +1,4 @@
-"""Video object segmentation without training: labels of the first frame carried on by likeness of a ViT's tokens.
+"""Video object segmentation without training: labels of the first frame carried on by similarity of a ViT's tokens.
 
 CrOC, arXiv:2303.13245; specification croc.md, 9.3 (DINO's and SelfPatch's protocol, but for its red deviation of 0.228).
 
@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from unseg.core.records import VOID
+from unseg.core.label_maps import IGNORE_LABEL
 from unseg.data import photos
 from unseg.engine import batching, environment
 from unseg.engine.precision import check_precision
@@ -106,7 +106,7 @@ def follow(p: BackboneVideo, model: VisionTransformer, sequence: Sequence, first
     """Label maps [T, H, W] uint8 of a sequence, from that of its first frame, first [H, W] uint8 (void: background)."""
     device, size = environment.device(), input_size((first.shape[0], first.shape[1]), p)
     patch: int = model.patch_embed.patch_size[0]
-    known = np.where(first == VOID, 0, first).astype(np.uint8)
+    known = np.where(first == IGNORE_LABEL, 0, first).astype(np.uint8)
     grid = (size[1] // patch, size[0] // patch)
     small = torch.from_numpy(np.array(Pillow.fromarray(known).resize(grid, Pillow.Resampling.NEAREST))).long()
     one_hot = F.one_hot(small, int(known.max()) + 1).float().to(device)  # [h, w, C]

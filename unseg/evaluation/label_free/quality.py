@@ -17,7 +17,9 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from unseg.clustering import algorithms
 from unseg.core.console import track
-from unseg.core.records import VOID, Image, Labels, decode
+from unseg.core.image_index import ImageRecord
+from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
+from unseg.core.rle import decode
 
 Record = dict[str, Any]
 
@@ -78,7 +80,7 @@ def seed_stability(tokens: np.ndarray, labels: np.ndarray, p: algorithms.Cluster
 
 def solid(labels: np.ndarray) -> np.ndarray:
     """Foreground of a label map, [H, W] bool."""
-    return np.asarray((labels > 0) & (labels != VOID))
+    return np.asarray((labels > 0) & (labels != IGNORE_LABEL))
 
 
 class Agreement(NamedTuple):
@@ -100,7 +102,7 @@ def mean(values: Sequence[float]) -> float:
     return float(np.mean(known)) if known else math.nan
 
 
-def of_masks(images: Sequence[Image], mined: Sequence[Record]) -> dict[str, float]:
+def of_masks(images: Sequence[ImageRecord], mined: Sequence[Record]) -> dict[str, float]:
     """Shares, over all images, of the masks that were mined on them."""
     return {
         "mask_missing": 1 - len({a["image_id"] for a in mined}) / max(1, len(images)),
@@ -122,19 +124,19 @@ def of_clusters(tokens: np.ndarray, labels: np.ndarray, p: algorithms.Clustering
     }
 
 
-def of_pseudo_labels(learned: Sequence[Image], labels: Labels, final: Labels) -> dict[str, float]:
+def of_pseudo_labels(learned: Sequence[ImageRecord], labels: LabelMaps, final: LabelMaps) -> dict[str, float]:
     """What the segmenter learned from; against its own answer where an image has both."""
     painted, void, kept = [], [], []
     for image in track([i for i in learned if i in labels], "read pseudo-labels"):
         own = labels[image]
         painted.append(float(solid(own).mean()))
-        void.append(float((own == VOID).mean()))
+        void.append(float((own == IGNORE_LABEL).mean()))
         if image in final:
             kept.append(overlap(solid(own), solid(final[image])))
     return {"label_painted": mean(painted), "label_void": mean(void), "label_kept": mean(kept)}
 
 
-def of_steps(judged: Sequence[Image], maps: dict[str, Labels], k: int) -> dict[str, float]:
+def of_steps(judged: Sequence[ImageRecord], maps: dict[str, LabelMaps], k: int) -> dict[str, float]:
     """How well the label maps of each two steps agree on the judged images, and how many of K clusters the last one uses."""
     pairs = list(combinations(maps, 2))
     found: dict[tuple[str, str], list[Agreement]] = {pair: [] for pair in pairs}

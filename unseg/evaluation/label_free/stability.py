@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 from timm.models.vision_transformer import VisionTransformer
 
-from unseg.core.records import Image
+from unseg.core.image_index import ImageRecord
 from unseg.data import photos
 from unseg.mining import affinity, miner
 
@@ -25,7 +25,7 @@ INSIDE = 0.5  # share of a mask that must lie in the crop, for the crop to be of
 class View(NamedTuple):
     """A photograph that is looked at again."""
 
-    image: Image
+    image: ImageRecord
     mask: np.ndarray  # [H, W] bool, that was mined on it as it is
     flipped: bool  # or else cropped
 
@@ -78,7 +78,7 @@ def thumb(mask: np.ndarray) -> np.ndarray:
 
 
 def remined(
-    model: VisionTransformer, root: str, known: Sequence[tuple[Image, np.ndarray]], p: affinity.Mining, patch: int
+    model: VisionTransformer, root: str, known: Sequence[tuple[ImageRecord, np.ndarray]], p: affinity.Mining, patch: int
 ) -> tuple[float, float]:
     """How far mined masks [H, W] bool are found again in the mirrored photographs and in the crops: `above_chance` of each."""
     views = [View(image, mask, flipped) for image, mask in known for flipped in (True, False)]

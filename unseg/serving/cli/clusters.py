@@ -9,8 +9,8 @@ import numpy as np
 
 from unseg.clustering import naming
 from unseg.clustering.algorithms import Clustering, normalise
-from unseg.clustering.naming import BACKGROUND, Clusters, Entry
-from unseg.core import records
+from unseg.clustering.naming import BACKGROUND, ClusterEntry, ClusterNames
+from unseg.core import image_index, label_maps, storage
 from unseg.core.console import InputError
 from unseg.report import cards, pictures
 from unseg.serving.run import Run
@@ -18,7 +18,7 @@ from unseg.serving.run import Run
 NAMES, COLOURS, MERGES, IGNORES, RESETS = "name", "colour", "merge", "ignore", "reset"
 
 
-def current(run: Run, fresh: bool = False) -> Clusters:
+def current(run: Run, fresh: bool = False) -> ClusterNames:
     """What the run's clusters.yaml says of its clusters; fresh: nothing, whatever it says.
 
     Raises:
@@ -27,11 +27,11 @@ def current(run: Run, fresh: bool = False) -> Clusters:
     file, instances = run / naming.FILE, run / "data/instances.json"
     if not instances.exists():
         raise InputError(f"{instances}: no such file; make it with `dvc repro`, or name the folder of a run by --run")
-    count, mark = len(records.read_json(instances)["categories"]), naming.fingerprint(instances)
-    return naming.read(file, count, mark) if file.exists() and not fresh else Clusters(count, {}, mark)
+    count, mark = len(storage.read_json(instances)["categories"]), naming.fingerprint(instances)
+    return naming.read(file, count, mark) if file.exists() and not fresh else ClusterNames(count, {}, mark)
 
 
-def edit(run: Run, changes: Sequence[tuple[str, str]]) -> Clusters:
+def edit(run: Run, changes: Sequence[tuple[str, str]]) -> ClusterNames:
     """clusters.yaml with changes (key, "3=dog") applied in their order; written only if there are any.
 
     Raises:
@@ -47,7 +47,7 @@ def edit(run: Run, changes: Sequence[tuple[str, str]]) -> Clusters:
     return clusters
 
 
-def changed(clusters: Clusters, key: str, text: str) -> Clusters:
+def changed(clusters: ClusterNames, key: str, text: str) -> ClusterNames:
     """One change: of key name, colour or merge "3=dog", of ignore and reset "3"."""
     number, equals, value = text.partition("=")
     if not number.isdigit() or bool(equals) != (key in (NAMES, COLOURS, MERGES)):
@@ -56,7 +56,7 @@ def changed(clusters: Clusters, key: str, text: str) -> Clusters:
     k = int(number)
     if not k < clusters.count:
         raise InputError(f"--{key} {text}: there is no cluster {k}; there are 0 to {clusters.count - 1}")
-    entry = Entry() if key == RESETS else clusters.entry(k)
+    entry = ClusterEntry() if key == RESETS else clusters.entry(k)
     row: dict[str, Any] = {"name": entry.name, "ignore": entry.ignore, "colour": None, "merge": None}
     if key == NAMES:
         row["name"] = value
@@ -72,10 +72,10 @@ def changed(clusters: Clusters, key: str, text: str) -> Clusters:
     return replace(clusters, entries={**clusters.entries, k: parsed})
 
 
-def write_page(run: Run, clusters: Clusters, out: Path) -> None:
+def write_page(run: Run, clusters: ClusterNames, out: Path) -> None:
     """The cards of the run's clusters. Raises: InputError, where a stage up to `cluster` has not run."""
-    images = records.read_images(run / "data/images.json")
-    annotations = records.read_json(run / "data/instances.json")["annotations"]
+    images = image_index.read_images(run / "data/images.json")
+    annotations = storage.read_json(run / "data/instances.json")["annotations"]
     try:
         stored = np.load(file := run / "data/cls_tokens.npz")
     except OSError as error:
@@ -88,16 +88,16 @@ def write_page(run: Run, clusters: Clusters, out: Path) -> None:
     root = Path(run.value("data.images", str))
     made = cards.cards(str(root if root.is_absolute() else run.root / root), images, annotations, unit, clusters.count)
     scheme = pictures.renamed(pictures.scheme(clusters.count, [], {}), clusters)
-    with records.whole(out) as part:
+    with storage.atomic_write(out) as part:
         part.write_bytes(cards.document(made, clusters, scheme, naming.FILE))
 
 
-def listed(clusters: Clusters) -> str:
+def listed(clusters: ClusterNames) -> str:
     """What clusters.yaml says, a line a cluster."""
-    becomes, lines = clusters.becomes(), []
+    becomes, lines = clusters.label_lut(), []
     for k in sorted(clusters.entries):
         label = int(becomes[k + 1])
         into = BACKGROUND if label == 0 else clusters.title(label - 1) if label <= clusters.count else ""
-        fate = "ignored" if label == records.VOID else f"merged into {into}" if label != k + 1 else ""
+        fate = "ignored" if label == label_maps.IGNORE_LABEL else f"merged into {into}" if label != k + 1 else ""
         lines.append(f"  {k}  {clusters.title(k)}" + (f" ({fate})" if fate else ""))
     return "\n".join(lines)

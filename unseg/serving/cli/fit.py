@@ -18,7 +18,7 @@ import yaml
 from ruamel.yaml import YAML
 
 from unseg.core.console import InputError
-from unseg.core.records import whole
+from unseg.core.storage import atomic_write
 from unseg.data import readers
 from unseg.engine import environment
 
@@ -48,7 +48,7 @@ def fit(folder: Path, profile: str, settings: Sequence[str], force: bool, run: b
     link(folder, Path(str(tree["data"]["root"])))
     keep_edits(force, tree)
     for file in (Path("params.yaml"), FITTED):
-        with whole(file) as part, part.open("w", encoding="utf-8") as sink:
+        with atomic_write(file) as part, part.open("w", encoding="utf-8") as sink:
             document.dump(tree, sink)
     print(f"{photos} photographs in {folder}; params.yaml is {source}" + (" with" if changes else ""))
     for key, value in changes.items():
@@ -63,7 +63,7 @@ def count(folder: Path) -> int:
         raise InputError(f"{folder}: no such folder")
     found = readers.find_folder(readers.Data("folder", str(folder), str(folder), None, None, None))
     if len(found.candidates) < 2:
-        what = readers.total(found.ignored) or "empty"
+        what = readers.count_photos(found.ignored) or "empty"
         raise InputError(f"{folder} has {len(found.candidates)} photographs ({what}); give a folder with more")
     return len(found.candidates)
 
@@ -88,7 +88,7 @@ def sizes(profile: dict[str, Any], photos: int, accelerator: bool) -> dict[str, 
     for group, steps in (("croc", PRETRAIN_STEPS), ("segmenter", SEGMENTER_STEPS)):
         per_epoch = max(1, photos // profile[group]["batch"])
         changes[f"{group}.epochs"] = max(1, min(steps // per_epoch, 4 * profile[group]["epochs"]))
-    changes["segmenter.drop_epoch"] = max(0, changes["segmenter.epochs"] * 4 // 5 - 1)
+    changes["segmenter.lr_milestone"] = max(0, changes["segmenter.epochs"] * 4 // 5 - 1)
     return changes
 
 

@@ -134,7 +134,7 @@ def export(options: argparse.Namespace) -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    from unseg.core.records import whole
+    from unseg.core.storage import atomic_write
     from unseg.report import comparison
 
     if len(options.runs) < 2:
@@ -145,6 +145,6 @@ def compare(options: argparse.Namespace) -> None:
     print(comparison.spoken(runs))
     if options.out:
         page = comparison.compare(runs)
-        with whole(options.out) as part:
+        with atomic_write(options.out) as part:
             part.write_bytes(page)
         print(f"page: {options.out}")

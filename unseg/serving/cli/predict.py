@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from unseg.core import records
+from unseg.core import storage
 from unseg.core.console import InputError, Meter
 from unseg.data import examination, readers, video
 from unseg.report import overlay
 from unseg.segmentation.crf import Crf
-from unseg.serving.api import Prediction, Predictor, Share
+from unseg.serving.api import LabelFraction, Prediction, Predictor
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -58,7 +58,7 @@ class Told(NamedTuple):
     size: tuple[int, int]
     annotations: list[dict[str, Any]]
     instances: list[dict[str, Any]]
-    shares: list[Share]
+    shares: list[LabelFraction]
 
 
 def told(name: str, made: Prediction) -> Told:
@@ -90,7 +90,7 @@ def sources(given: Path, out: Path, book: Book) -> list[Source]:
         else:
             known.append(Source(name, given / name))
     if not known:
-        what = readers.total(found.ignored) or (book.skipped[0]["reason"] if book.skipped else "empty")
+        what = readers.count_photos(found.ignored) or (book.skipped[0]["reason"] if book.skipped else "empty")
         raise InputError(f"{given}: no photograph or video found ({what}); name a folder that has some")
     return known
 
@@ -172,7 +172,7 @@ def predict_video(model: Predictor, film: Source, out: Path, crf: Crf | None, po
     def work(frame: tuple[int, np.ndarray]) -> tuple[Told, np.ndarray, bytes]:
         made = model.predict(frame[1], crf)
         picture = overlay.drawn(made.pixels, made.labels, made.colours, made.names, fixed=True)
-        return told(f"{film.name}/{frame[0]:06d}", made), picture, records.to_png(made.labels)
+        return told(f"{film.name}/{frame[0]:06d}", made), picture, storage.encode_png(made.labels)
 
     def frames(sink: video.Writer) -> Iterator[tuple[str, bytes]]:
         with Meter(reader.count, film.name) as meter:
@@ -184,7 +184,7 @@ def predict_video(model: Predictor, film: Source, out: Path, crf: Crf | None, po
                 meter.step()
 
     with video.Writer(out / f"overlays/{film.name}.mp4", reader.rate) as sink:
-        records.write_zip(out / f"labels/{film.name}.zip", frames(sink))
+        storage.write_zip(out / f"labels/{film.name}.zip", frames(sink))
 
 
 def finish(model: Predictor, out: Path, book: Book) -> None:
@@ -192,11 +192,11 @@ def finish(model: Predictor, out: Path, book: Book) -> None:
     colours = {k: "#{:02x}{:02x}{:02x}".format(*model.colours[k].tolist()) for k in model.names}
     categories = [{"id": k, "name": name, "colour": colours[k]} for k, name in model.names.items() if k]
     coco = {"images": book.images, "categories": categories}
-    records.write_json(out / "predictions.json", {**coco, "annotations": book.annotations})
+    storage.write_json(out / "predictions.json", {**coco, "annotations": book.annotations})
     if model.found_by is not None:
-        records.write_json(out / "instances.json", {**coco, "annotations": book.instances})
-    records.write_json(out / "skipped.json", {"skipped": book.skipped})
-    with records.whole(out / "summary.tsv") as part, part.open("w", encoding="utf-8") as file:
+        storage.write_json(out / "instances.json", {**coco, "annotations": book.instances})
+    storage.write_json(out / "skipped.json", {"skipped": book.skipped})
+    with storage.atomic_write(out / "summary.tsv") as part, part.open("w", encoding="utf-8") as file:
         print("image", "label", "name", "share", "confidence", sep="\t", file=file)
         for name, label, share, sure in book.shares:
             print(" ".join(name.split("\t")), label, model.names[label], f"{share:.4f}", f"{sure:.4f}", sep="\t", file=file)

@@ -1,0 +1,85 @@
+"""Zips of label maps: one PNG an image, 0 background, 1..K clusters, 255 ignored.
+
+Shapes: H rows, W columns, of an image at its original size.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as Pillow
+
+from unseg.core.console import InputError
+from unseg.core.image_index import ImageRecord
+from unseg.core.storage import encode_png, one_line, write_zip
+
+IGNORE_LABEL = 255  # in label maps: no class known here
+PNG_OVERHEAD = 1 << 16  # bytes that a label map's PNG may take beside its pixels
+
+
+class LabelMaps:
+    """Label maps read from a zip by image file name; safe to hand to worker processes.
+
+    Raises:
+        InputError: no such file, not a zip, no map for an image, or a map of another size than the image.
+    """
+
+    def __init__(self, path: str | Path, folder: str = "") -> None:
+        self.path, self.folder = Path(path), folder
+        self._zip: zipfile.ZipFile | None = None
+        self.names = frozenset(self._open().namelist())
+        self._zip = None
+
+    def _open(self) -> zipfile.ZipFile:
+        if self._zip is None:
+            try:
+                self._zip = zipfile.ZipFile(self.path)
+            except FileNotFoundError:
+                raise InputError(f"{self.path}: no such file") from None
+            except Exception as error:  # what a damaged archive raises has no end
+                raise InputError(f"{self.path} is not a zip file ({one_line(error)}); make it again") from None
+        return self._zip
+
+    def __contains__(self, image: ImageRecord) -> bool:
+        return self.member(image) in self.names
+
+    def member(self, image: ImageRecord) -> str:
+        return f"{self.folder}{image.file_name}.png"
+
+    def __getitem__(self, image: ImageRecord) -> np.ndarray:
+        """[H, W] uint8"""
+        if image not in self:
+            raise InputError(f"{self.path} has no {self.member(image)}; make it again from the same data/images.json")
+        try:
+            about = self._open().getinfo(self.member(image))
+            if about.file_size > PNG_OVERHEAD + image.height * image.width * 2:
+                raise ValueError(f"{about.file_size} bytes are no label map")
+            with Pillow.open(io.BytesIO(self._open().read(about)), formats=["PNG"]) as file:
+                labels = np.array(file) if file.size == image.size[::-1] else np.zeros((*file.size[::-1], 0))  # no bomb
+        except Exception as error:  # whatever a damaged zip or PNG raises
+            raise InputError(f"{self.path}: {self.member(image)} cannot be read ({one_line(error)}); make it again") from None
+        if labels.shape != image.size or labels.dtype != np.uint8:
+            what = f"{labels.shape[:2]}" if labels.shape[:2] != image.size else f"of {labels.dtype}, {labels.ndim} axes"
+            raise InputError(f"{self.path}: {self.member(image)} is {what}, its image {image.size} (rows, columns)")
+        return labels
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_zip": None}  # an open file does not travel to another process
+
+
+def write_label_maps(path: str | Path, maps: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Label maps [H, W] uint8 by image file name: 0 background, 1..K clusters, 255 void."""
+    write_zip(path, ((f"{name}.png", encode_png(labels)) for name, labels in maps))
+
+
+def class_names(truth: str | Path) -> list[str]:
+    """The classes of data/truth.zip, background first; empty where there is no truth at all."""
+    try:
+        with zipfile.ZipFile(truth) as archive:
+            return [str(name) for name in json.loads(archive.read("classes.json"))["classes"]]
+    except Exception as error:  # whatever a damaged zip raises
+        raise InputError(f"{truth} cannot be read ({one_line(error)}); make it again with `dvc repro prepare`") from None
