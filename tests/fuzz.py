@@ -47,8 +47,10 @@ NUMBERS: list[Any] = [None, True, 0, -1, 1, 2**31, 2**63, 10**40, 1e308, float("
 TEXTS: list[Any] = ["", "../../x", "/etc/passwd", "\0", "\ud800x", "é" * 300, "nan", "1e5"]
 JUNK: list[Any] = [*NUMBERS, *TEXTS, [], {}, [[]], [{}], {"a": 1}, {"size": [16, 16], "counts": "0"}]
 GROUPS = {
-    "data": readers.Data, "backbone": vit.Backbone, "croc": croc_training.Croc, "mine": affinity.Mining, "embed": crops.Embedding,
-    "cluster": algorithms.Clustering, "detector": detector.Detector, "detect": detector.Detect, "aggregate": pseudo_labels.Aggregation,
+    "data": readers.Data, "backbone": vit.Backbone, "croc": croc_training.Croc,
+    "mine": affinity.Mining, "embed": crops.Embedding,
+    "cluster": algorithms.Clustering, "detector": detector.Detector, "detect": detector.Detect,
+    "aggregate": pseudo_labels.Aggregation,
     "segmenter": segmenter.Segmenter, "predict": segmenter.Predict, "crf": crf.Crf, "linear": linear_probe.Linear,
     "quality": quality.Quality, "choose": choice.Choosing,
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """Stages in processes of their own, for test_stage_processes.py: `python stage_processes.py FOLDER`.
 
-Each stage that is started by unseg.engine.distributed, at toy size, on the outputs of the ones before: in one process (FOLDER/one),
+Each stage that unseg.engine.distributed starts, at toy size, on the outputs of the ones before: in one process (FOLDER/one),
 in two that gloo joins (FOLDER/two), and mine in one that ends itself by SIGKILL, and in one that goes on from there
 (FOLDER/again). They are forks of this process, which has imported torch and the stages and has no thread of torch.
 """

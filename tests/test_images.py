@@ -1,4 +1,4 @@
-"""How photographs are opened (unseg/data/photos.py), made into tensors (unseg/engine/batching.py), and recorded (unseg/core/storage.py)."""
+"""Photographs, tensors and artefact files (unseg/data/photos.py, engine/batching.py, core/)."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The two views of an image and where their patches lie (unseg/pretraining/views.py), against a coordinate map that is cropped."""
+"""The two views of an image and where their patches lie (unseg/pretraining/views.py), against a cropped coordinate map."""
 
 import random
 from pathlib import Path

@@ -133,16 +133,16 @@ class ResNetBackbone(nn.Module):
         self.net = ResNet(arch, widths, stride)
         self.channels = [w * LAYERS[arch][0].expansion for w in widths]
         self.frozen = frozen
-        for part in self.frozen():
+        for part in self.frozen_parts():
             part.requires_grad_(False)
 
-    def frozen(self) -> list[nn.Module]:
+    def frozen_parts(self) -> list[nn.Module]:
         names = ("conv1", "bn1", *STAGES[: self.frozen]) if self.frozen else ()
         return [getattr(self.net, name) for name in names]
 
     def train(self, mode: bool = True) -> "ResNetBackbone":
         super().train(mode)
-        for part in self.frozen():
+        for part in self.frozen_parts():
             part.eval()
         return self
 

@@ -121,7 +121,7 @@ def renamed(scheme: Scheme, clusters: ClusterNames) -> Scheme:
     for k, entry in clusters.entries.items():
         colours[k] = entry.colour or colours[k]
     said = tuple(clusters.entry(k).name for k in range(clusters.count))
-    return replace(scheme, clusters=colours, said=said, becomes=becomes)
+    return replace(scheme, clusters=colours, said=said, label_lut=becomes)
 
 
 def tile(photo: Pillow.Image, side: int) -> np.ndarray:
