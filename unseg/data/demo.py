@@ -132,9 +132,9 @@ def paint(rng: np.random.Generator, label: int, u: np.ndarray, v: np.ndarray) ->
     if name == "disc":  # polka dots
         ink = np.cos(2.2 * wave * u) * np.cos(2.2 * wave * v) > 0.3
     elif name == "square":  # stripes
-        ink = np.sin(2.5 * wave * (u + v)) > 0
+        ink = np.sin(4.5 * wave * v) > 0
     elif name == "triangle":  # a coarse chequerboard
-        ink = np.sin(2.2 * wave * u) * np.sin(2.2 * wave * v) > 0
+        ink = np.sin(3.3 * wave * u) * np.sin(3.3 * wave * v) > 0
     elif name == "star":  # a dark heart
         ink = np.hypot(u, v) < 0.36
     elif name == "cross":  # rungs along the arms

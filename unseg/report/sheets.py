@@ -113,16 +113,16 @@ def tiles(made: ReportData, image: ImageRecord) -> list[Tile]:
 
 
 def detected(made: ReportData, image: ImageRecord, photo: np.ndarray) -> Tile:
-    """The sure detections, the surest on top."""
+    """The detections with a score of at least SURE, the highest on top; of an image without any, its best one."""
     found = made.detections.get(image.id, [])
     found = [d for d in found if made.scheme.label_lut[d["category_id"] + 1] not in (0, IGNORE_LABEL)]
-    drawn = [d for d in found if d["score"] >= SURE][:MOST]
+    drawn = [d for d in found if d["score"] >= SURE][:MOST] or found[:1]
     masks = [pictures.fit(decode(d["segmentation"]), photo) for d in drawn]
     labels = [int(made.scheme.label_lut[d["category_id"] + 1]) for d in drawn]
     names = [made.scheme.title(label - 1) for label in labels]
     tags = [f"{name} {d['score']:.2f}" for name, d in zip(names, drawn, strict=True)]
-    best = f"; the best {found[0]['score']:.2f}" if found and not drawn else ""
-    note = f"{len(drawn)} of {len(found)} (score ≥ {SURE}){best}"
+    rule = f"score ≥ {SURE}" if not drawn or drawn[0]["score"] >= SURE else f"the best one: none has a score of {SURE}"
+    note = f"{len(drawn)} of {len(found)} ({rule})"
     return Tile("detections", pictures.boxed(photo, masks, labels, tags, *made.scheme.table()), note)
 
 
