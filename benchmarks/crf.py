@@ -87,7 +87,8 @@ def finished(root: Path) -> Iterator[Item]:
     content = yaml.safe_load(file.read_text())
     net = segmenter.load(root / f"models/segmenter-{content['final']}.safetensors")
     folder, held_out = str(root / content["data"]["images"]), image_index.eval_images(root / "data/images.json")
-    for image, p in segmenter.every_probability(net, folder, held_out, params.group("predict", segmenter.Predict, file)):
+    q = params.group("predict", segmenter.Predict, file)
+    for image, p in segmenter.every_probability(net, segmenter.load_batches(net, folder, held_out, q)):
         yield p.float().cpu().numpy(), np.asarray(photos.read(folder, image))
 
 

@@ -21,12 +21,12 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg.core import params
+from unseg.core import profiles
 from unseg.engine import environment
 from unseg.models import vit
 from unseg.pretraining import croc, croc_training, views
 
-PROFILE = "profiles/croc_coco.yaml"
+PROFILE = "croc_coco"
 BATCH = 16
 
 
@@ -62,9 +62,8 @@ def operations(shape: vit.Backbone, p: croc_training.Croc) -> float:
 def main(rounds: int = 3) -> None:
     device = environment.device()
     torch.manual_seed(0)
-    published = params.group("croc", croc_training.Croc, PROFILE)
-    numbers = {key: params.value(f"backbone.{key}", int, PROFILE) for key in ("patch", "width", "depth", "heads")}
-    shape = vit.Backbone("none", **numbers)
+    published = profiles.group(PROFILE, "croc", croc_training.Croc, ROOT / "profiles")
+    shape = profiles.group(PROFILE, "backbone", vit.Backbone, ROOT / "profiles")
     p = replace(published, batch=BATCH)
     side = p.views.size
     boxes = torch.tensor([20.0, 10.0, 300.0, 280.0]).expand(BATCH, 2, 4)

@@ -24,7 +24,7 @@ from PIL import Image as Pillow
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from unseg.core import image_index, params, storage
+from unseg.core import image_index, profiles, storage
 from unseg.detection import detector
 from unseg.detection.settings import Detect, Detector
 from unseg.engine import environment
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     options = parser.parse_args()
     os.environ["UNSEG_WORKERS"] = "0"
-    p = params.group("detector", Detector, ROOT / "profiles/voc.yaml")
+    p = profiles.group("voc", "detector", Detector, ROOT / "profiles")
     p = replace(p, backend=options.backend, init=RANDOM_INIT, precision=options.precision)
     q = Detect(options.short_side, 0.0, 1.0, options.detections, 1)
     names = image_index.evenly_spaced(sorted(x.name for x in options.folder.iterdir()), options.photos + 1)
@@ -88,11 +88,15 @@ def main() -> None:
             every.append(image_index.ImageRecord(n, name, photo.height, photo.width, "val"))
     torch.manual_seed(0)
     trained = detector.prepared(detector.backend(p).build(p, 20), p, q, 20)
-    list(detector.detect(trained, str(options.folder), every[:1]))  # once, to warm up
+    list(detector.detect(trained, detector.load_batches(trained, str(options.folder), every[:1])))  # once, to warm up
     listen(trained)
     wait()
     begun = time.perf_counter()
-    found = [r for _, results in detector.detect(trained, str(options.folder), every[1:]) for r in results]
+    found = [
+        r
+        for _, results in detector.detect(trained, detector.load_batches(trained, str(options.folder), every[1:]))
+        for r in results
+    ]
     with tempfile.TemporaryDirectory() as folder:
         timed("JSON", storage.write_json)(f"{folder}/detections.json", found)
     total = time.perf_counter() - begun

@@ -51,7 +51,7 @@ def mined(every: list[image_index.ImageRecord], root: str, precision: str) -> Ma
 def detected(every: list[image_index.ImageRecord], root: str, precision: str) -> Masks:
     trained = detector.load("models/detector.safetensors", params.group("detect", Detect))
     trained = replace(trained, p=replace(trained.p, precision=precision))
-    found = detector.detect(trained, root, every)
+    found = detector.detect(trained, detector.load_batches(trained, root, every))
     return {image.id: [rle.decode(d["segmentation"]) for d in own if d["score"] > 0.5] for image, own in found}
 
 
@@ -72,7 +72,7 @@ def tokens(every: list[image_index.ImageRecord], root: str, precision: str) -> n
 
 def segmented(every: list[image_index.ImageRecord], root: str, precision: str) -> dict[int, np.ndarray]:
     net = replace(segmenter.load(f"models/segmenter-{params.value('final', str)}.safetensors"), precision=precision)
-    maps = segmenter.every_probability(net, root, every, params.group("predict", segmenter.Predict))
+    maps = segmenter.every_probability(net, segmenter.load_batches(net, root, every, params.group("predict", segmenter.Predict)))
     return {image.id: p.argmax(0).cpu().numpy() for image, p in maps}
 
 

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.mine import forward, plain
-from unseg.core import image_index, params, rle
+from unseg.core import image_index, profiles, rle
 from unseg.data import photos
 from unseg.detection import detector, torchvision_fpn
 from unseg.detection.settings import Detect, Detector
@@ -139,8 +139,8 @@ def embed(device: torch.device) -> Row:
 
 def detect(device: torch.device) -> Row:
     batch = 2 if device.type == "cpu" else 16
-    profile = ROOT / "profiles/folder.yaml"
-    p, q = replace(params.group("detector", Detector, profile), precision="auto"), params.group("detect", Detect, profile)
+    p = replace(profiles.group("folder", "detector", Detector, ROOT / "profiles"), precision="auto")
+    q = profiles.group("folder", "detect", Detect, ROOT / "profiles")
     net = torchvision_fpn.build(p, 20).to(device)
     trained = detector.prepared(net, p, q, 20)
     x = torch.randint(0, 256, (batch, 3, *PHOTO), dtype=torch.uint8, device=device)

@@ -1,5 +1,6 @@
 """The CLS token of each masked crop."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -7,10 +8,11 @@ import torch
 from torch import Tensor
 
 from unseg.core import image_index, params, storage
-from unseg.core.console import Meter, run
+from unseg.core.console import run
 from unseg.data import photos
 from unseg.engine import batching, environment
-from unseg.engine.checkpoint import Checkpoint, ResultStore
+from unseg.engine.batching import Batches
+from unseg.engine.map_batches import map_batches
 from unseg.engine.precision import autocast
 from unseg.mining import crops
 from unseg.models import vit
@@ -34,22 +36,20 @@ def main(index: str, masks: str, folder: str, weights: str, out: str) -> None:
         photo = photos.read(folder, by_id[a["image_id"]])
         return batching.pad_to(batching.to_tensor(crops.cut(photo, a["segmentation"], p, GREY)), backbone.patch)
 
-    with Checkpoint("embed", [p, backbone], [index, masks, folder, weights]) as checkpoint, ResultStore(checkpoint) as results:
+    @torch.inference_mode()
+    def embed(batches: Batches[Record]) -> Iterator[tuple[Record, bytes]]:
+        for annotations, pixels in batches:
+            with autocast(device, p.precision):
+                cls = vit.tokens(model, pixels.to(device))[:, 0].float().cpu().numpy()  # [B, D]
+            yield from ((a, token.tobytes()) for a, token in zip(annotations, cls, strict=True))
 
-        def left(batches: list[list[Record]]) -> list[list[Record]]:
-            return results.left(batches, lambda a: a["id"])
-
-        with torch.inference_mode(), Meter(len(objects), "embed", results.before) as meter:
-            for batch, pixels in batching.batches_by_shape(objects, padded, load, PIXELS, left):
-                with autocast(device, p.precision):
-                    cls = vit.tokens(model, pixels.to(device))[:, 0].float().cpu().numpy()  # [B, D]
-                for a, token in zip(batch, cls, strict=True):
-                    results.put(a["id"], token.tobytes())
-                    meter.step()
-        if results.complete():
+    batches = batching.batches_by_shape(objects, padded, load, PIXELS)
+    inputs = [index, masks, folder, weights]
+    with map_batches("embed", [p, backbone], inputs, batches, embed, lambda a: int(a["id"])) as results:
+        if results:
             ids = np.array(sorted(a["id"] for a in objects), np.int64)
             tokens = np.zeros((len(ids), backbone.width), np.float32)
-            for row, content in zip(tokens, results.of(ids.tolist()), strict=True):
+            for row, content in zip(tokens, results(ids.tolist()), strict=True):
                 row[:] = np.frombuffer(content, np.float32)
             storage.write_npz(out, ids=ids, tokens=tokens)
 

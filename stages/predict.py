@@ -1,23 +1,30 @@
-"""The segmenter's label maps of the images on which it is judged: 0 background, 1..K clusters."""
+"""The segmenter's label maps of the eval images: 0 background, 1..K clusters."""
+
+from collections.abc import Iterator
 
 import torch
 
 from unseg.core import image_index, params, storage
-from unseg.core.console import run, track
-from unseg.engine.checkpoint import Checkpoint, ResultStore
+from unseg.core.console import run
+from unseg.core.image_index import ImageRecord
+from unseg.engine.batching import Batches
+from unseg.engine.map_batches import map_batches
 from unseg.segmentation import segmenter
 
 
 def main(index: str, folder: str, weights: str, out: str) -> None:
     q, net = params.group("predict", segmenter.Predict), segmenter.load(weights)
-    judged = image_index.eval_images(index)
-    with Checkpoint("predict", [q], [index, folder, weights]) as checkpoint, ResultStore(checkpoint) as results:
-        maps = segmenter.every_probability(net, folder, judged, q, lambda b: results.left(b, lambda i: i.id))
-        for image, p in track(maps, "predict", len(judged), results.before):
-            results.put(image.id, storage.encode_png(p.argmax(0).to(torch.uint8).cpu().numpy()))
-        if results.complete():
-            names = (f"{i.file_name}.png" for i in judged)
-            storage.write_zip(out, zip(names, results.of(i.id for i in judged), strict=True))
+    images = image_index.eval_images(index)
+
+    def predict(batches: Batches[ImageRecord]) -> Iterator[tuple[ImageRecord, bytes]]:
+        for image, p in segmenter.every_probability(net, batches):
+            yield image, storage.encode_png(p.argmax(0).to(torch.uint8).cpu().numpy())
+
+    batches = segmenter.load_batches(net, folder, images, q)
+    with map_batches("predict", [q], [index, folder, weights], batches, predict, lambda i: i.id) as results:
+        if results:
+            names = (f"{i.file_name}.png" for i in images)
+            storage.write_zip(out, zip(names, results(i.id for i in images), strict=True))
 
 
 if __name__ == "__main__":

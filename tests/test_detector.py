@@ -7,6 +7,7 @@ docs/papers.md says with which state of it they were run, and how.
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from unseg.core import params
+from unseg.core import profiles
 from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
 from unseg.core.rle import coco_annotation, decode, encode, group_by_image
@@ -45,6 +46,12 @@ pytestmark = [
 
 
 @pytest.fixture(params=["torchvision", "detectron2"])
+def run_detector(
+    trained: detector.TrainedDetector, root: Path, images: list[ImageRecord]
+) -> Iterator[tuple[ImageRecord, list[Any]]]:
+    return detector.detect(trained, detector.load_batches(trained, str(root), images))
+
+
 def backend(request: pytest.FixtureRequest) -> str:
     return present(request.param)
 
@@ -95,7 +102,7 @@ def learn(folder: Path, p: Detector, every: list[ImageRecord], objects: Annotati
 
 
 def detections(folder: Path, file: Path, every: list[ImageRecord], q: Detect = DETECT) -> dict[int, Annotations]:
-    found = [found for _, found in detector.detect(detector.load(file, q), str(folder), every)]
+    found = [found for _, found in run_detector(detector.load(file, q), folder, every)]
     assert len(found) == len(every)
     return group_by_image([r for results in found for r in results])
 
@@ -142,7 +149,7 @@ def test_contract(tmp_path: Path, backend: str, precision: str) -> None:
         check(found.get(image.id, []), image, 6)
     assert detections(tmp_path, tmp_path / "d.safetensors", asked) == found  # read again, and the same
     again = detector.prepared(model, p, DETECT, 6)
-    here = [r for _, results in detector.detect(again, str(tmp_path), asked) for r in results]
+    here = [r for _, results in run_detector(again, tmp_path, asked) for r in results]
     assert group_by_image(here) == found  # as the model was before it was written
 
 
@@ -177,7 +184,7 @@ def test_what_detect_says_holds(tmp_path: Path, backend: str) -> None:
     seen = []  # what reaches the network
     trained = detector.load(tmp_path / "d.safetensors", Detect(48, 0.0, 0.5, 5, 1))
     trained.model.backbone.register_forward_pre_hook(lambda _module, given: seen.append(given[0].shape))  # type: ignore[union-attr]
-    list(detector.detect(trained, str(tmp_path), every[:1]))
+    list(run_detector(trained, tmp_path, every[:1]))
     assert 48 <= seen[0][2] <= 64  # padded to a multiple of 32
 
 
@@ -217,7 +224,7 @@ def test_a_class_with_one_instance(tmp_path: Path, backend: str) -> None:
     model, values = learn(tmp_path, setting(backend=backend, batch=4, iterations=1), every, objects, k=3)
     assert np.isfinite(values[0]["loss"])
     p = setting(backend=backend)
-    for _, results in detector.detect(detector.prepared(model, p, DETECT, 3), str(tmp_path), every):
+    for _, results in run_detector(detector.prepared(model, p, DETECT, 3), tmp_path, every):
         check(results, every[0], 3)
 
 
@@ -459,7 +466,7 @@ def test_the_papers_settings_in_detectron2() -> None:
     present("detectron2")
     from unseg.detection import detectron2_c4
 
-    p = params.group("detector", Detector, Path(__file__).parents[1] / "profiles/voc.yaml")
+    p = profiles.group("voc", "detector", Detector, Path(__file__).parents[1] / "profiles")
     cfg = detectron2_c4.config(replace(p, backend="detectron2"), 20)
     model = cfg.MODEL
     assert (model.META_ARCHITECTURE, model.ROI_HEADS.NAME, model.RESNETS.DEPTH) == ("GeneralizedRCNN", "Res5ROIHeads", 50)

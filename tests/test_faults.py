@@ -129,7 +129,7 @@ def extract(numbers: list[int], stop: int | None = None) -> tuple[list[int], lis
     """Batches of two, ended before the number `stop`; what was done here, and all results."""
     done = []
     with Checkpoint("toy", [], []) as checkpoint, ResultStore(checkpoint) as results:
-        for batch in results.left([numbers[i : i + 2] for i in range(0, len(numbers), 2)], lambda n: n):
+        for batch in results.remaining([numbers[i : i + 2] for i in range(0, len(numbers), 2)], lambda n: n):
             for n in batch:
                 if n == stop:
                     raise KeyboardInterrupt

@@ -10,7 +10,7 @@ import yaml
 
 from stages import prepare
 from unseg.clustering import algorithms, choice
-from unseg.core import alarms, params
+from unseg.core import alarms, params, profiles
 from unseg.core.console import InputError
 from unseg.data import demo, readers
 from unseg.detection import self_training, settings
@@ -24,7 +24,7 @@ from unseg.report import page
 from unseg.segmentation import crf, pseudo_labels, segmenter
 
 ROOT = Path(__file__).parents[1]
-FILES = [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))]
+PROFILES = profiles.names(ROOT / "profiles")
 GROUPS: dict[str, type] = {
     "data": readers.Data,
     "demo": demo.Demo,
@@ -99,7 +99,78 @@ def refused(folder: Path, key: str, kind: type, content: Any) -> str:
 # ---- the files that are shipped
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+@pytest.fixture
+def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The shipped params.yaml, or the one that a profile makes."""
+    if request.param == "shipped":
+        return ROOT / "params.yaml"
+    return written(tmp_path, profiles.render(request.param, folder=ROOT / "profiles"))
+
+
+def test_the_shipped_file_is_the_demo_profile() -> None:
+    assert (ROOT / "params.yaml").read_text() == profiles.render("demo", folder=ROOT / "profiles")
+
+
+def test_profiles_hold_only_what_differs() -> None:
+    base = yaml.safe_load((ROOT / "profiles/base.yaml").read_text())
+    for name in PROFILES:
+        *_, parent = [profiles.BASE, *profiles.lineage(name, ROOT / "profiles")[:-1]]
+        content = {k: v for k, v in profiles.read(name, ROOT / "profiles").items() if k != "extends"}
+        values = base if parent == profiles.BASE else yaml.safe_load(profiles.render(parent, folder=ROOT / "profiles"))
+        inherited = profiles.flatten(values, base)
+        assert [key for key, value in profiles.flatten(content, base).items() if inherited[key] == value] == [], name
+
+
+def small_profiles(folder: Path, **files: str) -> Path:
+    (folder / "base.yaml").write_text(
+        "# Base.\n\nseed: 0\n\ngroup:               # a group\n  rate: 0.5   # of what\n  names: [a, b]\n"
+    )
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+def test_a_profile_by_hand(tmp_path: Path) -> None:
+    folder = small_profiles(
+        tmp_path, one="# One.\n\ngroup: {rate: 2}  # fast\n", two="# Two.\nextends: one\ngroup: {names: [c]}\n"
+    )
+    wrote = "#\n# `unseg profile {}` wrote this file; (base: X) is base.yaml's value of a changed number.\n"
+    body = "\nseed: 0\n\ngroup:               # a group\n  rate: 2                         # of what (base: 0.5)\n  names: "
+    assert profiles.render("one", folder=folder) == f"# One.\n{wrote.format('one')}{body}[a, b]\n"
+    assert profiles.render("two", folder=folder) == f"# Two.\n{wrote.format('two')}{body}[c]\n"
+    assert yaml.safe_load(profiles.render("two", {"seed": 3}, folder))["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("none", {}, r"none.yaml: no such profile; there are bad, knot, other, text"),
+        ("../one", {}, r"no such profile"),
+        ("bad", {}, r"bad.yaml: group.rat is not a parameter; .*base.yaml lists them all"),
+        ("knot", {}, r"knot.yaml: knot extends other extends knot; remove one `extends`"),
+        ("text", {}, r"text.yaml holds no parameters"),
+        ("other", {"group.x": 1}, r"knot extends"),
+    ],
+)
+def test_profiles_that_cannot_be_used(tmp_path: Path, name: str, changes: dict[str, Any], message: str) -> None:
+    texts = {"bad": "group: {rat: 1}", "knot": "extends: other", "other": "extends: knot", "text": "just text"}
+    with pytest.raises(InputError, match=message):
+        profiles.render(name, changes, small_profiles(tmp_path, **texts))
+
+
+@pytest.mark.parametrize(("old", "new"), params.RENAMED.items())
+def test_an_earlier_name_is_answered_by_the_new_one(tmp_path: Path, old: str, new: str) -> None:
+    group, *path = old.split(".")
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    node = content[group]
+    for part in path[:-1]:
+        node = node[part]
+    node[path[-1]] = node.pop(new)
+    kind = GROUPS[group]
+    assert refused(tmp_path, group, kind, content) == f"{old} is now called {old.rsplit('.', 1)[0]}.{new}; rename it"
+
+
+@pytest.mark.parametrize("file", [*PROFILES, "shipped"], indirect=True)
 def test_every_group_of_every_file_is_read(file: Path) -> None:
     content = yaml.safe_load(file.read_text())
     assert content.keys() == {key.split(".")[0] for key in GROUPS} | VALUES.keys()
@@ -109,7 +180,7 @@ def test_every_group_of_every_file_is_read(file: Path) -> None:
         params.value(key, value, file)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", [*PROFILES, "shipped"], indirect=True)
 def test_no_shipped_file_asks_for_bf16(file: Path) -> None:
     """Most CPUs emulate bfloat16, some 60 times slower than float32; `auto` takes it where it is fast."""
     content = yaml.safe_load(file.read_text())
@@ -118,7 +189,7 @@ def test_no_shipped_file_asks_for_bf16(file: Path) -> None:
     assert set(precisions.values()) <= {"auto", "fp32"}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", [*PROFILES, "shipped"], indirect=True)
 def test_rounds_and_refinements_fit(file: Path) -> None:
     content = yaml.safe_load(file.read_text())
     rounds = content["rounds"]
@@ -178,7 +249,7 @@ def test_the_default_file_is_the_one_here(tmp_path: Path, monkeypatch: pytest.Mo
         ({"sizes": [True]}, "outer.sizes[0] is True; it must be int"),
         ({"init": 3}, "outer.init is 3; it must be str"),
         ({"inner": 3}, "outer.inner is 3; it must be Inner"),
-        ({"inner": {"size": 3}}, "outer.inner.share is missing; the files in profiles/ have every key"),
+        ({"inner": {"size": 3}}, "outer.inner.share is missing; profiles/base.yaml has every key"),
         ({"inner": {"size": 3, "share": 1, "x": 0}}, "outer.inner.x is not a parameter; outer.inner has size, share"),
         ({"inner": {"size": 3, "share": 2.5}}, "outer.inner.share is 2.5; it must be at most 1"),
         ({"inner": {"size": 3.0, "share": 1}}, "outer.inner.size is 3.0; it must be int"),
@@ -192,7 +263,7 @@ def test_what_a_group_refuses(tmp_path: Path, changed: dict[str, Any], message: 
 @pytest.mark.parametrize("key", list(GOOD))
 def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
     content = {"outer": {k: v for k, v in GOOD.items() if k != key}}
-    assert refused(tmp_path, "outer", Outer, content) == f"outer.{key} is missing; the files in profiles/ have every key"
+    assert refused(tmp_path, "outer", Outer, content) == f"outer.{key} is missing; profiles/base.yaml has every key"
 
 
 @pytest.mark.parametrize("number", ["1e-3", "1.0e-3", "1e-03", "0.001"])

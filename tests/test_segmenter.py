@@ -353,7 +353,7 @@ def test_files_that_are_no_segmenter(tmp_path: Path) -> None:
 
 
 def seen(net: segmenter.TrainedSegmenter, folder: Path, every: list[ImageRecord], q: Predict) -> dict[int, torch.Tensor]:
-    found: Iterator[tuple[ImageRecord, torch.Tensor]] = every_probability(net, str(folder), every, q)
+    found: Iterator[tuple[ImageRecord, torch.Tensor]] = every_probability(net, segmenter.load_batches(net, str(folder), every, q))
     return {record.id: p for record, p in found}
 
 

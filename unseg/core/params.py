@@ -12,6 +12,18 @@ from unseg.core.console import InputError
 
 T = TypeVar("T")
 FILE = "params.yaml"
+RENAMED = {  # earlier names of parameters
+    "croc.views.smallest": "crop_min_scale",
+    "croc.views.jitter_chance": "jitter_prob",
+    "croc.views.grey_chance": "grey_prob",
+    "croc.views.blur_chances": "blur_probs",
+    "croc.views.solarise_chances": "solarise_probs",
+    "segmenter.hard_share": "hard_pixel_ratio",
+    "segmenter.drop_epoch": "lr_milestone",
+    "linear.drop_epoch": "lr_milestone",
+    "backbone_linear.smallest": "crop_min_scale",
+    "backbone_linear.head.drop_epoch": "lr_milestone",
+}
 YAML12_FLOAT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # 1e-05, as DVC writes it: a number in YAML 1.2, text in 1.1
 
 
@@ -29,7 +41,7 @@ def value(key: str, kind: type[T], file: str | Path = FILE) -> T:
         raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
-            raise InputError(f"{file}: {key} is missing; the files in profiles/ have every key")
+            raise InputError(f"{file}: {key} is missing; profiles/base.yaml has every key")
         node = node[part]
     checked: T = check(key, kind, node, file)
     return checked
@@ -70,11 +82,13 @@ def build(key: str, kind: Any, got: dict[str, Any], file: str | Path) -> Any:
     types = typing.get_type_hints(kind)
     known = [f.name for f in fields(kind)]
     for name in got:
+        if name not in known and (new := RENAMED.get(f"{key}.{name}")):
+            raise InputError(f"{file}: {key}.{name} is now called {key}.{new}; rename it")
         if name not in known:
             raise InputError(f"{file}: {key}.{name} is not a parameter; {key} has {', '.join(known)}")
     for name in known:
         if name not in got:
-            raise InputError(f"{file}: {key}.{name} is missing; the files in profiles/ have every key")
+            raise InputError(f"{file}: {key}.{name} is missing; profiles/base.yaml has every key")
     parts = {name: check(f"{key}.{name}", types[name], got[name], file) for name in known}
     try:
         return kind(**parts)

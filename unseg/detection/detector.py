@@ -8,7 +8,7 @@ Shapes: B images, H rows, W columns, M objects of an image, K clusters.
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +26,7 @@ from unseg.data.photos import read
 from unseg.detection.examples import DetectionDataset, Target, collate
 from unseg.detection.settings import Detect, Detections, Detector
 from unseg.engine import batching, distributed, environment, training
+from unseg.engine.batching import Batches
 from unseg.engine.checkpoint import Checkpoint
 from unseg.engine.precision import autocast
 from unseg.models.weights import RANDOM_INIT
@@ -152,25 +153,24 @@ def prepared(model: nn.Module, p: Detector, q: Detect, k: int) -> TrainedDetecto
     return TrainedDetector(model.eval(), p, q, k)
 
 
-@torch.inference_mode()
-def detect(
-    trained: TrainedDetector,
-    root: str,
-    records: list[ImageRecord],
-    left: Callable[[list[list[ImageRecord]]], list[list[ImageRecord]]] = list,
-) -> Iterator[tuple[ImageRecord, list[dict[str, Any]]]]:
-    """Each image and its COCO results, surest first; images come in the order of their sizes.
-
-    left: of all batches, those that are to be done here.
-    """
-    device = environment.device()
-    trained.model.to(device)
+def load_batches(trained: TrainedDetector, root: str, records: Iterable[ImageRecord]) -> Batches[ImageRecord]:
+    """Photographs as batches [B, 3, H, W] uint8 of one size."""
 
     def load(record: ImageRecord) -> Tensor:
         return torch.from_numpy(np.array(read(root, record))).permute(2, 0, 1)
 
-    for batch, x in batching.batches_by_shape(records, lambda r: r.size, load, trained.q.pixels, left):
-        for record, results in zip(batch, instances(trained, x.to(device)), strict=True):
+    return batching.batches_by_shape(records, lambda r: r.size, load, trained.q.pixels)
+
+
+@torch.inference_mode()
+def detect(
+    trained: TrainedDetector, batches: Iterable[tuple[list[ImageRecord], Tensor]]
+) -> Iterator[tuple[ImageRecord, list[dict[str, Any]]]]:
+    """Each image of the batches and its COCO results, highest score first."""
+    device = environment.device()
+    trained.model.to(device)
+    for records, x in batches:
+        for record, results in zip(records, instances(trained, x.to(device)), strict=True):
             yield record, [{"image_id": record.id, **r} for r in results]
 
 

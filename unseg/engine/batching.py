@@ -4,8 +4,9 @@ Shapes: B images, H rows, W columns; p the side of a patch.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ def pad_to(tensor: Tensor, multiple: int) -> Tensor:
 
 
 class _Loaded(Dataset[Any]):
-    """Its items are what the sampler draws: the records themselves."""
+    """A dataset whose indices are the items themselves."""
 
     def __init__(self, load: Callable[[Any], Tensor]) -> None:
         self.load = load
@@ -42,24 +43,38 @@ class _Loaded(Dataset[Any]):
         return self.load(item)
 
 
+@dataclass(frozen=True)
+class Batches(Generic[T]):
+    """Items in batches; iterating loads them: a list of items and their tensors [B, 3, H, W].
+
+    plan: the items of each batch.
+    load: picklable; runs in loader processes.
+    """
+
+    plan: list[list[T]]
+    load: Callable[[T], Tensor]
+
+    def __iter__(self) -> Iterator[tuple[list[T], Tensor]]:
+        loader = DataLoader(_Loaded(self.load), batch_sampler=self.plan, num_workers=environment.workers())
+        yield from zip(self.plan, loader, strict=True)
+
+    def __len__(self) -> int:
+        """The number of items."""
+        return sum(map(len, self.plan))
+
+
 def batches_by_shape(
-    items: Sequence[T],
-    shape: Callable[[T], tuple[int, int]],
-    load: Callable[[T], Tensor],
-    pixels: int,
-    left: Callable[[list[list[T]]], list[list[T]]] = list,
-) -> Iterator[tuple[list[T], Tensor]]:
-    """Batches [B, 3, H, W] of items whose tensors have the same shape, so that none needs padding for another.
+    items: Iterable[T], shape: Callable[[T], tuple[int, int]], load: Callable[[T], Tensor], pixels: int
+) -> Batches[T]:
+    """Batches of items whose tensors have the same shape, so that no item is padded for another.
 
     Args:
         items: what to load, e.g. image records.
-        shape: (H, W) that `load` will return for an item, told without loading it.
-        load: picklable; runs in loader processes.
+        shape: (H, W) that `load` will return for an item, computed without loading it.
         pixels: a batch holds at most this many, and at least one item.
-        left: of all batches, those that are to be loaded here; all, unless a run is gone on with or shared.
 
-    Yields:
-        The items of a batch and their tensors. What one item gives does not depend on its neighbours.
+    Returns:
+        Batches in the order of their shapes. The tensor of an item does not depend on the other items.
     """
     groups: dict[tuple[int, int], list[T]] = {}
     for item in items:
@@ -68,6 +83,4 @@ def batches_by_shape(
     for size, members in sorted(groups.items()):
         count = max(1, pixels // math.prod(size))
         plan += [members[k : k + count] for k in range(0, len(members), count)]
-    plan = left(plan)
-    loader = DataLoader(_Loaded(load), batch_sampler=plan, num_workers=environment.workers())
-    yield from zip(plan, loader, strict=True)
+    return Batches(plan, load)

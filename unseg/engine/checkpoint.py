@@ -182,9 +182,9 @@ class ResultStore:
         except sqlite3.OperationalError as error:  # no room, or not ours to write
             raise InputError(f"{self.folder} cannot be written ({error}); mend that and run again to go on") from None
 
-    def left(self, batches: Sequence[list[T]], number: Callable[[T], int]) -> list[list[T]]:
-        """This process's share of the batches that are not done; number names an item."""
-        undone = [b for b in batches if not all(number(item) in self.done for item in b)]
+    def remaining(self, batches: Sequence[list[T]], key: Callable[[T], int]) -> list[list[T]]:
+        """This process's part of the batches that are not done."""
+        undone = [b for b in batches if not all(key(item) in self.done for item in b)]
         return undone[distributed.rank() :: distributed.world()]
 
     def put(self, number: int, content: bytes) -> None:

@@ -62,7 +62,7 @@ def judge(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The confusions [C, C] of the judged images at their own sizes: as they are, and, where there is one, after the CRF."""
     counts, refined = np.zeros((2, net.labels, net.labels), np.int64)
-    for image, p in track(segmenter.every_probability(net, root, judged, q), "judge", len(judged)):
+    for image, p in track(segmenter.every_probability(net, segmenter.load_batches(net, root, judged, q)), "judge", len(judged)):
         counts += metrics.confusion(truth[image], p.argmax(0).cpu().numpy(), net.labels, net.labels)
         if crf is not None:
             labels = refine(p.float().cpu().numpy(), np.asarray(photos.read(root, image)), crf, environment.device())

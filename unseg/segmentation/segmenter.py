@@ -3,7 +3,7 @@
 Shapes: B images, H rows, W columns, C = K + 1 labels (0 background, 1..K clusters), S pixels a side in training.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
 from unseg.core.storage import one_line
 from unseg.data.photos import read, resize
 from unseg.engine import batching, distributed, environment, training
+from unseg.engine.batching import Batches
 from unseg.engine.checkpoint import Checkpoint
 from unseg.engine.precision import autocast, check_precision
 from unseg.models import resnet
@@ -262,29 +263,26 @@ class Predict:
             raise ValueError(f"predict.input is {self.input!r}; it must be original or square")
 
 
-def every_probability(
-    net: TrainedSegmenter,
-    root: str,
-    records: list[ImageRecord],
-    q: Predict,
-    left: Callable[[list[list[ImageRecord]]], list[list[ImageRecord]]] = list,
-) -> Iterator[tuple[ImageRecord, Tensor]]:
-    """Each photograph's probabilities [C, H, W] at its own size; photographs come in the order of their shapes.
-
-    left: of all batches, those that are to be done here.
-    """
-    device = environment.device()
-    net.model.to(device)
-    square = (net.size, net.size)
+def load_batches(net: TrainedSegmenter, root: str, records: Iterable[ImageRecord], q: Predict) -> Batches[ImageRecord]:
+    """Photographs as batches [B, 3, H, W], normalised, at the size that q.input says."""
 
     def shape(record: ImageRecord) -> tuple[int, int]:
-        return square if q.input == "square" else record.size
+        return (net.size, net.size) if q.input == "square" else record.size
 
     def load(record: ImageRecord) -> Tensor:
         return batching.to_tensor(resize(read(root, record), shape(record)))
 
-    for batch, x in batching.batches_by_shape(records, shape, load, q.pixels, left):
-        for record, p in zip(batch, probabilities(net, x.to(device)), strict=True):
+    return batching.batches_by_shape(records, shape, load, q.pixels)
+
+
+def every_probability(
+    net: TrainedSegmenter, batches: Iterable[tuple[list[ImageRecord], Tensor]]
+) -> Iterator[tuple[ImageRecord, Tensor]]:
+    """Each photograph of the batches and its probabilities [C, H, W] at its own size."""
+    device = environment.device()
+    net.model.to(device)
+    for records, x in batches:
+        for record, p in zip(records, probabilities(net, x.to(device)), strict=True):
             if p.shape[1:] != record.size:
                 p = F.interpolate(p[None], record.size, mode="bilinear", align_corners=False)[0]
             yield record, p

@@ -1,56 +1,51 @@
-"""`unseg fit`: copies a profile, points it at a folder, picks sizes that fit, and runs `dvc repro`.
+"""`unseg fit`: writes params.yaml from a profile with sizes that fit the folder, links the folder, and runs `dvc repro`.
 
 It only drives DVC. By hand, in a clone of unseg:
 
     ln -s FOLDER data/raw/photos
-    cp profiles/folder.yaml params.yaml     # then edit what `unseg fit` says it set
+    unseg profile folder     # then edit what `unseg fit` prints
     dvc repro
 """
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from ruamel.yaml import YAML
 
+from unseg.core import profiles
 from unseg.core.console import InputError
 from unseg.core.storage import atomic_write
 from unseg.data import readers
 from unseg.engine import environment
+from unseg.serving.cli.profile import FITTED, write_params
 
 LINK = Path("data/raw/photos")  # what profiles/folder.yaml names
-FITTED = Path(".dvc/tmp/fitted.yaml")  # params.yaml as the last `unseg fit` wrote it
 PRETRAIN_STEPS, SEGMENTER_STEPS = 750, 400  # on a CPU: minutes each
 MASKS_A_CLUSTER = 8  # at least, on average
 
 
 def fit(folder: Path, profile: str, settings: Sequence[str], force: bool, run: bool) -> None:
-    """Write params.yaml and the link, and run `dvc repro` in the working directory.
+    """Write params.yaml and the link to the folder, and run `dvc repro` in the working directory.
 
     Raises:
-        InputError: not in a clone of unseg, nothing to learn from, edits in params.yaml that would be lost, or a stage failed.
+        InputError: if this is not a clone of unseg, the folder has no photographs, edits of params.yaml would be lost, or a
+            stage fails.
     """
-    source = Path(f"profiles/{profile}.yaml")
-    if not Path("dvc.yaml").exists() or not source.exists():
-        raise InputError(f"{source}: no such file; run `unseg fit` in the root of a clone of unseg")
+    if not Path("dvc.yaml").exists():
+        raise InputError("dvc.yaml: no such file; run `unseg fit` in the root of a clone of unseg")
+    values = yaml.safe_load(profiles.render(profile))
     photos = count(folder)
-    text = yaml.safe_load(source.read_text("utf-8"))
-    document = YAML()
-    document.preserve_quotes, document.width = True, 4096
-    tree = document.load(source.read_text("utf-8"))
-    changes = {**sizes(text, photos, accelerated()), **dict(map(setting, settings))}
-    for key, value in changes.items():
-        place(tree, key, value, source)
-    link(folder, Path(str(tree["data"]["root"])))
-    keep_edits(force, tree)
-    for file in (Path("params.yaml"), FITTED):
-        with atomic_write(file) as part, part.open("w", encoding="utf-8") as sink:
-            document.dump(tree, sink)
-    print(f"{photos} photographs in {folder}; params.yaml is {source}" + (" with" if changes else ""))
+    changes = {**sizes(values, photos, accelerated()), **dict(map(setting, settings))}
+    text = profiles.render(profile, changes)
+    link(folder, Path(str(yaml.safe_load(text)["data"]["root"])))
+    write_params(text, force)
+    with atomic_write(FITTED) as part:
+        part.write_text(text, "utf-8")
+    print(f"{photos} photographs in {folder}; params.yaml is the profile {profile}" + (" with" if changes else ""))
     for key, value in changes.items():
         print(f"  {key}: {value}")
     if run:
@@ -100,15 +95,6 @@ def setting(text: str) -> tuple[str, Any]:
     return key, yaml.safe_load(value)
 
 
-def place(tree: Any, key: str, value: Any, source: Path) -> None:
-    *head, last = key.split(".")
-    for part in head:
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    if not isinstance(tree, dict) or last not in tree:
-        raise InputError(f"--set {key}: {source} has no such key")
-    tree[last] = value
-
-
 def link(folder: Path, at: Path) -> None:
     """data/raw/photos leads to the folder. Raises: InputError, where the folder is above it, or something else is there."""
     if (Path.cwd() / at.parent).resolve().is_relative_to(folder.resolve()):
@@ -121,25 +107,6 @@ def link(folder: Path, at: Path) -> None:
         raise InputError(f"{at} is a folder already, and not {folder}; move it away, or `unseg fit {at}`")
     at.parent.mkdir(parents=True, exist_ok=True)
     at.symlink_to(folder.resolve(), target_is_directory=True)
-
-
-def keep_edits(force: bool, tree: Any) -> None:
-    """Raises InputError where params.yaml has content that neither Git nor profiles/ has, and that would be lost."""
-    file = Path("params.yaml")
-    if force or not file.exists():
-        return
-    have = yaml.safe_load(file.read_text("utf-8"))
-    if have != tree and all(have != known for known in known_params()):
-        raise InputError("params.yaml has edits of yours; commit or copy it, then use --force")
-
-
-def known_params() -> Iterator[Any]:
-    """The params that can be had back: Git's, the profiles', and those of the last `unseg fit`."""
-    shown = subprocess.run(["git", "show", "HEAD:./params.yaml"], capture_output=True)
-    if shown.returncode == 0:
-        yield yaml.safe_load(shown.stdout)
-    for file in (*Path("profiles").glob("*.yaml"), *([FITTED] if FITTED.exists() else [])):
-        yield yaml.safe_load(file.read_text("utf-8"))
 
 
 def repro() -> None:
