@@ -623,6 +623,7 @@ def test_schedules_and_frozen_last_layers(tmp_path: Any, monkeypatch: pytest.Mon
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 def test_compiled_blocks_compute_the_same() -> None:
     plain, compiled = step_of(settings_of()), step_of(settings_of())
     pretraining.compile_blocks(compiled, backend="eager")
