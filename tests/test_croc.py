@@ -159,7 +159,8 @@ def test_join_locate_split_equals_the_oracle(cost_norm: str, monkeypatch: pytest
             with monkeypatch.context() as patch:
                 patch.setattr(torch.Tensor, "float", lambda x: x)  # keeps it in float64
                 found = join_locate_split(features, where, p, seeds)
-            for got, close in ((found, 1e-9), (single, 1e-4)):
+            # Of more than 25 points, torch.cdist takes the root of a difference: 2.3e-9 was seen on a CPU with AVX512.
+            for got, close in ((found, 1e-8), (single, 1e-4)):
                 assert np.array_equal(got.chosen, chosen)
                 assert np.array_equal(got.valid, valid)
                 assert np.allclose(got.weights.numpy(), weights, rtol=0, atol=close)
@@ -632,6 +633,7 @@ def test_schedules_and_frozen_last_layers(tmp_path: Any, monkeypatch: pytest.Mon
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 def test_compiled_blocks_compute_the_same() -> None:
     plain, compiled = step_of(settings_of()), step_of(settings_of())
     croc_training.compile_blocks(compiled, backend="eager")
