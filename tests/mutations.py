@@ -87,16 +87,20 @@ FAULTS = [
         "prediction.astype(np.uint16) * LEVELS + truth",
         "tests/test_metrics.py",
     ),
-    Fault("dvc.yaml: a dep dropped", "dvc.yaml", "unseg/mining/miner.py, ", "", "tests/pipeline/test_contract.py"),
+    Fault("dvc.yaml: a dep dropped", "dvc.yaml", "unseg/mining, ", "", "tests/pipeline/test_contract.py"),
     Fault(
         "processes: batch norm of each",
         "unseg/engine/distributed.py",
-        "part.__class__ = BatchNorm",
+        "part.__class__ = SyncedBatchNorm",
         "pass",
         f"{PROCESSES} -k learn",
     ),
     Fault(
-        "processes: dropout of each", "unseg/engine/distributed.py", "part.__class__ = Dropout", "pass", f"{PROCESSES} -k learn"
+        "processes: dropout of each",
+        "unseg/engine/distributed.py",
+        "part.__class__ = SyncedDropout",
+        "pass",
+        f"{PROCESSES} -k learn",
     ),
     Fault(
         "processes: hard pixels of each",
@@ -115,14 +119,14 @@ FAULTS = [
     Fault(
         "processes: a seed of each",
         "unseg/engine/training.py",
-        "mix(seed, number, 0)",
+        "mix_seeds(seed, number, 0)",
         "mix(seed, number, distributed.rank())",
         f"{PROCESSES} -k learn",
     ),
     Fault(
         "resume: parts of a batch",
         "unseg/engine/checkpoint.py",
-        "undone = [b for b in batches if not all(number(item) in self.done for item in b)]",
+        "undone = [b for b in batches if not all(key(item) in self.done for item in b)]",
         "undone = [[i for i in b if number(i) not in self.done] for b in batches]",
         "tests/test_faults.py -k results",
     ),
@@ -136,7 +140,7 @@ FAULTS = [
     Fault(
         "resume: progress of other code",
         "unseg/engine/checkpoint.py",
-        '/ f"{code()}-{key.hexdigest()}"',
+        '/ f"{code_hash()}-{key.hexdigest()}"',
         "/ f\"{'0' * 12}-{key.hexdigest()}\"",
         "tests/test_faults.py -k not_gone_on",
     ),
@@ -150,7 +154,7 @@ FAULTS = [
     Fault(
         "scratch: runs with other params are removed",
         "unseg/engine/checkpoint.py",
-        'or run.name.startswith(f"{code()}-")',
+        'or run.name.startswith(f"{code_hash()}-")',
         "",
         "tests/test_faults.py -k other_code",
     ),
@@ -192,7 +196,7 @@ FAULTS = [
     Fault(
         "faults: half files of the dead stay",
         "unseg/core/storage.py",
-        "if not running(",
+        "if not process_exists(",
         "if False and running(",
         "tests/test_faults.py -k killed",
     ),
@@ -205,7 +209,7 @@ FAULTS = [
     ),
     Fault(
         "fuzz: any size of a label map",
-        "unseg/core/storage.py",
+        "unseg/core/label_maps.py",
         "if file.size == image.size[::-1] else",
         "if True else",
         "tests/test_faults.py -k bombs",
@@ -241,7 +245,7 @@ FAULTS = [
     ),
     Fault(
         "run lengths: differences as they are",
-        "unseg/core/storage.py",
+        "unseg/core/rle.py",
         "every_other.cumsum(out=every_other)",
         "pass",
         "tests/test_datasets.py -k run",

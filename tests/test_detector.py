@@ -46,12 +46,6 @@ pytestmark = [
 
 
 @pytest.fixture(params=["torchvision", "detectron2"])
-def run_detector(
-    trained: detector.TrainedDetector, root: Path, images: list[ImageRecord]
-) -> Iterator[tuple[ImageRecord, list[Any]]]:
-    return detector.detect(trained, detector.load_batches(trained, str(root), images))
-
-
 def backend(request: pytest.FixtureRequest) -> str:
     return present(request.param)
 
@@ -60,6 +54,12 @@ def present(backend: str) -> str:
     if backend == "detectron2" and not importlib.util.find_spec("detectron2"):
         pytest.skip("Detectron2 is not installed: nothing is said of its backend")
     return backend
+
+
+def run_detector(
+    trained: detector.TrainedDetector, root: Path, images: list[ImageRecord]
+) -> Iterator[tuple[ImageRecord, list[Any]]]:
+    return detector.detect(trained, detector.load_batches(trained, str(root), images))
 
 
 @pytest.fixture(autouse=True)
@@ -280,7 +280,7 @@ def test_learning_rate() -> None:
 def test_steps_use_the_learning_rate_and_the_frozen_stages_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
     real = training.set_lr
-    monkeypatch.setattr(training, "set_rates", lambda o, lr: rates.append(lr) or real(o, lr))
+    monkeypatch.setattr(training, "set_lr", lambda o, lr: rates.append(lr) or real(o, lr))
     every, objects = scenes(tmp_path)
     p = setting(frozen_stages=2)
     model, _ = learn(tmp_path, p, every, objects)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 3.0  # in which a stage must be gone
 STAGE = """
 import fcntl, os, pathlib, sys, time
-from unseg import console
+from unseg.core import console
 
 def main():
     with open(".scratch/lock", "w") as lock:
@@ -115,7 +115,7 @@ def test_killing_dvc_ends_its_stage(repository: Path, shell: str) -> None:
 def test_killing_dvc_ends_all_processes_of_a_stage(tmp_path: Path) -> None:
     env = environment("/bin/sh") | {"UNSEG_PROCESSES": "2", "UNSEG_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
     (tmp_path / "two.py").write_text(
-        "import os, pathlib, time\nfrom unseg import console\n"
+        "import os, pathlib, time\nfrom unseg.core import console\n"
         "def main():\n    pathlib.Path('pids-' + os.environ['RANK']).write_text(f'{os.getpid()} {os.getppid()} ')\n"
         "    time.sleep(120)\nif __name__ == '__main__':\n    console.run(main)\n"
     )
@@ -168,7 +168,7 @@ def test_without_dvc_a_stage_outlives_its_parent(tmp_path: Path) -> None:
 
 SWALLOWS = """
 import time
-from unseg import console
+from unseg.core import console
 
 console.guard(importing=True)
 for _ in range(3):

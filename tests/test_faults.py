@@ -4,6 +4,7 @@ The kill at random moments of the whole pipeline is tests/pipeline/kills.py.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,8 +110,8 @@ def test_what_the_killed_leave_is_removed_and_what_others_write_is_not(tmp_path:
 
 def test_sigterm(tmp_path: Path) -> None:
     program = (
-        "import time\nfrom unseg import console\nfrom unseg.io import records\n"
-        "def main():\n    with records.whole('out') as part:\n        part.touch()\n"
+        "import time\nfrom unseg.core import console\nfrom unseg.core import storage\n"
+        "def main():\n    with storage.atomic_write('out') as part:\n        part.touch()\n"
         "        print('in', flush=True)\n        time.sleep(60)\nconsole.run(main)"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -270,6 +271,23 @@ def test_bombs_among_label_maps(tmp_path: Path) -> None:
 def test_some_hundred_mutated_inputs() -> None:
     """The whole of it: `python -m tests.fuzz`, 20,000 inputs."""
     assert fuzz.run(350, 1) == {}
+
+
+def test_the_code_hash_covers_every_module_and_stage(tmp_path: Path) -> None:
+    for name in ("unseg", "stages"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    program = """
+from pathlib import Path
+from unseg.engine.checkpoint import code_hash
+hashes = [code_hash()]
+for file in ("unseg/core/rle.py", "unseg/serving/cli/fit.py", "unseg/engine/training.py", "stages/mine.py"):
+    Path(file).write_text(Path(file).read_text() + "#")
+    code_hash.cache_clear()
+    hashes.append(code_hash())
+assert len(set(hashes)) == 5, hashes
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_mutations_replaces_is_there() -> None:

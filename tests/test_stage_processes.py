@@ -129,5 +129,5 @@ def test_a_dead_process_ends_one_that_waits(tmp_path: Path) -> None:
 
 @pytest.mark.slow  # each of the two has torch to start
 def test_a_dead_process_ends_one_in_a_collective(tmp_path: Path) -> None:
-    start = "import torch\nfrom unseg import distributed\ndistributed.start()"
+    start = "import torch\nfrom unseg.engine import distributed\ndistributed.start()"
     dies(tmp_path, start, work="distributed.average(torch.ones(3))")

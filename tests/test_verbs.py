@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 import unseg
 from unseg.clustering import naming
 from unseg.clustering.naming import ClusterEntry
+from unseg.core import profiles
 from unseg.core.console import InputError
 from unseg.report import comparison
 from unseg.segmentation import segmenter
@@ -169,7 +170,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What `unseg fit` looks at in a clone, and a folder of three photographs beside it."""
     root = tmp_path / "clone"
     (root / "profiles").mkdir(parents=True)
-    for name in ("dvc.yaml", "params.yaml", "profiles/folder.yaml"):
+    for name in ("dvc.yaml", "params.yaml", "profiles/base.yaml", "profiles/folder.yaml"):
         (root / name).write_bytes((ROOT / name).read_bytes())
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
     subprocess.run(["git", "add", "-A"], cwd=root, check=True)
@@ -186,7 +187,7 @@ def test_fit_writes_what_one_would_by_hand(clone: Path, capsys: pytest.CaptureFi
     words = ["fit", str(clone.parent / "my photos"), "--no-run", "--set", "croc.epochs=1"]
     main(words)
     assert Path("data/raw/photos").resolve() == clone.parent / "my photos"
-    got, profile = (yaml.safe_load(Path(name).read_text()) for name in ("params.yaml", "profiles/folder.yaml"))
+    got, profile = yaml.safe_load(Path("params.yaml").read_text()), yaml.safe_load(profiles.render("folder"))
     before, after = comparison.flat(profile), comparison.flat(got)
     assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == {
         *("cluster.k", "croc.epochs", "segmenter.epochs", "segmenter.lr_milestone"),
@@ -206,9 +207,9 @@ def test_fit_writes_what_one_would_by_hand(clone: Path, capsys: pytest.CaptureFi
     [
         (["none"], "none: no such folder"),
         ([".."], "holds this clone of unseg; give a folder of photographs alone"),
-        (["profiles"], "profiles has 0 photographs .1 .yaml.; give a folder with more"),
-        (["../my photos", "--profile", "none"], "profiles/none.yaml: no such file; run `unseg fit` in the root of a clone"),
-        (["../my photos", "--set", "croc.nothing=1"], "has no such key"),
+        (["profiles"], "profiles has 0 photographs .2 .yaml.; give a folder with more"),
+        (["../my photos", "--profile", "none"], "profiles/none.yaml: no such profile; there are folder"),
+        (["../my photos", "--set", "croc.nothing=1"], "--set croc.nothing: croc.nothing is not a parameter"),
         (["../my photos", "--set", "croc"], "write it like --set croc.epochs=3"),
     ],
 )
@@ -228,8 +229,22 @@ def test_fit_hands_the_device_to_the_stages(clone: Path, monkeypatch: pytest.Mon
     assert seen == ["mps"]
 
 
+def test_profile_writes_params(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["profile", "folder"])
+    assert Path("params.yaml").read_text() == profiles.render("folder")
+    assert "next: dvc repro" in capsys.readouterr().out
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("seed: 0", "seed: 7"))
+    with pytest.raises(SystemExit, match=r"params\.yaml has edits of yours; commit or copy it, then use --force"):
+        main(["profile", "folder"])
+    assert "seed: 7" in Path("params.yaml").read_text()
+    main(["profile", "folder", "--force"])
+    assert "seed: 0" in Path("params.yaml").read_text()
+    with pytest.raises(SystemExit, match="no such profile; there are folder"):
+        main(["profile", "../folder"])
+
+
 def test_sizes_follow_the_photographs_and_the_machine() -> None:
-    profile = yaml.safe_load((ROOT / "profiles/folder.yaml").read_text())
+    profile = yaml.safe_load(profiles.render("folder", folder=ROOT / "profiles"))
     few, many = fit.sizes(profile, 120, False), fit.sizes(profile, 20000, False)
     assert few["croc.epochs"] > profile["croc"]["epochs"] > many["croc.epochs"] >= 1
     assert "cluster.k" not in many

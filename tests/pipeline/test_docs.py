@@ -61,13 +61,13 @@ SHRUNK = {  # benchmarks at the papers' sizes: main() is called at the sizes giv
         [0.1],
     ),
     "python benchmarks/evaluate.py": ("benchmarks/evaluate.py", {}, ["2"]),
-    "python -m benchmarks.croc": ("benchmarks/croc.py", {"PROFILE": "params.yaml", "BATCH": 2}, [1]),
+    "python -m benchmarks.croc": ("benchmarks/croc.py", {"PROFILE": "demo", "BATCH": 2}, [1]),
     "python benchmarks/predict.py": ("benchmarks/predict.py", {"SMALL": (60, 80), "LARGE": (300, 400)}, [["--photos", "2"]]),
     "python benchmarks/scenes.py": ("benchmarks/scenes.py", {}, [["--scenes", "20", "--seeds", "0"]]),
     "python benchmarks/crf.py": ("benchmarks/crf.py", {}, [["--scenes", "1", "--photos", "0"]]),
     "python benchmarks/precision.py": ("benchmarks/precision.py", {}, [["--photos", "12"]]),
 }
-GPU = "cp profiles/voc.yaml params.yaml"  # after it, `dvc repro` wants GPUs and official weights: only `prepare` is run
+GPU = "unseg profile voc"  # after it, `dvc repro` wants GPUs and official weights: only `prepare` is run
 
 
 class Home:
@@ -161,9 +161,10 @@ def toy(profile: Path) -> None:
     for group, values in TINY.items():
         node = tree
         for part in group.split("."):
-            node = node[part]
+            node = node.setdefault(part, {})
         node.update(values)
-    tree["cluster"]["k"], tree["segmenter"]["lr_milestone"] = 2, 0  # as `unseg fit` has them for so few photographs
+    tree["cluster"] |= {"k": 2, "whiten": "pca"}  # K as `unseg fit` has it for so few photographs
+    tree["segmenter"]["lr_milestone"] = 0
     profile.write_text(yaml.safe_dump(tree))
 
 
@@ -179,21 +180,27 @@ def is_dry(home: Home) -> None:
 
 
 def test_my_own_folder(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/folder.md, then README's section: pipelines are asked for, the rest runs on the toy run's models."""
+    """docs/folder.md, then README's section: pipelines are dry runs, the rest runs on the toy run's models."""
     monkeypatch.setattr(fit, "repro", lambda: is_dry(home))
     monkeypatch.setattr(export, "to_onnx", lambda path, *_: (0.0, float(Path(path).write_text("as tests/test_verbs.py has it"))))
-    for page, under in (("docs/folder.md", ""), ("README.md", MINE)):
-        for line in commands(page, under):
-            if line == "dvc repro":
-                assert Path("data/raw/photos").is_symlink() == (page != "README.md")
-                is_dry(home)
-            else:
-                home.follow(line)
-            if line == "unseg fit ~/pictures":
-                Path("data/raw/photos").unlink()
-        shutil.rmtree("data/raw/photos") if page == "README.md" else Path("data/raw/photos").unlink()
-        home.ran.discard("cp profiles/folder.yaml params.yaml")
+    linked = []  # whether the photographs are a link, at each `dvc repro`
+    for line in [*commands("docs/folder.md"), *commands("README.md", MINE)]:
+        remove_photos_before(line, home)
+        if line == "dvc repro":
+            linked.append(Path("data/raw/photos").is_symlink())
+            is_dry(home)
+        else:
+            home.follow(line)
+    assert linked == [True, False]
     said_in_folder_md(home)
+
+
+def remove_photos_before(line: str, home: Home) -> None:
+    """Before a line that links or copies the photographs: remove those of the lines above; the profile is written once more."""
+    photos = Path("data/raw/photos")
+    if line.endswith("data/raw/photos") or line.startswith("mkdir -p data/raw/photos"):
+        photos.unlink() if photos.is_symlink() else shutil.rmtree(photos, ignore_errors=True)
+        home.ran.discard("unseg profile folder")
 
 
 def said_in_folder_md(home: Home) -> None:
@@ -213,30 +220,24 @@ def said_in_folder_md(home: Home) -> None:
 
 @pytest.mark.slow
 def test_my_own_folder_to_the_end(home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """docs/folder.md, then README's section: `unseg fit` runs the pipeline; by hand there is nothing left to do."""
+    """docs/folder.md: `unseg fit` runs the pipeline; by hand nothing is left to run, and with copies only the report is."""
     toy(Path("profiles/folder.yaml"))
     for name in ("PRETRAIN_STEPS", "SEGMENTER_STEPS"):
         monkeypatch.setattr(fit, name, 2)  # the toy profile's own: what one does by hand is then the same run
+    reran = []  # at each `dvc repro`
     for line in commands("docs/folder.md"):
+        remove_photos_before(line, home)
         if line == "ln -s ~/pictures data/raw/photos":
-            Path("data/raw/photos").unlink()
             Path("params.yaml").unlink()
         if line == "dvc repro":
-            assert home.pipe.repro() == []
+            reran.append(home.pipe.repro())
         home.follow(line)
         if line == "unseg fit ~/pictures":
             assert "models/segmenter-r1.safetensors" in capfd.readouterr().out
             assert len(yaml.safe_load(Path("data/images.json").read_text())["images"]) == 8
+    assert reran == [[], ["report"]]  # in between the clusters got names
+    assert not Path("data/raw/photos").is_symlink()
     said_in_folder_md(home)
-
-    # README: copied instead of linked; in between the clusters got names
-    Path("data/raw/photos").unlink()
-    home.ran.discard("cp profiles/folder.yaml params.yaml")
-    for line in commands("README.md", MINE):
-        if line == "dvc repro":
-            assert not Path("data/raw/photos").is_symlink()
-            assert home.pipe.repro() == ["report"]
-        home.follow(line)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page) and page != "docs/folder.md"])
@@ -244,19 +245,19 @@ def test_the_other_readers(home: Home, page: str) -> None:
     """README but for two sections, and the other pages, on the finished demo."""
     pipe, shipped = home.pipe, Path("params.yaml").read_bytes()
     voc(pipe, home.around / "data/VOCdevkit/VOC2012")
-    mine = set(commands("README.md", MINE)) - {"dvc repro"} if page == "README.md" else set()
+    mine = set(commands("README.md", MINE)) if page == "README.md" else set()
     for line in commands(page):
         if line.startswith(SHARED) or line in mine:
             continue
         if Path("params.yaml").read_bytes() != shipped and line == "dvc repro":
-            assert pipe.repro("prepare") in (["prepare"], [])  # README has it twice: the second is from the run-cache
+            assert pipe.repro("prepare") in (["prepare"], [])
             assert len(yaml.safe_load(Path("data/images.json").read_text())["images"]) == 4
             assert "train_detector" in home.bash("dvc dag")
             Path("params.yaml").write_bytes(shipped)
             pipe.repro("prepare")  # back to the demo
             continue
         home.follow(line)
-        if "params.yaml" in line and find_spec("pydensecrf") is None:  # the papers' profiles ask for it: README, "Two commands"
+        if line == GPU and find_spec("pydensecrf") is None:  # the paper's CRF: docs/papers.md
             pipe.set("crf.method", "conv")
         if line == GPU:
             home.ran -= {"dvc repro", GPU}
@@ -264,9 +265,9 @@ def test_the_other_readers(home: Home, page: str) -> None:
         assert Path("compared.html").stat().st_size
 
 
-def test_readme_says_how_backbones_are_listed() -> None:
-    for text in blocks("README.md", "yaml"):
-        assert set(yaml.safe_load(text)) == {"backbones", "sets", "videos"}
+def test_backbones_md_says_how_backbones_are_listed() -> None:
+    (text,) = blocks("docs/backbones.md", "yaml")
+    assert set(yaml.safe_load(text)) == {"backbones", "sets", "videos"}
 
 
 @pytest.mark.parametrize("line", HELP)

@@ -95,10 +95,10 @@ def train(
     device = environment.device()
     model: nn.Module = by.build(p, k)
     by.initialise(model, p)
-    by.join(model)
+    by.sync_norms(model)
     model.to(device).train()
     learned = [x for x in model.parameters() if x.requires_grad]
-    optimizer = torch.optim.SGD(by.groups(model, p), lr=p.lr, momentum=p.momentum, weight_decay=p.weight_decay)
+    optimizer = torch.optim.SGD(by.param_groups(model, p), lr=p.lr, momentum=p.momentum, weight_decay=p.weight_decay)
     shared = distributed.wrap_ddp(model)
 
     def step(number: int, batch: tuple[list[Tensor], list[Target]]) -> dict[str, Tensor]:

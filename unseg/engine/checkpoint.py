@@ -38,8 +38,8 @@ FILE = re.compile(r"lock|checkpoint\.pt|\.checkpoint\.pt\.\d+\.part|results-\d+\
 def code_hash() -> str:
     """A hash of unseg's modules and of the stages, 12 hexadecimal digits."""
     key = hashlib.blake2b(digest_size=6)
-    here = Path(__file__).parent
-    for file in sorted([*here.rglob("*.py"), *(here.parent / "stages").glob("*.py")]):
+    package = Path(__file__).parents[1]
+    for file in sorted([*package.rglob("*.py"), *(package.parent / "stages").glob("*.py")]):
         key.update(file.read_bytes())
     return key.hexdigest()
 

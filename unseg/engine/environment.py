@@ -1,4 +1,4 @@
-"""What the environment says of this machine: devices, loaders, processes; no setting of a result. README has the table.
+"""Devices, loader workers and processes of this machine, from environment variables: docs/running.md has the table.
 
 torch is imported where it is asked: stages without a network start without it.
 """

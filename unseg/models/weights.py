@@ -34,7 +34,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; see README, 'Weights'") from None
+        raise InputError(f"{path}: no such file; see docs/weights.md") from None
     except SafetensorError as error:
         raise InputError(f"{path} is not a safetensors file ({error}); fetch or make it again") from None
     except Exception as error:

@@ -17,7 +17,7 @@ from unseg.serving.run import Run
 def main(given: list[str] | None = None) -> None:
     """Run a verb; what the user or the machine got wrong ends it with one line and status 1."""
     options = parser.parser().parse_args(given)
-    verbs = {"fit": fit, "predict": predict, "clusters": clusters, "probe": probe, "export": export, "compare": compare}
+    verbs = {f.__name__: f for f in (fit, profile, predict, clusters, probe, export, compare)}
     try:
         verbs[options.verb](options)
     except InputError as error:
@@ -59,6 +59,12 @@ def fit(options: argparse.Namespace) -> None:
     if options.device:
         os.environ["UNSEG_DEVICE"] = options.device
     fit.fit(options.folder, options.profile, options.set, options.force, not options.no_run)
+
+
+def profile(options: argparse.Namespace) -> None:
+    from unseg.serving.cli import profile
+
+    profile.profile(options.name, options.force)
 
 
 def predict(options: argparse.Namespace) -> None:

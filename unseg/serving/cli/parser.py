@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("unseg", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = top.add_subparsers(metavar="VERB", dest="verb", required=True, help="`unseg VERB --help` says more")
     add_fit(verbs)
+    add_profile(verbs)
     add_predict(verbs)
     add_clusters(verbs)
     add_probe(verbs)
@@ -68,14 +69,24 @@ def add_fit(verbs: Verbs) -> None:
     verb = verbs.add_parser(
         "fit",
         help="a model from a folder of photographs",
-        description="In a clone of unseg: copies a profile to params.yaml, points it at FOLDER, picks sizes that fit, and runs "
+        description="In a clone of unseg: writes params.yaml from a profile with sizes that fit FOLDER, links FOLDER, and runs "
         "`dvc repro`. All of it can be done by hand: docs/folder.md. Interrupted, it goes on where it was.",
     )
     verb.add_argument("folder", type=Path, metavar="FOLDER", help="photographs, in sub-folders or not; needs no label")
-    verb.add_argument("--profile", default="folder", metavar="NAME", help="profiles/NAME.yaml (folder)")
+    verb.add_argument("--profile", default="folder", metavar="NAME", help="a profile, see `unseg profile` (folder)")
     verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change params.yaml: croc.epochs=3")
     verb.add_argument("--no-run", action="store_true", help="only write params.yaml and the link to the folder")
     add_device(verb)
+    add_force(verb, "write over edits in params.yaml")
+
+
+def add_profile(verbs: Verbs) -> None:
+    verb = verbs.add_parser(
+        "profile",
+        help="write params.yaml from a profile",
+        description="In a clone of unseg: writes params.yaml from profiles/base.yaml and what profiles/NAME.yaml changes.",
+    )
+    verb.add_argument("name", metavar="NAME", help="voc, coco20k, folder, demo, ...: the files in profiles/")
     add_force(verb, "write over edits in params.yaml")
 
 
