@@ -1,4 +1,4 @@
-"""Labels for objects: K-means on whitened, l2-normalised CLS tokens (MaskDistill, section 3.2; specification B.2).
+"""Labels for objects: K-means on whitened, l2-normalised CLS tokens (MaskDistill, section 3.2; docs/spec/maskdistill.md, B.2).
 
 Two options beyond the paper: PCA whitening of the leading components only, and spectral clustering of the graph of nearest
 neighbours (Ng, Jordan and Weiss 2001; labels by Yu and Shi 2003), which follows a class along its poses where K-means cuts it.

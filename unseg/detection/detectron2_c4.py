@@ -4,7 +4,7 @@ Detectron2 is not among the requirements: docs/papers.md says how it is installe
 Only its model is used. The model is fed from our own records, and the training loop, checkpoints and launch are those of
 every other stage, so nothing is registered in Detectron2's global catalogues and nothing of it is written to disk.
 
-Of LOST's recipe (specification, section 3): RGB in ImageNet's normalisation, strides in the 3x3 convolutions, batch norm in
+Of LOST's recipe (docs/spec/maskdistill.md, B.3): RGB in ImageNet's normalisation, strides in the 3x3 convolutions, batch norm in
 the backbone that is learned (over all processes) and one more behind res5, Detectron2's frozen batch norm in frozen stages.
 
 Shapes: B images, H rows, W columns, M objects of an image, R proposals, K clusters (labels 1..K here, 0..K-1 in Detectron2).

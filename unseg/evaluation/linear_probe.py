@@ -1,4 +1,4 @@
-"""The linear probe: a 1x1 convolution on a segmenter's frozen features (MaskDistill, A.2; specification B.6.2).
+"""The linear probe: a 1x1 convolution on a segmenter's frozen features (MaskDistill, A.2; docs/spec/maskdistill.md, B.6.2).
 
 This is evaluation: it learns from ground truth, and nothing learns from it.
 

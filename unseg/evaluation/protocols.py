@@ -1,8 +1,8 @@
 """Every way of turning clusters into classes for a score, by its name, and what its number means.
 
 MaskDistill (Van Gansbeke et al., arXiv:2206.06363), sections 4.1 and A.3; its published code matches elsewhere
-(specification B.2 and B.6.1: clusters get their classes from the objects of the training images). MaskContrast and Leopart
-match on the judged pixels (specification of CrOC, 9.2).
+(docs/spec/, B.2 and B.6.1: clusters get their classes from the objects of the training images). MaskContrast and Leopart
+match on the judged pixels (docs/spec/croc.md, 9.2).
 
 Shapes: C classes and K clusters, label 0 (background) counted in both.
 """

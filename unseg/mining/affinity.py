@@ -69,7 +69,7 @@ def ranking(query: Tensor, keys: Tensor, rank: str, center: bool) -> Tensor:
     Args:
         query, keys: as in `mine`, keys not centred.
         rank: logits, the CLS token's attention before its softmax, the mean over heads (Eq. 1). softmax, after it, so
-            that a head that prefers the wide background says less of each patch (specification 1.4). degree, without
+            that a head that prefers the wide background says less of each patch (docs/spec/, B.1.4). degree, without
             CLS: a patch is the better, the fewer patches its key points along with (LOST, Simeoni et al. 2021, Eq. 1).
         center: of degree's keys.
 

@@ -1,6 +1,6 @@
 """CrOC: self-supervised pre-training by clustering two views jointly and matching the clusters.
 
-Stegmueller, Lebailly et al., arXiv:2303.13245; specification sections 3 to 6. `join_locate_split` is the paper's
+Stegmueller, Lebailly et al., arXiv:2303.13245; "spec" is docs/spec/croc.md. `join_locate_split` is the paper's
 clustering (teacher only), `centroids` pools the tokens of each cluster, `cross_entropy` is DINO's loss, used for the
 CLS tokens and for the centroids.
 

@@ -1,4 +1,4 @@
-"""The training of CrOC: student, EMA teacher, centres, schedules (arXiv:2303.13245; specification sections 1, 5, 6).
+"""The training of CrOC: student, EMA teacher, centres, schedules (arXiv:2303.13245; docs/spec/croc.md, 1, 5, 6).
 
 Shapes: B images, 2 views, D channels of a token, O outputs.
 """

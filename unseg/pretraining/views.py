@@ -1,4 +1,4 @@
-"""Two augmented views of an image, and where each of their patches lies in it (CrOC, arXiv:2303.13245; spec B.2).
+"""Two augmented views of an image, and where each of their patches lies in it (CrOC, arXiv:2303.13245; docs/spec/croc.md, 2).
 
 Shapes: B images, 2 views, S pixels a side of a view, N patches of a view (row-major).
 """

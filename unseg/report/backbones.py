@@ -1,6 +1,6 @@
 """The report's section that sets backbones side by side: results/backbones/<evaluation>-<set>-<backbone>.json.
 
-The evaluations are CrOC's (arXiv:2303.13245; specification croc.md, section 9): evaluations/dvc.yaml runs them.
+The evaluations are CrOC's (arXiv:2303.13245; docs/spec/croc.md, section 9): evaluations/dvc.yaml runs them.
 """
 
 from collections import defaultdict

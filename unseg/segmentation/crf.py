@@ -39,7 +39,7 @@ with warnings.catch_warnings():  # torch says once in a process that CSR tensors
 
 @dataclass(frozen=True)
 class Crf:
-    """The `crf` group of params.yaml; the published code has dense, 10, 1, 3, 67, 3, 4 (specification B.5.4)."""
+    """The `crf` group of params.yaml; the published code has dense, 10, 1, 3, 67, 3, 4 (docs/spec/maskdistill.md, B.5.4)."""
 
     method: str  # dense (paper): pydensecrf; conv: tensors
     iterations: int  # of mean field

@@ -28,7 +28,7 @@ from unseg.segmentation.crf import Crf
 from unseg.serving.run import Run
 
 Photo = str | Path | Pillow.Image | np.ndarray
-PUBLISHED_CRF = Crf("conv", 10, 1.0, 3.0, 67.0, 3.0, 4.0, window=64, stride=8)  # specification B.5.4, without a compiler
+PUBLISHED_CRF = Crf("conv", 10, 1.0, 3.0, 67.0, 3.0, 4.0, window=64, stride=8)  # docs/spec/maskdistill.md, B.5.4
 DETECT_PIXELS = 1_500_000  # a larger photograph is reduced to this for the detector, which would scale it down anyway
 
 

@@ -1,4 +1,4 @@
-"""Unsupervised segmentation: K-means on a ViT's patch tokens, clusters matched to classes (CrOC, arXiv:2303.13245; spec 9.2).
+"""Unsupervised segmentation: K-means on a ViT's patch tokens, clusters matched to classes (docs/spec/croc.md, 9.2).
 
 K-means sees the tokens of the very images that it is judged on, background is a class like any other, and all of it is
 repeated with several seeds: not the protocol of MaskDistill's scores.

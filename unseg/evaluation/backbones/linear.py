@@ -1,4 +1,4 @@
-"""Linear segmentation: how far a ViT's frozen patch tokens tell classes apart (CrOC, arXiv:2303.13245; spec croc.md, 9.1).
+"""Linear segmentation: how far a ViT's frozen patch tokens tell classes apart (docs/spec/croc.md, 9.1).
 
 This is evaluation: it learns from ground truth, and nothing learns from it.
 

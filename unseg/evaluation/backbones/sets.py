@@ -1,6 +1,6 @@
 """Photographs whose pixels have a class, and a ViT's tokens of them: what CrOC's evaluations of backbones work on.
 
-Stegmueller, Lebailly et al., arXiv:2303.13245; specification croc.md, section 9. Three kinds of sets:
+Stegmueller, Lebailly et al., arXiv:2303.13245; docs/spec/croc.md, section 9. Three kinds of sets:
     voc     lists of stems, JPEGImages/, SegmentationClass/ (or -Aug): 21 classes, background one of them.
     things  COCO's panoptic JSONs and the folders of their names beside them: 12 super-classes of things; stuff is void.
     stuff   COCO's stuff JSONs and the folders <name>_pixelmaps/ beside them: 15 super-classes of stuff; things are void.

@@ -1,6 +1,6 @@
 """Video object segmentation without training: labels of the first frame carried on by similarity of a ViT's tokens.
 
-CrOC, arXiv:2303.13245; specification croc.md, 9.3 (DINO's and SelfPatch's protocol, but for its red deviation of 0.228).
+CrOC, arXiv:2303.13245; docs/spec/croc.md, 9.3 (DINO's and SelfPatch's protocol, but for its red deviation of 0.228).
 
 Shapes: T frames, h x w tokens, D channels, C labels (0 background, then objects), R context frames.
 """
