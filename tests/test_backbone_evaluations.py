@@ -541,15 +541,15 @@ def test_what_the_stages_refuse(params: Path, voc: str) -> None:
     with pytest.raises(InputError, match=r"names 3 images; backbone_kmeans\.batch, 60, leaves none"):
         evaluate_backbone_kmeans.main("models/fresh", "voc", voc, f"{voc}/lists/val.txt", "random", "k.json")
     for build, changed, words in (
-        (linear, {"crop_min_scale": 0.0}, "backbone_linear.crop_min_scale is 0.0"),
-        (linear, {"grid": 64}, "backbone_linear.grid is 64"),
-        (kmeans, {"seeds": 0}, "backbone_kmeans.seeds is 0"),
-        (kmeans, {"clusters": 256}, "backbone_kmeans.clusters is 256"),
-        (kmeans, {"grid": 0}, "backbone_kmeans.grid is 0"),
-        (video, {"top": 0}, "backbone_video.top is 0"),
-        (video, {"size": 8}, "backbone_video.size is 8"),
-        (video, {"temperature": 0.0}, "temperature above 0"),
-        (video, {"precision": "fp16"}, "backbone_video.precision is 'fp16'"),
+        (linear_params, {"crop_min_scale": 0.0}, "backbone_linear.crop_min_scale is 0.0"),
+        (linear_params, {"grid": 64}, "backbone_linear.grid is 64"),
+        (kmeans_params, {"seeds": 0}, "backbone_kmeans.seeds is 0"),
+        (kmeans_params, {"clusters": 256}, "backbone_kmeans.clusters is 256"),
+        (kmeans_params, {"grid": 0}, "backbone_kmeans.grid is 0"),
+        (video_params, {"top": 0}, "backbone_video.top is 0"),
+        (video_params, {"size": 8}, "backbone_video.size is 8"),
+        (video_params, {"temperature": 0.0}, "temperature above 0"),
+        (video_params, {"precision": "fp16"}, "backbone_video.precision is 'fp16'"),
     ):
         with pytest.raises(ValueError, match=words):
             build(**changed)

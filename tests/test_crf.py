@@ -297,7 +297,7 @@ def test_dense_without_pydensecrf_names_the_remedy(monkeypatch: pytest.MonkeyPat
 
 def test_conv_does_not_import_pydensecrf_and_the_check_no_torch() -> None:
     conv_alone = "import sys, unseg.segmentation.crf; assert 'pydensecrf' not in sys.modules"
-    check_alone = "import sys, unseg.core.optional as m; m.check('conv'); assert 'torch' not in sys.modules"
+    check_alone = "import sys, unseg.core.optional as m; m.check_crf_method('conv'); assert 'torch' not in sys.modules"
     for code in (conv_alone, check_alone):
         subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=Path(__file__).parents[1])
 

@@ -196,7 +196,7 @@ def test_seeds_are_drawn_by_likeness_to_the_views_own_cls_token(monkeypatch: pyt
     features, where, _ = draw(0, 2, 2, 3, 4, p)
     features, taken = features.float(), []
     real = croc.gather_rows
-    monkeypatch.setattr(croc, "take", lambda x, index: taken.append(index) or real(x, index))
+    monkeypatch.setattr(croc, "gather_rows", lambda x, index: taken.append(index) or real(x, index))
     torch.manual_seed(5)
     first = join_locate_split(features, where.float(), p)
     unit_length = features / features.norm(dim=-1, keepdim=True)

@@ -231,8 +231,8 @@ def test_masks_come_back(mask: np.ndarray) -> None:
     assert encoded["size"] == list(mask.shape)
     json.dumps(encoded)
     several = rle.encode_all(np.stack([mask, ~mask]))
-    assert several == [rle, rle.encode(~mask)]
-    box, (y, x) = rle.boxes_xyxy([rle])[0], np.nonzero(mask)
+    assert several == [encoded, rle.encode(~mask)]
+    box, (y, x) = rle.boxes_xyxy([encoded])[0], np.nonzero(mask)
     assert box.tolist() == ([x.min(), y.min(), x.max() + 1, y.max() + 1] if mask.any() else [0, 0, 0, 0])
 
 

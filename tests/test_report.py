@@ -18,7 +18,7 @@ from PIL import Image as Pillow
 
 from stages import evaluate_clustering, evaluate_instances, report
 from unseg.core.console import InputError
-from unseg.core.image_index import eval_images
+from unseg.core.image_index import eval_images, evenly_spaced
 from unseg.core.label_maps import LabelMaps, write_label_maps
 from unseg.core.rle import coco_annotation, encode
 from unseg.core.storage import encode_png, read_json, to_json, write_json, write_zip
@@ -477,7 +477,7 @@ def test_a_sheet_that_does_not_fit_shrinks() -> None:
 @given(st.lists(st.integers(), max_size=50), st.integers(1, 60))
 @settings(max_examples=50, deadline=None)
 def test_spread_takes_evenly(items: list[int], count: int) -> None:
-    at = sheets.spread(range(len(items)), count)
+    at = evenly_spaced(range(len(items)), count)
     assert len(at) == min(count, len(items))
     assert at == sorted(set(at))
     gaps = np.diff(at)

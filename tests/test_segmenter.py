@@ -389,7 +389,7 @@ def learn(folder: Path, p: Segmenter, count: int = 8) -> tuple[DeepLab, list[dic
 def test_a_short_training_lowers_the_loss_and_is_repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
     real = training.set_lr
-    monkeypatch.setattr(training, "set_rates", lambda o, lr: rates.append(lr) or real(o, lr))
+    monkeypatch.setattr(training, "set_lr", lambda o, lr: rates.append(lr) or real(o, lr))
     p = setting(epochs=8, lr_milestone=6)
     model, values = learn(tmp_path, p)
     assert len(values) == 16  # 8 images, 4 a batch

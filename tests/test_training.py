@@ -145,7 +145,7 @@ def test_two_at_once(tmp_path: Path) -> None:
 
 
 def test_another_process_holds_the_lock(tmp_path: Path) -> None:
-    code = "from unseg.engine.training import Scratch\nwith Scratch('toy', [1], []):\n print('in', flush=True)\n input()"
+    code = "from unseg.engine.checkpoint import Checkpoint\nwith Checkpoint('toy', [1], []):\n print('in', flush=True)\n input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "in\n"
@@ -344,7 +344,7 @@ def test_bf16_is_refused_where_it_is_emulated(monkeypatch: pytest.MonkeyPatch) -
 def test_freed_memory_is_used_again() -> None:
     script = """
 import resource
-from unseg import console
+from unseg.core import console
 console.run(lambda: None)
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
