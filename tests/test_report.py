@@ -8,6 +8,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image as Pillow
 
 from stages import evaluate_clustering, evaluate_instances, report
 from unseg.core.console import InputError
-from unseg.core.image_index import eval_images, evenly_spaced
+from unseg.core.image_index import ImageRecord, eval_images, evenly_spaced
 from unseg.core.label_maps import LabelMaps, write_label_maps
 from unseg.core.rle import coco_annotation, encode
 from unseg.core.storage import encode_png, read_json, to_json, write_json, write_zip
@@ -588,6 +589,28 @@ def test_the_page_shows_backbones_where_there_are_scores(full: tuple[Path, str],
     score.unlink()
     assert 'id="backbones"' in text
     assert "linear mIoU, voc" in text
+
+
+@pytest.mark.parametrize(
+    ("scores", "drawn", "note"),
+    [
+        ([0.9, 0.5, 0.4], 2, "2 of 3 (score ≥ 0.5)"),
+        ([0.45, 0.4], 1, "1 of 2 (the best one: none has a score of 0.5)"),
+        ([], 0, "0 of 0 (score ≥ 0.5)"),
+    ],
+)
+def test_an_image_shows_its_best_detection_at_least(scores: list[float], drawn: int, note: str) -> None:
+    image, photo = ImageRecord(1, "a.png", 40, 40, "both"), np.zeros((40, 40, 3), np.uint8)
+    detections = []
+    for n, score in enumerate(scores):
+        mask = np.zeros((40, 40), bool)
+        mask[2 + 12 * n : 10 + 12 * n, 5:30] = True
+        detections.append({"category_id": 0, "segmentation": encode(mask), "score": score})
+    data = SimpleNamespace(detections={1: detections}, scheme=pictures.scheme(1, [], {}))
+    tile = sheets.detected(data, image, photo)  # type: ignore[arg-type]
+    assert tile.note == note
+    painted = [tile.pixels[2 + 12 * n : 10 + 12 * n, 5:30].any() for n in range(len(scores))]  # type: ignore[index]
+    assert painted == [n < drawn for n in range(len(scores))]
 
 
 # ---- comparison of runs
