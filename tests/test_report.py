@@ -600,16 +600,16 @@ def test_the_page_shows_backbones_where_there_are_scores(full: tuple[Path, str],
     ],
 )
 def test_an_image_shows_its_best_detection_at_least(scores: list[float], drawn: int, note: str) -> None:
-    image, photo = ImageRecord(1, "a.png", 40, 40, "both"), np.zeros((40, 40, 3), np.uint8)
+    image, photo = ImageRecord(1, "a.png", 240, 240, "both"), np.zeros((240, 240, 3), np.uint8)
     detections = []
     for n, score in enumerate(scores):
-        mask = np.zeros((40, 40), bool)
-        mask[2 + 12 * n : 10 + 12 * n, 5:30] = True
+        mask = np.zeros((240, 240), bool)
+        mask[10 + 75 * n : 60 + 75 * n, 20:200] = True
         detections.append({"category_id": 0, "segmentation": encode(mask), "score": score})
     data = SimpleNamespace(detections={1: detections}, scheme=pictures.scheme(1, [], {}))
     tile = sheets.detected(data, image, photo)  # type: ignore[arg-type]
     assert tile.note == note
-    painted = [tile.pixels[2 + 12 * n : 10 + 12 * n, 5:30].any() for n in range(len(scores))]  # type: ignore[index]
+    painted = [tile.pixels[40 + 75 * n : 55 + 75 * n, 150:190].any() for n in range(len(scores))]  # type: ignore[index]
     assert painted == [n < drawn for n in range(len(scores))]
 
 
