@@ -1,4 +1,4 @@
-"""A folder of unlabelled photographs in, a semantic segmentation model out."""
+"""Unsupervised semantic segmentation: train a model from a folder of unlabelled photographs."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["Prediction", "Predictor", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """What `unseg.serving.api` has, fetched when it is asked for: stages that need no torch import this package too."""
+    """Import `unseg.serving.api` on first use, because stages that do not need torch import this package too."""
     if name in __all__:
         from unseg.serving import api
 

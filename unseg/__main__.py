@@ -1,4 +1,4 @@
-"""`python -m unseg ...` is `unseg ...`."""
+"""`python -m unseg ...` runs `unseg ...`."""
 
 from unseg.serving.cli.main import main
 

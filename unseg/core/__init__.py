@@ -1,1 +1,1 @@
-"""What every step shares: artefact files, parameters, messages. Nothing here imports another folder."""
+"""Code shared by all stages: artefact files, parameters, messages. It imports nothing from the other packages of unseg."""

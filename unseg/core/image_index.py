@@ -1,4 +1,4 @@
-"""data/images.json: the index of all readable images, and which of them training and evaluation see."""
+"""data/images.json: the index of all readable images and their splits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """A readable photograph, EXIF orientation applied."""
+    """A readable photograph. Height and width are those after EXIF orientation."""
 
     id: int
     file_name: str  # relative to data.images, with forward slashes
     height: int  # pixels
     width: int  # pixels
-    split: str  # train: learned from; val: held out for evaluation; both: learned from and evaluated
+    split: str  # train: training only; val: evaluation only; both: training and evaluation
 
     @property
     def size(self) -> tuple[int, int]:
@@ -26,7 +26,7 @@ class ImageRecord:
 
 
 def read_images(path: str | Path, *splits: str) -> list[ImageRecord]:
-    """The index of images, in the order of their ids; with splits given, those images only."""
+    """The image index, ordered by id; if splits are given, only the images of these splits."""
     images = [
         ImageRecord(**{k: r[k] for k in ("id", "file_name", "height", "width", "split")}) for r in read_json(path)["images"]
     ]
@@ -34,12 +34,12 @@ def read_images(path: str | Path, *splits: str) -> list[ImageRecord]:
 
 
 def train_images(path: str | Path) -> list[ImageRecord]:
-    """The images that training may see."""
+    """The images that models train on: splits train and both."""
     return read_images(path, "train", "both")
 
 
 def eval_images(path: str | Path) -> list[ImageRecord]:
-    """The images on which the model is judged: the held-out ones, or all where none is held out."""
+    """The images for evaluation: splits val and both, or all images if there are none."""
     return read_images(path, "val", "both") or read_images(path)
 
 

@@ -1,7 +1,7 @@
-"""Mask R-CNN on mined masks (MaskDistill, section 3.2, A.1): `train` and `detect`, by one of two backends.
+"""Train and run Mask R-CNN on mined masks (MaskDistill, section 3.2, A.1) with one of two backends.
 
-`fpn` is torchvision's, with a feature pyramid; `c4` is Detectron2's R50-C4, the paper's. Both are modules of the same few
-functions: build, initialise, groups, losses, prepare, find.
+`torchvision_fpn` is torchvision's model with a feature pyramid. `detectron2_c4` is Detectron2's R50-C4, as in the paper.
+Both modules define the same functions: build, initialise, sync_norms, param_groups, losses, prepare, find.
 
 Shapes: B images, H rows, W columns, M objects of an image, K clusters.
 """
@@ -34,19 +34,19 @@ from unseg.models.weights import RANDOM_INIT
 
 @dataclass(frozen=True)
 class TrainedDetector:
-    """A detector that `detect` asks, set up and in evaluation mode."""
+    """A detector in evaluation mode, configured for `detect`."""
 
     model: nn.Module
     p: Detector
     q: Detect
-    k: int  # clusters that it tells apart
+    k: int  # number of clusters
 
 
 def backend(p: Detector) -> ModuleType:
-    """The module of params.yaml's backend.
+    """Return the module of the backend that params.yaml selects.
 
     Raises:
-        InputError: it is not installed.
+        InputError: if the backend is not installed.
     """
     if p.backend == "torchvision":
         from unseg.detection import torchvision_fpn
@@ -54,7 +54,7 @@ def backend(p: Detector) -> ModuleType:
         return torchvision_fpn
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # that torch will drop torch.jit, ten times
+            warnings.simplefilter("ignore", FutureWarning)  # torch.jit deprecation, repeated ten times
             from unseg.detection import detectron2_c4
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
@@ -65,7 +65,7 @@ def backend(p: Detector) -> ModuleType:
 
 
 def learning_rate(p: Detector, iteration: int) -> float:
-    """lr for this batch; linear warm-up from a thousandth, then a tenth after each of lr_steps."""
+    """Learning rate at an iteration: linear warm-up from lr / 1000, then division by 10 after each of lr_steps."""
     warm = min(1.0, 0.001 + iteration / p.warmup_iterations) if p.warmup_iterations else 1.0
     return p.lr * (p.batch / p.reference_batch) * warm * math.prod(0.1 for s in p.lr_steps if iteration >= s)
 
@@ -79,16 +79,16 @@ def train(
     seed: int,
     checkpoint: Checkpoint,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
-    """Train on instances of K clusters; images without one count as background.
+    """Train on instances of K clusters. Images without instances count as background.
 
     Args:
         annotations: COCO annotations, category_id 0..K-1.
 
     Returns:
-        The model, and the metrics of each step: the sum of the losses and its parts, the same for both backends.
+        The model, and the metrics of each step: the total loss and its parts, with the same names for both backends.
 
     Raises:
-        InputError: the backend is not installed, weights that do not fit, or a loss that is not finite.
+        InputError: if the backend is not installed, the weights do not fit, or a loss is not finite.
     """
     by = backend(p)
     torch.manual_seed(seed)
@@ -133,10 +133,10 @@ def save(path: str | Path, model: nn.Module, p: Detector, k: int) -> None:
 
 
 def load(path: str | Path, q: Detect) -> TrainedDetector:
-    """The detector of a file, set up as `q` says.
+    """Load a detector from a file and configure it with `q`.
 
     Raises:
-        InputError: no such file, not a detector of this version of unseg, or its backend is not installed.
+        InputError: if the file is missing or no detector of this version of unseg, or its backend is not installed.
     """
     state, about = training.read_weights(path, "detector")
     try:
@@ -154,7 +154,7 @@ def prepared(model: nn.Module, p: Detector, q: Detect, k: int) -> TrainedDetecto
 
 
 def load_batches(trained: TrainedDetector, root: str, records: Iterable[ImageRecord]) -> Batches[ImageRecord]:
-    """Photographs as batches [B, 3, H, W] uint8 of one size."""
+    """Load photographs as batches [B, 3, H, W] uint8 of equal size."""
 
     def load(record: ImageRecord) -> Tensor:
         return torch.from_numpy(np.array(read(root, record))).permute(2, 0, 1)
@@ -166,7 +166,7 @@ def load_batches(trained: TrainedDetector, root: str, records: Iterable[ImageRec
 def detect(
     trained: TrainedDetector, batches: Iterable[tuple[list[ImageRecord], Tensor]]
 ) -> Iterator[tuple[ImageRecord, list[dict[str, Any]]]]:
-    """Each image of the batches and its COCO results, highest score first."""
+    """Yield each image and its COCO results, highest score first."""
     device = environment.device()
     trained.model.to(device)
     for records, x in batches:
@@ -176,14 +176,14 @@ def detect(
 
 @torch.inference_mode()
 def instances(trained: TrainedDetector, x: Tensor) -> list[list[dict[str, Any]]]:
-    """COCO results without image_id of each of the photographs [B, 3, H, W] uint8 (on the model's device), surest first."""
+    """COCO results per photograph, without image_id, highest score first; x is [B, 3, H, W] uint8 on the model's device."""
     with autocast(x.device, trained.p.precision):
         found: list[Detections] = backend(trained.p).find(trained.model, trained.p, trained.q, x.float() / 255)
     return [results(f) for f in found]
 
 
 def results(found: Detections) -> list[dict[str, Any]]:
-    """What was found in one photograph as COCO results; what has no pixel is left out."""
+    """Convert the detections of one photograph to COCO results. Empty masks are dropped."""
     rles = encode_all(found.masks) if len(found.masks) else []
     return [
         {

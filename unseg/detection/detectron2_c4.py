@@ -1,11 +1,11 @@
-"""Mask R-CNN R50-C4 by Detectron2, at MaskDistill's settings (A.1): what its parent's recipe adds is named below.
+"""Mask R-CNN R50-C4 from Detectron2 with MaskDistill's settings (A.1).
 
-Detectron2 is not among the requirements: docs/papers.md says how it is installed. Its compiled extension is not needed.
-Only its model is used. The model is fed from our own records, and the training loop, checkpoints and launch are those of
-every other stage, so nothing is registered in Detectron2's global catalogues and nothing of it is written to disk.
+Detectron2 is an optional dependency; docs/papers.md explains the installation. Its compiled extension is not needed.
+Only its model is used. Data loading, training loop, checkpoints and launch are the same as in every other stage.
+Nothing is registered in Detectron2's global catalogues, and Detectron2 writes nothing to disk.
 
-Of LOST's recipe (docs/spec/maskdistill.md, B.3): RGB in ImageNet's normalisation, strides in the 3x3 convolutions, batch norm in
-the backbone that is learned (over all processes) and one more behind res5, Detectron2's frozen batch norm in frozen stages.
+The following comes from LOST's recipe (docs/spec/maskdistill.md, B.3): RGB with ImageNet normalisation, strides in the 3x3
+convolutions, trained batch norm in the backbone (synchronised) and after res5, frozen batch norm in frozen stages.
 
 Shapes: B images, H rows, W columns, M objects of an image, R proposals, K clusters (labels 1..K here, 0..K-1 in Detectron2).
 """
@@ -32,7 +32,7 @@ from unseg.detection.settings import Detect, Detections, Detector
 from unseg.engine import batching, distributed
 from unseg.models.weights import RANDOM_INIT, resnet_state
 
-NAMES = {  # parts of the loss, here and in Detectron2
+NAMES = {  # loss names: ours to Detectron2's
     "classifier": "loss_cls",
     "box_reg": "loss_box_reg",
     "mask": "loss_mask",
@@ -42,12 +42,12 @@ NAMES = {  # parts of the loss, here and in Detectron2
 
 
 def config(p: Detector, k: int) -> CfgNode:
-    """Detectron2's settings for ours; what is not set here has its default in Detectron2 0.6."""
+    """Convert our settings to a Detectron2 config. All other values are the defaults of Detectron2 0.6."""
     cfg = get_cfg()
     model, rpn = cfg.MODEL, cfg.MODEL.RPN
-    model.DEVICE, model.MASK_ON, cfg.INPUT.FORMAT = "cpu", True, "RGB"  # the caller moves it
+    model.DEVICE, model.MASK_ON, cfg.INPUT.FORMAT = "cpu", True, "RGB"  # the caller moves the model
     model.PIXEL_MEAN, model.PIXEL_STD = ([255 * x for x in values] for values in (batching.MEAN, batching.STD))
-    model.BACKBONE.FREEZE_AT = p.frozen_stages + 1 if p.frozen_stages else 0  # it counts the stem
+    model.BACKBONE.FREEZE_AT = p.frozen_stages + 1 if p.frozen_stages else 0  # FREEZE_AT counts the stem
     model.RESNETS.NORM, model.RESNETS.STRIDE_IN_1X1 = "BN", False
     model.RESNETS.STEM_OUT_CHANNELS = model.RESNETS.WIDTH_PER_GROUP = p.width
     model.RESNETS.RES2_OUT_CHANNELS = 4 * p.width
@@ -60,7 +60,7 @@ def config(p: Detector, k: int) -> CfgNode:
 
 
 class DropLossRes5ROIHeads(FastRCNNOutputLayers):  # type: ignore[misc]
-    """Learns no class from a proposal without a mask in it: see `unseg.detection.torchvision_fpn.DropLossRoIHeads`."""
+    """Ignores the class loss of proposals without a mask; see `unseg.detection.torchvision_fpn.DropLossRoIHeads`."""
 
     drop_iou: float
 
@@ -73,19 +73,19 @@ class DropLossRes5ROIHeads(FastRCNNOutputLayers):  # type: ignore[misc]
 
 
 def overlap(proposals: Instances) -> Tensor:
-    """IoU of each proposal with the object that Detectron2 matched with it, that of the largest IoU, [R]; 0 without one."""
+    """IoU [R] of each proposal with its matched object, the one of largest IoU; 0 if there is none."""
     if not proposals.has("gt_boxes"):
         return torch.zeros(len(proposals), device=proposals.proposal_boxes.device)
     return torch.as_tensor(matched_pairwise_iou(proposals.proposal_boxes, proposals.gt_boxes))
 
 
 def build(p: Detector, k: int) -> nn.Module:
-    """A fresh Mask R-CNN for K clusters."""
+    """Build an untrained Mask R-CNN for K clusters."""
     cfg = config(p, k)
     model: Any = build_model(cfg)
     channels, heads = 32 * p.width, model.roi_heads
     heads.res5.add_module("norm", nn.BatchNorm2d(channels))
-    # Under autocast the maps are bfloat16, and Detectron2 would round the proposals' coordinates to that too.
+    # Under autocast the feature maps are bfloat16, and Detectron2 would round the proposal coordinates to bfloat16.
     model.backbone.register_forward_hook(lambda _module, _given, maps: {name: x.float() for name, x in maps.items()})
     if p.drop_iou is not None:
         heads.box_predictor = DropLossRes5ROIHeads(cfg, ShapeSpec(channels=channels, height=1, width=1))
@@ -95,7 +95,7 @@ def build(p: Detector, k: int) -> nn.Module:
 
 
 def renamed(name: str) -> str:
-    """A ResNet's tensor, as torchvision names it, by its name in Mask R-CNN R50-C4."""
+    """Translate torchvision's name of a ResNet tensor to its name in Mask R-CNN R50-C4."""
     name = re.sub(r"^(conv1|bn1)\.", r"backbone.stem.\1.", name)
     name = re.sub(r"^layer4\.", "roi_heads.res5.", name)
     name = re.sub(r"^layer([123])\.", lambda m: f"backbone.res{int(m[1]) + 1}.", name)
@@ -104,17 +104,17 @@ def renamed(name: str) -> str:
 
 
 def initialise(model: nn.Module, p: Detector) -> None:
-    """Self-supervised weights (MoCo-v2 or DINO, in their authors' layouts) into the ResNet; RANDOM_INIT leaves it as it is.
+    """Load self-supervised weights (MoCo-v2 or DINO, in their authors' layouts) into the ResNet. RANDOM_INIT loads nothing.
 
     Raises:
-        InputError: a key or a shape that does not fit; each key of the file has a place, each place a key.
+        InputError: if a key is missing or unexpected, or a shape does not fit.
     """
     if p.init == RANDOM_INIT:
         return
     state = {renamed(name): x for name, x in resnet_state(p.init).items()}
     parts = ("backbone.", "roi_heads.res5.")
     want = {n: x for n, x in model.state_dict().items() if n.startswith(parts) and not n.startswith("roi_heads.res5.norm.")}
-    # A frozen batch norm counts no batches.
+    # Frozen batch norm has no num_batches_tracked.
     state = {n: x for n, x in state.items() if n in want or not n.endswith(".num_batches_tracked")}
     for name in sorted(want.keys() | state.keys()):
         have, need = (list(s[name].shape) if name in s else None for s in (state, want))
@@ -124,28 +124,28 @@ def initialise(model: nn.Module, p: Detector) -> None:
 
 
 def sync_norms(model: nn.Module) -> None:
-    """Where there are several processes: batch norm over all of them; sizes and proposals are drawn by each for itself."""
+    """Synchronise batch norm over all processes. Each process still draws its own image sizes and proposals."""
     distributed.sync_norms(model)
 
 
 def param_groups(model: nn.Module, p: Detector) -> list[dict[str, object]]:
-    """What is learned, as the optimiser takes it: Detectron2 decays no weights of batch norm."""
+    """Parameter groups for the optimiser. As in Detectron2, batch norm weights have no weight decay."""
     found: list[dict[str, object]] = get_default_optimizer_params(model, weight_decay=p.weight_decay, weight_decay_norm=0.0)
     return found
 
 
 def resized(x: Tensor, short_side: int, long_side: int) -> Tensor:
-    """[B, 3, H, W] in 0..1 to 0..255, the shorter side so many pixels unless the longer one gets too long."""
+    """Scale [B, 3, H, W] from 0..1 to 0..255 and resize the shorter side, with an upper limit for the longer side."""
     h, w = x.shape[-2:]
     size = photos.short_side((h, w), min(short_side, max(1, long_side * min(h, w) // max(h, w))))
     return F.interpolate(x, size, mode="bilinear", antialias=True) * 255
 
 
 def losses(model: nn.Module, p: Detector, pixels: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-    """The parts of the loss, by their names in `unseg.detection.torchvision_fpn`.
+    """Compute the parts of the loss, named as in `unseg.detection.torchvision_fpn`.
 
     Raises:
-        InputError: boxes or scores that are not finite.
+        InputError: if boxes or scores are not finite.
     """
     batch = []
     for x, target in zip(pixels, targets, strict=True):
@@ -157,7 +157,7 @@ def losses(model: nn.Module, p: Detector, pixels: list[Tensor], targets: list[Ta
         there.gt_masks = BitMasks(nearest(target["masks"], there.image_size))
         batch.append({"image": image, "instances": there})
     try:
-        with EventStorage():  # it insists on somewhere to count
+        with EventStorage():  # required by Detectron2's counters
             parts = model(batch)
     except FloatingPointError as error:
         raise InputError(f"detector: {error} Lower detector.lr in params.yaml") from None
@@ -165,25 +165,25 @@ def losses(model: nn.Module, p: Detector, pixels: list[Tensor], targets: list[Ta
 
 
 def nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """[M, H, W] uint8 to [M, *size] bool; M may be 0."""
+    """Resize [M, H, W] uint8 to [M, *size] bool by nearest neighbour; M may be 0."""
     sizes = zip(size, masks.shape[1:], strict=True)
     rows, cols = ((2 * torch.arange(n, device=masks.device) + 1) * m // (2 * n) for n, m in sizes)
     return masks[:, rows[:, None], cols] > 0
 
 
 def prepare(model: Any, q: Detect) -> None:
-    """Set the model up for what `detect` of params.yaml asks; its image size is `find`'s."""
+    """Configure the model with the `detect` group of params.yaml. `find` handles the image size."""
     predictor = model.roi_heads.box_predictor
     predictor.test_score_thresh, predictor.test_nms_thresh = q.min_score, q.nms
     predictor.test_topk_per_image = q.max_detections
 
 
 def find(model: Any, p: Detector, q: Detect, x: Tensor) -> list[Detections]:
-    """The objects of photographs [B, 3, H, W] in 0..1."""
+    """Detect objects in photographs [B, 3, H, W] with values in 0..1."""
     small = list(resized(x, q.short_side, p.long_side))
     answers = []
     for found in model.inference([{"image": s} for s in small], do_postprocess=False):
-        found.pred_masks = found.pred_masks.float()  # in bfloat16 they would be put beside their places
+        found.pred_masks = found.pred_masks.float()  # bfloat16 would misplace the masks
         whole = detector_postprocess(found, *x.shape[-2:])
         boxes, scores, clusters = whole.pred_boxes.tensor.float(), whole.scores.float(), whole.pred_classes
         answers.append(Detections(*(v.cpu().numpy() for v in (whole.pred_masks, boxes, scores, clusters))))

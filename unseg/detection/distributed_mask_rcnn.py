@@ -1,10 +1,10 @@
-"""Mask R-CNN's training in several processes as in one: the same draws, the same padding, losses of the whole batch.
+"""Train Mask R-CNN in W processes with the same result as in one: same random draws, same padding, same losses.
 
-torchvision draws sizes, anchors and proposals image by image, pads each batch to its largest image, and takes means over
-what it drew. Here each process draws for all images of the batch, as one process would (so all must start from the same
-seed), and keeps its own; `weigh` makes the mean over the processes the mean over the batch. With one process nothing changes.
+torchvision samples sizes, anchors and proposals per image, pads each batch to its largest image, and averages over the
+samples. Here each process samples for all images of the batch and keeps its own part, so all must start from the same
+seed. `weight_losses` turns the mean over processes into the mean over the batch. With one process nothing changes.
 
-Shapes: B images of the whole batch, dealt out as `training.Order` does.
+Shapes: B images of the whole batch, distributed as in `training.Order`.
 """
 
 import torch
@@ -17,17 +17,17 @@ from unseg.engine import distributed
 
 
 class DistributedBalancedSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]
-    """torchvision's sampler of positives and negatives, which draws for the images of all processes."""
+    """torchvision's sampler of positives and negatives, sampling for the images of all processes."""
 
     def __init__(self, like: BalancedPositiveNegativeSampler) -> None:
         super().__init__(like.batch_size_per_image, like.positive_fraction)
-        self.taken, self.positives = torch.zeros(()), torch.zeros(())  # of this process's images, in the last call
+        self.taken, self.positives = torch.zeros(()), torch.zeros(())  # for this process's images, in the last call
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """As torchvision's: matched_idxs has a tensor an image; more than 0 is positive, 0 negative, less neither."""
+        """Sample as torchvision does. matched_idxs has one tensor per image: > 0 positive, 0 negative, < 0 ignored."""
         device = matched_idxs[0].device
         there = torch.stack([torch.stack([(m >= 1).sum(), (m == 0).sum()]) for m in matched_idxs])  # [B / W, 2]
-        every = distributed.gather(there).transpose(0, 1).flatten(0, 1).tolist()  # [B, 2], in the order of the batch
+        every = distributed.gather(there).transpose(0, 1).flatten(0, 1).tolist()  # [B, 2], in batch order
         masks: tuple[list[Tensor], list[Tensor]] = ([], [])
         for image, counts in enumerate(every):
             most = int(self.batch_size_per_image * self.positive_fraction)
@@ -44,7 +44,7 @@ class DistributedBalancedSampler(BalancedPositiveNegativeSampler):  # type: igno
 
 
 class DistributedRCNNTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """torchvision's resizing and padding; sizes are drawn, and batches padded, as for the images of all processes."""
+    """torchvision's resizing and padding, with sizes sampled and padding computed over the images of all processes."""
 
     def torch_choice(self, k: list[int]) -> int:
         drawn = [super(DistributedRCNNTransform, self).torch_choice(k) for _ in range(distributed.world())]
@@ -55,12 +55,12 @@ class DistributedRCNNTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
         return [int(n) for n in distributed.all_reduce_max(most).tolist()]
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> object:
-        self.device = images[0].device  # a collective wants its tensors on the accelerator
+        self.device = images[0].device  # collectives need tensors on the accelerator
         return super().forward(images, targets)
 
 
 def distribute(model: MaskRCNN) -> None:
-    """Make a fresh model's training one of all processes, where there are several."""
+    """Prepare an untrained model for distributed training. Does nothing with one process."""
     distributed.sync_norms(model)
     if distributed.world() > 1:
         model.transform.__class__ = DistributedRCNNTransform
@@ -69,7 +69,7 @@ def distribute(model: MaskRCNN) -> None:
 
 
 def weight_losses(model: MaskRCNN, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """This process's losses times its share of what each is a mean over, so that their mean is that of the whole batch."""
+    """Weight each loss by this process's fraction of the samples, so that the mean over processes is the batch's mean."""
     if distributed.world() == 1:
         return parts
     rpn, heads = model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler

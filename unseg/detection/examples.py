@@ -1,4 +1,4 @@
-"""What a detector learns from: photographs with their mined objects, mirrored by chance, and other images' objects pasted in.
+"""Training examples of a detector: photographs with mined objects, random horizontal flips, and copy-paste.
 
 Copy-paste: Ghiasi et al., arXiv:2012.07177, section 3; for mined masks Wang et al. (CutLER), arXiv:2301.11320, section 3.4.
 
@@ -25,12 +25,12 @@ Example = tuple[Tensor, Target]
 
 @dataclass(frozen=True)
 class DetectionDataset(Dataset[Any]):
-    """(index, seed) to an image [3, H, W] in 0..1 and its objects: boxes [M, 4] xyxy, labels [M], masks [M, H, W] uint8."""
+    """Maps (index, seed) to an image [3, H, W] in 0..1 and its boxes [M, 4] xyxy, labels [M] and masks [M, H, W] uint8."""
 
     root: str
     records: list[ImageRecord]
     objects: dict[int, list[dict[str, Any]]]  # COCO annotations by image id
-    paste: float = 0.0  # share of the examples that get objects of another image
+    paste: float = 0.0  # fraction of the examples that get objects of another image
     paste_scale: Sequence[float] = (1.0, 1.0)
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class DetectionDataset(Dataset[Any]):
         return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255, target
 
     def load(self, record: ImageRecord) -> tuple[np.ndarray, list[int], np.ndarray, list[dict[str, Any]]]:
-        """Pixels [H, W, 3] uint8, labels [M], masks [M, H, W] bool, and the masks as run lengths."""
+        """Load pixels [H, W, 3] uint8, labels [M], masks [M, H, W] bool, and the masks as RLEs."""
         objects = self.objects.get(record.id, [])
         rles = [o["segmentation"] for o in objects]
         masks = np.stack([decode(r) for r in rles]) if rles else np.zeros((0, *record.size), bool)
@@ -67,10 +67,10 @@ PastedScene = tuple[np.ndarray, list[int], np.ndarray]  # pixels [H, W, 3] uint8
 
 
 def pasted(onto: PastedScene, other: PastedScene, rng: np.random.Generator, scales: Sequence[float]) -> PastedScene:
-    """A scene with objects of another one on top: any of them, at least one, each scaled and put where it fits.
+    """Paste a random subset of another scene's objects, at least one, at random scales and positions.
 
-    What a pasted object covers is taken from the masks below it; a mask of which nothing is left goes. An object that
-    a scale leaves no pixel of, or that is larger than the scene, is not pasted.
+    Pasted objects occlude the masks below them, and fully occluded masks are dropped. An object is not pasted if it
+    has no pixel after scaling or is larger than the scene.
     """
     pixels, labels, masks = onto[0].copy(), list(onto[1]), [m.copy() for m in onto[2]]
     chosen = np.flatnonzero(rng.random(len(other[2])) < 0.5)

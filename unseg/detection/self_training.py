@@ -1,7 +1,7 @@
-"""Self-training: a detector's sure instances become those that the next one learns from.
+"""Self-training: the confident detections of one detector become the training annotations of the next.
 
-CutLER (Wang et al., arXiv:2301.11320, section 3.4): detections above a threshold, and of what was learned from before, what
-overlaps none of them.
+CutLER (Wang et al., arXiv:2301.11320, section 3.4): keep detections above a threshold, and the previous annotations that
+overlap none of them.
 
 Shapes: M instances of an image.
 """
@@ -20,8 +20,8 @@ Record = dict[str, Any]
 class SelfTraining:
     """The `adopt` group of params.yaml."""
 
-    threshold: float  # score from which a detection is adopted
-    overlap: float  # mask IoU from which an instance is one that is there already, in (0, 1]
+    threshold: float  # minimum score of an adopted detection
+    overlap: float  # mask IoU from which an instance is a duplicate, in (0, 1]
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -31,14 +31,14 @@ class SelfTraining:
 
 
 def self_train(detections: Sequence[Record], former: Sequence[Record], p: SelfTraining) -> list[Record]:
-    """The instances of one image for the next round: sure detections, surest first, then what is left of the former ones.
+    """Select one image's instances for the next round: confident detections by falling score, then previous annotations.
 
     Args:
-        detections: COCO results of the image, each with a score; an equal score keeps their order.
-        former: COCO annotations of the image that the detector learned from.
+        detections: COCO results of the image, each with a score. Equal scores keep their order.
+        former: COCO annotations of the image on which the detector was trained.
 
     Returns:
-        Those of them whose mask has less than p.overlap IoU with each one before it; none where there was none.
+        The instances whose mask IoU with each selected instance before them is below p.overlap. May be empty.
     """
     sure = sorted((d for d in detections if d["score"] >= p.threshold), key=lambda d: -float(d["score"]))
     every = [*sure, *former]

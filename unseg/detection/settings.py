@@ -1,6 +1,6 @@
-"""What both backends of the detector share: how it is trained, how it is asked, and what it answers.
+"""Training settings, inference settings and outputs that both detector backends share.
 
-Shapes: H rows, W columns of a photograph; M objects found in it; K clusters.
+Shapes: H rows, W columns of a photograph; M detected objects; K clusters.
 """
 
 from dataclasses import dataclass
@@ -21,26 +21,26 @@ class Detector:
     arch: str  # resnet18 | resnet50; detectron2 has resnet50 alone
     width: int  # channels of the first stage
     fpn: int  # channels of the pyramid and the mask head; torchvision
-    hidden: int  # of the box head; torchvision
+    hidden: int  # channels of the box head; torchvision
     init: str  # self-supervised ResNet weights, or weights.RANDOM_INIT
-    frozen_stages: int  # the stem and so many stages; Detectron2 counts the stem: its FREEZE_AT 2 is 1 here
-    anchor: int  # side of the smallest of five anchors, pixels; each next one doubles it
-    short_sides: list[int]  # in training, one drawn an image, pixels
-    long_side: int  # at the most, pixels
-    rois: int  # proposals an image that the heads learn from
-    proposals: int  # an image, after the proposal network's NMS; detectron2: twice as many in training
-    drop_iou: float | None  # DropLoss: a proposal that overlaps no mask by more costs nothing; None: off
-    copy_paste: float  # share of the examples that get objects of another image
-    paste_scale: list[float]  # smallest and largest factor of their sides
+    frozen_stages: int  # frozen stages besides the stem; Detectron2's FREEZE_AT 2 is 1 here
+    anchor: int  # side of the smallest of five anchors, pixels; each next anchor is twice as large
+    short_sides: list[int]  # pixels; training samples one per image
+    long_side: int  # maximum, pixels
+    rois: int  # proposals per image that train the heads
+    proposals: int  # per image, after the RPN's NMS; detectron2: twice as many in training
+    drop_iou: float | None  # DropLoss: proposals without a larger overlap have no loss; None: off
+    copy_paste: float  # fraction of the examples that get objects of another image
+    paste_scale: list[float]  # smallest and largest scale of pasted objects
     iterations: int
     batch: int  # images, over all processes
-    reference_batch: int  # the batch that lr is meant for: lr is scaled linearly from it to batch
+    reference_batch: int  # batch size of the given lr; lr is scaled linearly to `batch`
     lr: float
     lr_steps: list[int]  # iterations after which lr is divided by 10
     warmup_iterations: int
     momentum: float
     weight_decay: float
-    clip: float  # norm of all gradients; 0 for none
+    clip: float  # maximum norm of all gradients; 0: no clipping
     precision: str
 
     def __post_init__(self) -> None:
@@ -67,10 +67,10 @@ class Detect:
     """The `detect` group of params.yaml."""
 
     short_side: int  # pixels
-    min_score: float  # detections below it are dropped
-    nms: float  # box IoU above which the less sure of two of a cluster is dropped
-    max_detections: int  # an image
-    pixels: int  # of a batch, at the most
+    min_score: float  # detections with a lower score are dropped
+    nms: float  # box IoU above which the lower-scoring of two detections of a cluster is dropped
+    max_detections: int  # per image
+    pixels: int  # maximum per batch
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_score < 1:
@@ -82,7 +82,7 @@ class Detect:
 
 
 class Detections(NamedTuple):
-    """What a detector finds in one photograph, surest first."""
+    """Detections in one photograph, highest score first."""
 
     masks: np.ndarray  # [M, H, W] bool
     boxes: np.ndarray  # [M, 4] float32, xyxy, pixels

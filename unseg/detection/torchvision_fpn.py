@@ -1,4 +1,4 @@
-"""Mask R-CNN by torchvision: a ResNet of any width with a feature pyramid.
+"""Mask R-CNN from torchvision: a ResNet of any width with a feature pyramid.
 
 Shapes: B images, H rows, W columns, M objects of an image, R proposals, K clusters (labels 1..K inside, 0 is background).
 """
@@ -23,7 +23,7 @@ from unseg.models import resnet
 
 
 class ResNetFPN(nn.Module):
-    """ResNet and FPN: images to maps at strides 4, 8, 16, 32, 64, all of `out_channels`."""
+    """ResNet with FPN. It maps images to feature maps at strides 4, 8, 16, 32, 64 with `out_channels` channels each."""
 
     def __init__(self, body: resnet.ResNetBackbone, channels: int) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ class ResNetFPN(nn.Module):
 
 
 class DropLossRoIHeads(RoIHeads):  # type: ignore[misc]
-    """Heads that learn nothing from a proposal without a mask in it: it may show an object that was not mined.
+    """Heads that ignore the loss of proposals without a mask, as these may show an object that was not mined.
 
-    CutLER (Wang et al., arXiv:2301.11320, Eq. 2): the loss of a region counts only if its IoU with some mask is above
-    the threshold. All sampled regions stay in the mean. The proposal network learns as ever.
+    CutLER (Wang et al., arXiv:2301.11320, Eq. 2): the loss of a region counts only if its IoU with some object is above
+    the threshold. The mean still runs over all sampled regions. The RPN loss is unchanged.
     """
 
     drop_iou: float
@@ -69,15 +69,15 @@ class DropLossRoIHeads(RoIHeads):  # type: ignore[misc]
 
 
 def overlap(proposals: Tensor, boxes: Tensor) -> Tensor:
-    """The largest IoU of each of the proposals [R, 4] with any of the boxes [M, 4], [R]; 0 where there is none."""
+    """Largest IoU [R] of each proposal [R, 4] with any of the boxes [M, 4]; 0 if there are no boxes."""
     return box_iou(proposals, boxes).amax(1) if len(boxes) else proposals.new_zeros(len(proposals))
 
 
 def pool(size: int) -> MultiScaleRoIAlign:
-    """RoIAlign to size x size on the pyramid's first four maps.
+    """RoIAlign to size x size on the first four maps of the pyramid.
 
-    It is told their strides: torchvision would guess them from the first image that it ever sees, and guess wrong where
-    that one is so low that the padding to 32 pixels is a large part of it.
+    The strides are set explicitly. torchvision infers them from its first image, and infers wrong values if the image
+    is so small that the padding to 32 pixels is a large part of it.
     """
     align = MultiScaleRoIAlign(["0", "1", "2", "3"], size, 2)
     align.scales, align.map_levels = [1 / 4, 1 / 8, 1 / 16, 1 / 32], LevelMapper(2, 5)
@@ -85,7 +85,7 @@ def pool(size: int) -> MultiScaleRoIAlign:
 
 
 def build(p: Detector, k: int) -> MaskRCNN:
-    """A fresh Mask R-CNN for K clusters."""
+    """Build an untrained Mask R-CNN for K clusters."""
     sizes = tuple((p.anchor * 2**i,) for i in range(5))
     pyramid = ResNetFPN(resnet.ResNetBackbone(p.arch, p.width, frozen=p.frozen_stages), p.fpn)
     model = MaskRCNN(
@@ -108,43 +108,43 @@ def build(p: Detector, k: int) -> MaskRCNN:
         mask_predictor=MaskRCNNPredictor(p.fpn, p.fpn, k + 1),
     )
     if p.drop_iou is not None:
-        model.roi_heads.__class__ = DropLossRoIHeads  # the same heads with another forward
+        model.roi_heads.__class__ = DropLossRoIHeads  # same parameters, different forward
         model.roi_heads.drop_iou = p.drop_iou
     return model
 
 
 def initialise(model: MaskRCNN, p: Detector) -> None:
-    """Self-supervised weights into the ResNet. Raises: InputError, where they do not fit."""
+    """Load self-supervised weights into the ResNet. Raises InputError if they do not fit."""
     resnet.initialise(model.backbone.body, p.init, "detector")
 
 
 def sync_norms(model: MaskRCNN) -> None:
-    """Where there are several processes: train as one does with the whole batch."""
+    """Make training in several processes equal to training in one process on the whole batch."""
     distributed_mask_rcnn.distribute(model)
 
 
 def param_groups(model: nn.Module, p: Detector) -> list[nn.Parameter]:
-    """What is learned, as the optimiser takes it."""
+    """Trainable parameters for the optimiser."""
     return [x for x in model.parameters() if x.requires_grad]
 
 
 def losses(model: nn.Module, p: Detector, pixels: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-    """The parts of the loss: classifier, box_reg, mask, objectness, rpn_box_reg."""
+    """Compute the parts of the loss: classifier, box_reg, mask, objectness, rpn_box_reg."""
     parts = {name.removeprefix("loss_"): x for name, x in model(pixels, targets).items()}
     return distributed_mask_rcnn.weight_losses(
         getattr(model, "module", model), parts
-    )  # DistributedDataParallel holds it as its module
+    )  # DistributedDataParallel wraps it as .module
 
 
 def prepare(model: MaskRCNN, q: Detect) -> None:
-    """Set the model up for what `detect` of params.yaml asks."""
+    """Configure the model with the `detect` group of params.yaml."""
     model.transform.min_size = (q.short_side,)
     model.roi_heads.score_thresh, model.roi_heads.nms_thresh = q.min_score, q.nms
     model.roi_heads.detections_per_img = q.max_detections
 
 
 def find(model: nn.Module, p: Detector, q: Detect, x: Tensor) -> list[Detections]:
-    """The objects of photographs [B, 3, H, W] in 0..1."""
+    """Detect objects in photographs [B, 3, H, W] with values in 0..1."""
     return [
         Detections(
             (f["masks"][:, 0] > 0.5).cpu().numpy(),

@@ -1,1 +1,1 @@
-"""Scores against ground truth, and without labels. Nothing is learned from here."""
+"""Evaluation with ground truth and without labels. No training uses it."""

@@ -1,6 +1,6 @@
-"""A 1x1 convolution trained on frozen features: what the linear probes of a segmenter and of a ViT have in common.
+"""Train a 1x1 convolution on frozen features: shared code of the linear probes of a segmenter and of a ViT.
 
-This is evaluation: it learns from ground truth, and nothing learns from it.
+This is evaluation only: the probe is trained on ground truth, and no other stage uses it.
 
 Shapes: B images, S pixels a side, D channels of a feature, h x w features, H x W labels.
 """
@@ -24,7 +24,7 @@ class Schedule:
     """How it is trained: `head` in the group backbone_linear of params.yaml, and most of the group linear."""
 
     epochs: int
-    lr_milestone: int  # the last epoch, counted from 0, at the full lr; a tenth of it after that
+    lr_milestone: int  # last epoch, counted from 0, with the full lr; then lr / 10
     batch: int
     lr: float
     momentum: float
@@ -47,13 +47,13 @@ def fit_layer(
     seed: int,
     checkpoint: Checkpoint,
 ) -> None:
-    """Train the layer by SGD on the mean cross-entropy of the pixels that have a class.
+    """Train the layer with SGD on the mean cross-entropy of the labelled pixels.
 
     Args:
         features: frozen, [B, 3, S, S] to [B, D, h, w].
-        dataset: (index, seed) to an image [3, S, S] and its labels [H, W] int64; logits are brought to the labels' size
-            (bilinear; it makes no difference whether features or logits are, for a 1x1 convolution).
-        count: examples in it.
+        dataset: maps (index, seed) to an image [3, S, S] and its labels [H, W] int64. Logits are resized to the label
+            size (bilinear; for a 1x1 convolution, resizing the features would give the same result).
+        count: number of examples in the dataset.
     """
     device = layer.weight.device
     optimizer = torch.optim.SGD(layer.parameters(), lr=p.lr, momentum=p.momentum, weight_decay=p.weight_decay)

@@ -1,1 +1,1 @@
-"""The networks, and the reading of their weights: ViT and ResNet."""
+"""ViT and ResNet models, and loading of their weights."""

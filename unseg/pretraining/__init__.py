@@ -1,1 +1,1 @@
-"""CrOC: pre-training of a ViT."""
+"""CrOC: self-supervised pre-training of a ViT."""

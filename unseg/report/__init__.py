@@ -1,1 +1,1 @@
-"""The report of a run: one HTML page, figures, contact sheets."""
+"""The report of a run: one HTML page with charts and contact sheets."""

@@ -1,1 +1,1 @@
-"""Pseudo-labels, the segmenter that is trained on them, and the CRF."""
+"""Pseudo-labels, the segmenter trained on them, and the CRF."""

@@ -1,1 +1,1 @@
-"""The command line. It parses arguments and calls the library."""
+"""The command line: it parses arguments and calls the library."""
