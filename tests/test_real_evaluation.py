@@ -170,7 +170,7 @@ def test_coco_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"size": 64, "grid": 16, "precision": "fp32"}
     head = {"epochs": 2, "lr_milestone": 1, "batch": 3, "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0001}
     evaluations = {
-        "backbone_linear": given | {"smallest": 0.8, "head": head},
+        "backbone_linear": given | {"crop_min_scale": 0.8, "head": head},
         "backbone_kmeans": given | {"components": 8, "clusters": None, "starts": 1, "iterations": 10, "seeds": 2, "batch": 1},
     }
     Path("params.yaml").write_text(yaml.safe_dump({"seed": 0, "backbone": SHAPE} | evaluations))
