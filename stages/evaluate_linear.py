@@ -15,11 +15,8 @@ PROTOCOL = (
 
 
 def main(index: str, folder: str, truth: str, weights: str, out: str, details: str) -> None:
-    p, q, seed = (
-        params.group("linear", linear_probe.Linear),
-        params.group("predict", segmenter.Predict),
-        params.value("seed", int),
-    )
+    p, q = params.group("linear", linear_probe.Linear), params.group("predict", segmenter.Predict)
+    seed = params.value("seed", int)
     net, classes, maps = segmenter.load(weights), label_maps.class_names(truth), label_maps.LabelMaps(truth, "semantic/")
     learned = [i for i in image_index.train_images(index) if i in maps]
     judged = [i for i in image_index.eval_images(index) if i in maps]

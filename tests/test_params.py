@@ -114,11 +114,11 @@ def test_the_shipped_file_is_the_demo_profile() -> None:
 def test_profiles_hold_only_what_differs() -> None:
     base = yaml.safe_load((ROOT / "profiles/base.yaml").read_text())
     for name in PROFILES:
-        *_, parent = [profiles.BASE, *profiles.lineage(name, ROOT / "profiles")[:-1]]
+        *_, parent = [profiles.BASE, *list(profiles.lineage(name, ROOT / "profiles"))[:-1]]
         content = {k: v for k, v in profiles.read(name, ROOT / "profiles").items() if k != "extends"}
         values = base if parent == profiles.BASE else yaml.safe_load(profiles.render(parent, folder=ROOT / "profiles"))
-        inherited = profiles.flatten(values, base)
-        assert [key for key, value in profiles.flatten(content, base).items() if inherited[key] == value] == [], name
+        inherited = params.flatten(values)
+        assert [key for key, value in params.flatten(content).items() if inherited[key] == value] == [], name
 
 
 def small_profiles(folder: Path, **files: str) -> Path:

@@ -19,9 +19,8 @@ from sklearn.preprocessing import StandardScaler
 import unseg
 from unseg.clustering import naming
 from unseg.clustering.naming import ClusterEntry
-from unseg.core import profiles
+from unseg.core import params, profiles
 from unseg.core.console import InputError
-from unseg.report import comparison
 from unseg.segmentation import segmenter
 from unseg.serving import export, few_labels
 from unseg.serving.cli import fit
@@ -188,7 +187,7 @@ def test_fit_writes_what_one_would_by_hand(clone: Path, capsys: pytest.CaptureFi
     main(words)
     assert Path("data/raw/photos").resolve() == clone.parent / "my photos"
     got, profile = yaml.safe_load(Path("params.yaml").read_text()), yaml.safe_load(profiles.render("folder"))
-    before, after = comparison.flat(profile), comparison.flat(got)
+    before, after = params.flatten(profile), params.flatten(got)
     assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == {
         *("cluster.k", "croc.epochs", "segmenter.epochs", "segmenter.lr_milestone"),
     }

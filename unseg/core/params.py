@@ -2,6 +2,7 @@
 
 import re
 import typing
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,18 +34,31 @@ def value(key: str, kind: type[T], file: str | Path = FILE) -> T:
     Raises:
         InputError: no such file or key, or a value of another type.
     """
-    try:
-        node: Any = yaml.safe_load(Path(file).read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file; run from the root of the repository") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    node = read(file)
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
             raise InputError(f"{file}: {key} is missing; profiles/base.yaml has every key")
         node = node[part]
     checked: T = check(key, kind, node, file)
     return checked
+
+
+def read(file: str | Path = FILE) -> Any:
+    """The content of a YAML file. Raises InputError if there is no such file or it is not YAML."""
+    try:
+        return yaml.safe_load(Path(file).read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file; run from the root of the repository") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key; a list is one value."""
+    flat: dict[str, Any] = {}
+    for key, x in tree.items():
+        flat |= flatten(x, f"{prefix}{key}.") if isinstance(x, Mapping) else {f"{prefix}{key}": x}
+    return flat
 
 
 def group(key: str, kind: type[T], file: str | Path = FILE) -> T:

@@ -42,12 +42,12 @@ def render(name: str, changes: Mapping[str, Any] | None = None, folder: Path = F
     base = read(BASE, folder)
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}  # key to the place that sets it, for messages
-    for profile in lineage(name, folder):
-        found = flatten({key: value for key, value in read(profile, folder).items() if key != "extends"}, base)
+    for profile, content in lineage(name, folder).items():
+        found = params.flatten({key: value for key, value in content.items() if key != "extends"})
         values |= found
         origin |= dict.fromkeys(found, f"{folder / profile}.yaml")
     values |= changes or {}
-    defaults = flatten(base, base)
+    defaults = params.flatten(base)
     for key in values:
         if key not in defaults:
             raise InputError(f"{origin.get(key, f'--set {key}')}: {key} is not a parameter; {folder / BASE}.yaml lists them all")
@@ -76,41 +76,30 @@ def group(name: str, key: str, kind: type[T], folder: Path = FOLDER) -> T:
     return built
 
 
-def lineage(name: str, folder: Path) -> list[str]:
-    """The profile and those that it extends, the outermost first. Raises InputError if they extend each other."""
-    chain: list[str] = []
+def lineage(name: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """The contents of the profile and of those that it extends, the outermost first.
+
+    Raises:
+        InputError: one of them cannot be read, or they extend each other.
+    """
+    chain: dict[str, dict[str, Any]] = {}
     following: str | None = name
     while following is not None and following != BASE:
         if following in chain:
             raise InputError(f"{folder / name}.yaml: {' extends '.join([*chain, following])}; remove one `extends`")
-        chain.append(following)
-        following = read(following, folder).get("extends")
-    return chain[::-1]
+        chain[following] = read(following, folder)
+        following = chain[following].get("extends")
+    return dict(reversed(chain.items()))
 
 
 def read(name: str, folder: Path) -> dict[str, Any]:
     file = folder / f"{name}.yaml"
     if not re.fullmatch(r"\w+", name) or not file.exists():
         raise InputError(f"{file}: no such profile; there are {', '.join(names(folder)) or 'none: run this in a clone of unseg'}")
-    try:
-        content = yaml.safe_load(file.read_text("utf-8")) or {}
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    content = params.read(file) or {}
     if not isinstance(content, dict):
         raise InputError(f"{file} holds no parameters; write them as in {folder / BASE}.yaml")
     return content
-
-
-def flatten(tree: Mapping[str, Any], base: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key; a mapping is a group where base has a group of that name."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        group = base.get(key) if isinstance(base, Mapping) else None
-        if isinstance(value, Mapping) and isinstance(group, Mapping):
-            flat |= flatten(value, group, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def dump(value: Any) -> str:

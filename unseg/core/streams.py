@@ -1,6 +1,6 @@
 """Lists of records too long for memory (five million detections): read line by line, an image at a time.
 
-`records.write_json` gives each record of a list a line of its own, and stages write records in the order of their images, so
+`storage.write_json` gives each record of a list a line of its own, and stages write records in the order of their images, so
 that what is COCO's JSON to others can be streamed here. JSON that is laid out otherwise is read whole.
 """
 

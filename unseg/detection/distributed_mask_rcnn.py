@@ -4,7 +4,7 @@ torchvision samples sizes, anchors and proposals per image, pads each batch to i
 samples. Here each process samples for all images of the batch and keeps its own part, so all must start from the same
 seed. `weight_losses` turns the mean over processes into the mean over the batch. With one process nothing changes.
 
-Shapes: B images of the whole batch, distributed as in `training.Order`.
+Shapes: B images of the whole batch, distributed as in `training.EpochSampler`.
 """
 
 import torch

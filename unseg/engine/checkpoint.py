@@ -2,7 +2,7 @@
 
 It lives in `.scratch/<stage>/<code>-<key>/` (UNSEG_SCRATCH moves it), where code hashes unseg's modules, and key the stage's
 params and inputs. A lock holds it against a second run; it is removed when the outputs are written. Trainings keep a
-checkpoint in it, extractions (a result for each photograph or object) their `Results`.
+checkpoint in it, extractions (a result for each photograph or object) a `ResultStore`.
 
 What other code has begun can never be gone on with: the stage removes it when it starts. What this code has begun with other
 params or inputs stays, so that an experiment that goes back to them goes on.
@@ -141,10 +141,9 @@ class Checkpoint:
 class ResultStore:
     """What an extraction has found so far: bytes by the number of an image or an object, in an SQLite file a process.
 
-    Use within a Scratch, as a context manager. Results do not depend on the number of processes, nor on where a run was
-    broken off, because whole batches are left out or dealt out, never parts of one.
+    Use within a Checkpoint, as a context manager; `map_batches` does.
 
-    before: how many there were at the start. first: whether this is the process that writes outputs.
+    before: how many there were at the start.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -169,7 +168,7 @@ class ResultStore:
                 file.with_name(f"{file.name}-journal").unlink(missing_ok=True)
         distributed.barrier()
         self.own: sqlite3.Connection | None = None  # opened by the first `put`: loader processes, forked before, must not have it
-        self.spoken, self.before, self.first = time.monotonic(), len(self.done), distributed.rank() == 0
+        self.spoken, self.before = time.monotonic(), len(self.done)
         return self
 
     def files(self) -> list[Path]:
@@ -203,7 +202,7 @@ class ResultStore:
             if self.own is not None:
                 self.own.commit()
         distributed.barrier()
-        return self.first
+        return distributed.rank() == 0
 
     def of(self, numbers: Iterable[int]) -> Iterator[bytes]:
         """The results of these, in their order, one at a time; call `complete` before."""

@@ -90,7 +90,7 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 
 def local_shard(x: Tensor, dim: int = 0) -> Tensor:
-    """This process's part of what belongs to the examples of a whole batch, dealt out as `training.Order` does."""
+    """This process's part of what belongs to the examples of a whole batch, dealt out as `training.EpochSampler` does."""
     return x.movedim(dim, 0)[rank() :: world()].movedim(0, dim)
 
 

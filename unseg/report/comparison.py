@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from unseg.core import params
 from unseg.core.console import InputError, track
@@ -61,7 +60,7 @@ def read(folder: Path, name: str) -> ComparedRun:
     ious, single = read_json(own / "class_iou.json"), read_json(own / "image_iou.json")
     return ComparedRun(
         name=name,
-        params=flat(yaml.safe_load(file.read_text("utf-8"))),
+        params={key: str(x) if isinstance(x, list) else x for key, x in params.flatten(params.read(file)).items()},
         numbers={f"{file}: {key}": x for file, content in found.items() for key, x in scalars(content)},
         root=folder / params.value("data.images", str, file),
         judged={image.file_name: image for image in eval_images(folder / "data/images.json")},
@@ -72,14 +71,6 @@ def read(folder: Path, name: str) -> ComparedRun:
         class_iou={row["class"]: row["iou"] for row in ious},
         image_iou={row["file_name"]: row["iou"] for row in single},
     )
-
-
-def flat(tree: Record, prefix: str = "") -> Record:
-    """Values by dotted key; a list is one value."""
-    found: Record = {}
-    for key, x in tree.items():
-        found |= flat(x, f"{prefix}{key}.") if isinstance(x, dict) else {prefix + str(key): str(x) if isinstance(x, list) else x}
-    return found
 
 
 def shared(runs: Sequence[ComparedRun]) -> list[str]:

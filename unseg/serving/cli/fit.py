@@ -23,7 +23,6 @@ from unseg.data import readers
 from unseg.engine import environment
 from unseg.serving.cli.profile import FITTED, write_params
 
-LINK = Path("data/raw/photos")  # what profiles/folder.yaml names
 PRETRAIN_STEPS, SEGMENTER_STEPS = 750, 400  # on a CPU: minutes each
 MASKS_A_CLUSTER = 8  # at least, on average
 
