@@ -120,14 +120,14 @@ FAULTS = [
         "processes: a seed of each",
         "unseg/engine/training.py",
         "mix_seeds(seed, number, 0)",
-        "mix(seed, number, distributed.rank())",
+        "mix_seeds(seed, number, distributed.rank())",
         f"{PROCESSES} -k learn",
     ),
     Fault(
         "resume: parts of a batch",
         "unseg/engine/checkpoint.py",
         "undone = [b for b in batches if not all(key(item) in self.done for item in b)]",
-        "undone = [[i for i in b if number(i) not in self.done] for b in batches]",
+        "undone = [[i for i in b if key(i) not in self.done] for b in batches]",
         "tests/test_faults.py -k results",
     ),
     Fault(
@@ -197,7 +197,7 @@ FAULTS = [
         "faults: half files of the dead stay",
         "unseg/core/storage.py",
         "if not process_exists(",
-        "if False and running(",
+        "if False and process_exists(",
         "tests/test_faults.py -k killed",
     ),
     Fault(
@@ -269,7 +269,7 @@ FAULTS = [
         "unseg/engine/distributed.py",
         'os.environ.get("UNSEG_LAUNCHER", "").strip()',
         '""',
-        f"{PROCESSES} -k nodes",
+        f"{PROCESSES} -m slow -k nodes",
     ),
     Fault(
         "archives: a name is there",
@@ -303,7 +303,7 @@ FAULTS = [
         "croc: a constant is made in a step",
         "unseg/pretraining/croc_training.py",
         "(pixels - self.mean) / self.std",
-        "(pixels - torch.tensor(images.MEAN).view(3, 1, 1)) / self.std",
+        "(pixels - torch.tensor(batching.MEAN).view(3, 1, 1)) / self.std",
         "tests/test_croc.py -k waits",
     ),
     Fault(

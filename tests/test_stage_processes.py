@@ -130,4 +130,4 @@ def test_a_dead_process_ends_one_that_waits(tmp_path: Path) -> None:
 @pytest.mark.slow  # each of the two has torch to start
 def test_a_dead_process_ends_one_in_a_collective(tmp_path: Path) -> None:
     start = "import torch\nfrom unseg.engine import distributed\ndistributed.start()"
-    dies(tmp_path, start, work="distributed.average(torch.ones(3))")
+    dies(tmp_path, start, work="distributed.all_reduce_mean(torch.ones(3))")
