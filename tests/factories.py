@@ -1,0 +1,43 @@
+"""What several tests build: params groups, image records, instances, detections."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import yaml
+
+from unseg.core import instances, masks, params
+from unseg.core.image_index import ImageRecord
+from unseg.core.instances import Detection, Instance
+
+ROOT = Path(__file__).parents[1]
+T = TypeVar("T")
+
+
+@cache
+def demo_params() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    return content
+
+
+def group(key: str, kind: type[T], **changes: Any) -> T:
+    """A group of the shipped params.yaml as the dataclass kind, with some values changed; checked as one that is read."""
+    node = demo_params()
+    for part in key.split("."):
+        node = node[part]
+    built: T = params.check(key, kind, {**node, **changes}, "params.yaml")
+    return built
+
+
+def image(id: int = 1, size: tuple[int, int] = (8, 8), split: str = "both", file_name: str | None = None) -> ImageRecord:
+    return ImageRecord(id, file_name or f"{id}.png", *size, split)
+
+
+def instance(mask: np.ndarray, image_id: int = 1, category_id: int = 0, id: int = 1) -> Instance:
+    return instances.instance(id, image_id, category_id, masks.encode(mask))
+
+
+def detection(mask: np.ndarray, score: float = 0.9, image_id: int = 1, category_id: int = 0) -> Detection:
+    encoded = masks.encode(mask)
+    return Detection(image_id, category_id, encoded, encoded.bbox, score)
