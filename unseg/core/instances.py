@@ -37,11 +37,12 @@ class Instance:
     category_id: int  # cluster 0..K-1; of ground truth: class 1..C
     mask: Mask
     bbox: Box  # the mask's
+    iscrowd: bool = False  # of ground truth: a region of many objects
 
     @classmethod
     def from_coco(cls, record: Record) -> "Instance":
         """Raises ValueError for an invalid record."""
-        return cls(number(record, "id"), *common(record))
+        return cls(number(record, "id"), *common(record), bool(record.get("iscrowd", 0)))
 
     def to_coco(self) -> Record:
         return {
@@ -51,7 +52,7 @@ class Instance:
             "segmentation": self.mask.rle,
             "bbox": list(self.bbox),
             "area": self.mask.area,
-            "iscrowd": 0,
+            "iscrowd": int(self.iscrowd),
         }
 
 
