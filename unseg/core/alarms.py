@@ -1,7 +1,7 @@
-"""Alarms: what a stage made has collapsed, so that training on it would be in vain. They look at no truth.
+"""Alarms: a stage fails if its output has collapsed, because training on it would be in vain. They use no ground truth.
 
-Each group of `alarms` in params.yaml belongs to one stage, which fails after it has written what it made (so that it can be
-looked at). Of fewer images than `least` no alarm is raised: too few to tell collapse from chance.
+Each group of `alarms` in params.yaml belongs to one stage. The stage checks after it has written its output, which stays for
+inspection. With few images there is no alarm, because collapse and chance look alike.
 """
 
 from collections.abc import Sequence
@@ -10,37 +10,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from unseg.core.console import InputError
-
-
-def check_fraction(key: str, share: float) -> None:
-    if not 0 <= share <= 1:
-        raise ValueError(f"{key} is {share}; it must be from 0 to 1")
+from unseg.core.params import Fraction
 
 
 @dataclass(frozen=True)
 class MaskAlarm:
     """The `alarms.masks` group of params.yaml, for mine."""
 
-    least: int  # images, for an alarm
-    missing: float  # share of images without a mask, at the most
-    smallest: float  # mean share of its image that a mask covers, at the least
-    largest: float  # and at the most
+    min_images: int
+    max_missing: Fraction  # of the images without a mask
+    min_area: Fraction  # of its image that a mask covers, on average
+    max_area: Fraction
 
-    def __post_init__(self) -> None:
-        for name in ("missing", "smallest", "largest"):
-            check_fraction(f"alarms.masks.{name}", getattr(self, name))
-
-    def look(self, path: str, areas: Sequence[float], images: int) -> None:
-        """Of each mask its share of its image, and the number of images. Raises: InputError."""
-        if images < self.least:
+    def check(self, path: str, areas: Sequence[float], images: int) -> None:
+        """Raises InputError. areas: the fraction of its image that each mask covers; images: their number."""
+        if images < self.min_images:
             return
         missing, area = 1 - len(areas) / images, float(np.mean(areas)) if areas else 0.0
-        if missing > self.missing:
-            fail(path, f"{missing:.0%} of {images} images have no mask", f"alarms.masks.missing is {self.missing:g}")
-        if area < self.smallest:
-            fail(path, f"a mask covers {area:.2%} of its image on average", f"alarms.masks.smallest is {self.smallest:g}")
-        if area > self.largest:
-            remedy = f"try mine.center: true; alarms.masks.largest is {self.largest:g}"
+        if missing > self.max_missing:
+            fail(path, f"{missing:.0%} of {images} images have no mask", f"alarms.masks.max_missing is {self.max_missing:g}")
+        if area < self.min_area:
+            fail(path, f"a mask covers {area:.2%} of its image on average", f"alarms.masks.min_area is {self.min_area:g}")
+        if area > self.max_area:
+            remedy = f"try mine.center: true; alarms.masks.max_area is {self.max_area:g}"
             fail(path, f"a mask covers {area:.1%} of its image on average", remedy)
 
 
@@ -48,50 +40,45 @@ class MaskAlarm:
 class ClusterAlarm:
     """The `alarms.clusters` group of params.yaml, for cluster."""
 
-    least: int  # masks, for an alarm
-    largest: float  # share of the masks in one of several clusters, at the most
+    min_masks: int
+    max_fraction: Fraction  # of the masks in one of several clusters
 
-    def __post_init__(self) -> None:
-        check_fraction("alarms.clusters.largest", self.largest)
-
-    def look(self, path: str, counts: np.ndarray) -> None:
-        """The sizes of the clusters [K]. Raises: InputError."""
-        share = counts.max(initial=0) / max(1, counts.sum())
-        if counts.sum() >= self.least and len(counts) > 1 and share > self.largest:
-            fail(path, f"one cluster holds {share:.1%} of {counts.sum()} masks", f"alarms.clusters.largest is {self.largest:g}")
+    def check(self, path: str, sizes: np.ndarray) -> None:
+        """Raises InputError. sizes: of the clusters [K]."""
+        total, fraction = sizes.sum(), sizes.max(initial=0) / max(1, sizes.sum())
+        if total >= self.min_masks and len(sizes) > 1 and fraction > self.max_fraction:
+            remedy = f"alarms.clusters.max_fraction is {self.max_fraction:g}"
+            fail(path, f"one cluster holds {fraction:.1%} of {total} masks", remedy)
 
 
 @dataclass(frozen=True)
 class LabelAlarm:
     """The `alarms.labels` group of params.yaml, for aggregate."""
 
-    least: int  # images, for an alarm
-    empty: float  # share of the pseudo-labels that are all background, at the most
+    min_images: int
+    max_empty: Fraction  # of the pseudo-labels that are all background
 
-    def __post_init__(self) -> None:
-        check_fraction("alarms.labels.empty", self.empty)
-
-    def look(self, path: str, painted: Sequence[bool]) -> None:
-        """Whether each pseudo-label has an object. Raises: InputError."""
-        share = 1 - sum(painted) / max(1, len(painted))
-        if len(painted) >= self.least and share > self.empty:
-            remedy = f"lower detect.min_score or train the detector longer; alarms.labels.empty is {self.empty:g}"
-            fail(path, f"{share:.0%} of {len(painted)} pseudo-labels are all background", remedy)
+    def check(self, path: str, has_object: Sequence[bool]) -> None:
+        """Raises InputError. has_object: one value for each pseudo-label."""
+        empty = 1 - sum(has_object) / max(1, len(has_object))
+        if len(has_object) >= self.min_images and empty > self.max_empty:
+            remedy = f"lower detect.min_score or train the detector longer; alarms.labels.max_empty is {self.max_empty:g}"
+            fail(path, f"{empty:.0%} of {len(has_object)} pseudo-labels are all background", remedy)
 
 
 @dataclass(frozen=True)
 class SegmentationAlarm:
     """The `alarms.segmentation` group of params.yaml, for evaluate_quality."""
 
-    least: int  # images, for an alarm
-    clusters: int  # different ones in the final segmentation, at the least (or K, if there are fewer)
+    min_images: int
+    min_clusters: int  # in the final segmentation; K if that is smaller
 
-    def look(self, path: str, used: int, k: int, images: int) -> None:
-        """How many of the K clusters occur in so many images' final segmentation. Raises: InputError."""
-        if images >= self.least and used < min(self.clusters, k):
-            remedy = f"train the segmenter longer or with another lr; alarms.segmentation.clusters is {self.clusters}"
+    def check(self, path: str, used: int, k: int, images: int) -> None:
+        """Raises InputError. used: how many of the k clusters occur in the final segmentation of all images."""
+        if images >= self.min_images and used < min(self.min_clusters, k):
+            remedy = f"train the segmenter longer or with another lr; alarms.segmentation.min_clusters is {self.min_clusters}"
             fail(path, f"{used} of {k} clusters occur in the final segmentation of {images} images", remedy)
 
 
-def fail(path: str, what: str, remedy: str) -> None:
-    raise InputError(f"{path}: collapse: {what}; {remedy}")
+def fail(path: str, problem: str, remedy: str) -> None:
+    raise InputError(f"{path}: collapse: {problem}; {remedy}")

@@ -1,14 +1,14 @@
-"""params.yaml, read group by group into frozen dataclasses that have no defaults.
+"""params.yaml, read group by group into frozen dataclasses without defaults.
 
-The type of a field declares what it may hold: a type below, `Literal["mask", "box"]` for a choice, or
-`Annotated[int, Interval(ge=2, le=254)]` for a range. What depends on several fields stays in the `__post_init__` of the
-dataclass, which raises ValueError.
+The type of a field declares its range: a type below, `Literal["mask", "box"]`, or `Annotated[int, Interval(ge=2, le=254)]`.
+A rule about several fields stays in the dataclass's `__post_init__`, which raises ValueError.
 """
 
+import operator
 import re
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import astuple, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -26,8 +26,27 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 T = TypeVar("T")
 FILE = "params.yaml"
-BOUNDS = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
-RENAMED = {  # earlier names of parameters
+LIMITS: dict[type, tuple[Any, str]] = {
+    Ge: (operator.ge, "at least"),
+    Gt: (operator.gt, "above"),
+    Le: (operator.le, "at most"),
+    Lt: (operator.lt, "below"),
+    MinLen: (operator.ge, "at least"),
+    MaxLen: (operator.le, "at most"),
+}
+RENAMED = {  # earlier keys ([] is any place in a list), and the new last part
+    "adopt": "self_train",
+    "sets[].share": "fraction",
+    "alarms.masks.least": "min_images",
+    "alarms.masks.missing": "max_missing",
+    "alarms.masks.smallest": "min_area",
+    "alarms.masks.largest": "max_area",
+    "alarms.clusters.least": "min_masks",
+    "alarms.clusters.largest": "max_fraction",
+    "alarms.labels.least": "min_images",
+    "alarms.labels.empty": "max_empty",
+    "alarms.segmentation.least": "min_images",
+    "alarms.segmentation.clusters": "min_clusters",
     "croc.views.smallest": "crop_min_scale",
     "croc.views.jitter_chance": "jitter_prob",
     "croc.views.grey_chance": "grey_prob",
@@ -48,13 +67,23 @@ def value(key: str, kind: type[T], file: str | Path = FILE) -> T:
     Raises:
         InputError: no such file or key, or a value of another type.
     """
-    node = read(file)
+    node, parent = read(file), ""
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
+            refuse_renamed(parent, node if isinstance(node, dict) else (), file)
             raise InputError(f"{file}: {key} is missing; profiles/base.yaml has every key")
-        node = node[part]
+        node, parent = node[part], f"{parent}{part}."
     checked: T = check(key, kind, node, file)
     return checked
+
+
+def group(key: str, kind: type[T], file: str | Path = FILE) -> T:
+    """A whole group as the dataclass `kind`, e.g. `group("mine", Mining)`.
+
+    Raises:
+        InputError: a key is missing, unknown, of another type or out of range.
+    """
+    return value(key, kind, file)
 
 
 def read(file: str | Path = FILE) -> Any:
@@ -75,78 +104,65 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def group(key: str, kind: type[T], file: str | Path = FILE) -> T:
-    """A whole group as the dataclass `kind`, e.g. `group("mine", Mining)`.
-
-    Raises:
-        InputError: a key that is missing, unknown, of another type, or out of range.
-    """
-    built: T = check(key, kind, value(key, dict, file), file)
-    return built
-
-
-def check(key: str, kind: Any, got: Any, file: str | Path) -> Any:
-    """got as a value of type kind: a number, str, bool, X | None, list[X], Literal, Annotated, or a dataclass from a mapping."""
+def check(key: str, kind: Any, x: Any, file: str | Path) -> Any:
+    """x as a value of type kind: a number, str, bool, X | None, list[X], Literal, Annotated, or a dataclass from a mapping."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if is_dataclass(kind) and isinstance(got, dict):
-        return build(key, kind, got, file)
+    if is_dataclass(kind) and isinstance(x, dict):
+        return build(key, kind, x, file)
     if origin is Annotated:
-        checked = check(key, args[0], got, file)
-        if allowed := broken(checked, args[1:]):
-            raise InputError(f"{file}: {key} is {got!r}; it must {allowed}")
+        checked = check(key, args[0], x, file)
+        if rule := broken_rule(checked, args[1:]):
+            raise InputError(f"{file}: {key} is {x!r}; it must {rule}")
         return checked
     if origin is Literal:
-        if not any(got == option and type(got) is type(option) for option in args):
-            raise InputError(f"{file}: {key} is {got!r}; it must be one of {', '.join(map(str, args))}")
-        return got
-    if origin is list and isinstance(got, list):
-        return [check(f"{key}[{i}]", args[0], x, file) for i, x in enumerate(got)]
+        if not any(x == option and type(x) is type(option) for option in args):
+            raise InputError(f"{file}: {key} is {x!r}; it must be one of {', '.join(map(str, args))}")
+        return x
+    if origin is list and isinstance(x, list):
+        return [check(f"{key}[{i}]", args[0], item, file) for i, item in enumerate(x)]
     if type(None) in args:
         (inner,) = (arg for arg in args if arg is not type(None))
-        return None if got is None else check(key, inner, got, file)
-    if kind is float and isinstance(got, str) and YAML12_FLOAT.fullmatch(got):
-        return float(got)
-    if kind is float and isinstance(got, int) and not isinstance(got, bool):
-        return float(got)
-    if not isinstance(kind, type) or not isinstance(got, kind) or (isinstance(got, bool) and kind is not bool):
-        raise InputError(f"{file}: {key} is {got!r}; it must be {kind.__name__ if isinstance(kind, type) else kind}")
-    return got
+        return None if x is None else check(key, inner, x, file)
+    if kind is float and isinstance(x, str) and YAML12_FLOAT.fullmatch(x):
+        return float(x)
+    if kind is float and isinstance(x, int) and not isinstance(x, bool):
+        return float(x)
+    if not isinstance(kind, type) or not isinstance(x, kind) or (isinstance(x, bool) and kind is not bool):
+        raise InputError(f"{file}: {key} is {x!r}; it must be {kind.__name__ if isinstance(kind, type) else kind}")
+    return x
 
 
-def broken(x: Any, metadata: Iterable[Any]) -> str:
-    """What a value must satisfy, e.g. "be at least 0 and at most 1", if it breaks one of the declared limits; else ""."""
+def broken_rule(x: Any, metadata: Iterable[Any]) -> str:
+    """All limits of a number or a list, e.g. "be at least 0 and at most 1", if x breaks one; else ""."""
     limits = [limit for m in metadata for limit in (m if isinstance(m, GroupedMetadata) else (m,))]
-    kept, words = True, list[str]()
-    for limit in limits:
-        match limit:
-            case Ge(bound) | Gt(bound) | Le(bound) | Lt(bound):
-                ok = {Ge: x >= bound, Gt: x > bound, Le: x <= bound, Lt: x < bound}[type(limit)]
-                words.append(f"be {BOUNDS[type(limit)]} {bound}" if not words else f"{BOUNDS[type(limit)]} {bound}")
-            case MinLen(bound):
-                ok = len(x) >= bound
-                words.append(f"have at least {bound} values")
-            case MaxLen(bound):
-                ok = len(x) <= bound
-                words.append(f"have at most {bound} values")
-            case _:
-                raise TypeError(f"{limit!r} cannot be checked")
-        kept = kept and ok
-    return "" if kept else " and ".join(words)
+    rules = [(*LIMITS[type(limit)], *astuple(limit)) for limit in limits]
+    size = len(x) if isinstance(x, list) else x
+    if all(holds(size, bound) for holds, _, bound in rules):
+        return ""
+    text = " and ".join(f"{words} {bound}" for _, words, bound in rules)
+    return f"have {text} values" if isinstance(x, list) else f"be {text}"
 
 
-def build(key: str, kind: Any, got: dict[str, Any], file: str | Path) -> Any:
+def build(key: str, kind: Any, values: dict[str, Any], file: str | Path) -> Any:
+    """The dataclass `kind` from a mapping with exactly its fields."""
     types = typing.get_type_hints(kind, include_extras=True)
-    known = [f.name for f in fields(kind)]
-    for name in got:
-        if name not in known and (new := RENAMED.get(f"{key}.{name}")):
-            raise InputError(f"{file}: {key}.{name} is now called {key}.{new}; rename it")
-        if name not in known:
-            raise InputError(f"{file}: {key}.{name} is not a parameter; {key} has {', '.join(known)}")
-    for name in known:
-        if name not in got:
+    names = [f.name for f in fields(kind)]
+    for name in values:
+        if name not in names:
+            refuse_renamed(f"{key}.", [name], file)
+            raise InputError(f"{file}: {key}.{name} is not a parameter; {key} has {', '.join(names)}")
+    for name in names:
+        if name not in values:
             raise InputError(f"{file}: {key}.{name} is missing; profiles/base.yaml has every key")
-    parts = {name: check(f"{key}.{name}", types[name], got[name], file) for name in known}
+    checked = {name: check(f"{key}.{name}", types[name], values[name], file) for name in names}
     try:
-        return kind(**parts)
+        return kind(**checked)
     except ValueError as error:
         raise InputError(f"{file}: {error}") from None
+
+
+def refuse_renamed(parent: str, names: Iterable[str], file: str | Path) -> None:
+    """Raises InputError if a name below parent ("" or, e.g., "croc.views.") is an earlier name of a parameter."""
+    for name in names:
+        if new := RENAMED.get(re.sub(r"\[\d+\]", "[]", f"{parent}{name}")):
+            raise InputError(f"{file}: {parent}{name} is now called {parent}{new}; rename it")
