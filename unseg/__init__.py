@@ -9,7 +9,7 @@ __all__ = ["Prediction", "Predictor", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `unseg.serving.api` on first use, because stages that do not need torch import this package too."""
+    """Import `unseg.serving.api` on first use, because it imports torch and most stages do not need it."""
     if name in __all__:
         from unseg.serving import api
 

@@ -1,1 +1,1 @@
-"""The finished model in use: Python API, command line, export."""
+"""Use of a trained model: the Python API, the command line, export."""

@@ -1,9 +1,8 @@
-"""The few verbs, for Python: `unseg.load(file).predict(photo)`. What they do is in the wings; here it is put together.
+"""The Python API: `unseg.load(file).predict(photo)`.
 
-Shapes: H rows, W columns of a photograph; label maps are uint8 with 0 background, cluster + 1, 255 void.
+Shapes: H rows, W columns of a photograph; h rows of a band of it. Label maps are uint8: 0 background, cluster + 1, 255 ignored.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,150 +14,146 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from unseg.clustering import naming
-from unseg.core import label_maps, rle
+from unseg.core import masks
 from unseg.core.console import InputError
+from unseg.core.instances import Detection, instance
+from unseg.core.label_maps import IGNORE_LABEL
 from unseg.data import examination, photos
 from unseg.detection import detector
+from unseg.detection.detector import TrainedDetector
 from unseg.detection.settings import Detect
 from unseg.engine import environment
 from unseg.engine.precision import portable
 from unseg.report import overlay, pictures, sheets
 from unseg.segmentation import segmenter, tiles
 from unseg.segmentation.crf import Crf
+from unseg.segmentation.segmenter import TrainedSegmenter
 from unseg.serving.run import Run
 
 Photo = str | Path | Pillow.Image | np.ndarray
 PUBLISHED_CRF = Crf("conv", 10, 1.0, 3.0, 67.0, 3.0, 4.0, window=64, stride=8)  # docs/spec/maskdistill.md, B.5.4
-DETECT_PIXELS = 1_500_000  # a larger photograph is reduced to this for the detector, which would scale it down anyway
+DETECT_PIXELS = 1_500_000  # larger photographs are reduced to this for the detector, which would scale them down anyway
 
 
 class LabelFraction(NamedTuple):
-    """How much of a photograph has a label."""
+    """A label of a photograph."""
 
     label: int
     name: str
-    share: float  # of the pixels
-    confidence: float  # mean probability of the label there
+    fraction: float  # of the pixels
+    confidence: float  # mean probability of the label at its pixels
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a segmenter makes of one photograph."""
+    """The segmentation of one photograph."""
 
     pixels: np.ndarray  # [H, W, 3] uint8 RGB, upright
     labels: np.ndarray  # [H, W] uint8
-    confidence: np.ndarray  # [H, W] float32: probability of the label (after merging, before a CRF)
-    names: dict[int, str]  # of the labels, background first
+    confidence: np.ndarray  # [H, W] float32: probability of the label, after merging and before a CRF
+    names: dict[int, str]  # by label, background first
     colours: np.ndarray  # [256, 3] uint8, by label
-    instances: list[dict[str, Any]]  # COCO results (category_id is a label), surest first; empty without a detector
+    detections: list[Detection]  # category_id is a label; highest score first; empty without a detector
 
-    def shares(self) -> list[LabelFraction]:
-        """Of each label in the map, the most frequent first; void, where nothing is known, has no line."""
+    @property
+    def instances(self) -> list[dict[str, Any]]:
+        """The detections as COCO results; category_id is a label."""
+        return [d.to_coco() for d in self.detections]
+
+    def fractions(self) -> list[LabelFraction]:
+        """The labels of the map, most frequent first, without the ignore label."""
         counts = np.bincount(self.labels.ravel(), minlength=256)
         sums = np.bincount(self.labels.ravel(), self.confidence.ravel(), 256)
         order = [k for k in np.argsort(-counts, kind="stable").tolist() if counts[k] and k in self.names]
         return [LabelFraction(k, self.names[k], float(counts[k] / self.labels.size), float(sums[k] / counts[k])) for k in order]
 
     def index(self) -> Pillow.Image:
-        """The label map as a palette picture."""
+        """The label map as a palette image."""
         return overlay.indexed(self.labels, self.colours)
 
     def overlay(self) -> Pillow.Image:
-        """The labels over the photograph, with a legend; the longer side from 320 to 1280 pixels."""
+        """The labels over the photograph, with a legend; the longer side has 320 to 1280 pixels."""
         return Pillow.fromarray(overlay.drawn(self.pixels, self.labels, self.colours, self.names))
 
     def boxes(self) -> Pillow.Image:
-        """The sure instances (as in the report: score at least 0.5, ten at most) over the photograph, the surest on top."""
+        """The confident detections over the photograph, as in the report: score at least 0.5, ten at most."""
         photo = overlay.reduced(self.pixels)
-        found = [i for i in self.instances if i["score"] >= sheets.SURE][: sheets.MOST]
-        masks = [pictures.fit(rle.decode(i["segmentation"]), photo) for i in found]
-        tags = [f"{self.names.get(i['category_id'], '')} {i['score']:.2f}" for i in found]
-        labels = [i["category_id"] for i in found]
-        return Pillow.fromarray(pictures.boxed(photo, masks, labels, tags, self.colours, np.zeros(256, bool)))
+        confident = [d for d in self.detections if d.score >= sheets.SURE][: sheets.MOST]
+        labels = [d.category_id for d in confident]
+        tags = [f"{self.names.get(d.category_id, '')} {d.score:.2f}" for d in confident]
+        drawn = [pictures.fit(d.mask.decode(), photo) for d in confident]
+        return Pillow.fromarray(pictures.boxed(photo, drawn, labels, tags, self.colours, np.zeros(256, bool)))
 
     def annotations(self, image_id: int = 1, first_id: int = 1) -> list[dict[str, Any]]:
-        """A COCO annotation (run-length mask) for each label but background, with the mean confidence as score."""
-        found: list[dict[str, Any]] = []
+        """A COCO annotation (run-length mask) per label but background; `score` is the mean confidence."""
         labels = np.asfortranarray(self.labels)  # run lengths go down the columns
-        for s in (s for s in self.shares() if s.label):
-            mask = rle.encode(labels == s.label)
-            score = round(s.confidence, 4)
-            found.append({**rle.coco_annotation(first_id + len(found), image_id, s.label, mask), "score": score})
-        return found
+        objects = [f for f in self.fractions() if f.label]
+        return [
+            {**instance(id, image_id, f.label, masks.encode(labels == f.label)).to_coco(), "score": round(f.confidence, 4)}
+            for id, f in enumerate(objects, first_id)
+        ]
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A segmenter, ready for photographs. Made by `load`."""
+    """A loaded segmenter; `load` returns it."""
 
-    net: segmenter.TrainedSegmenter
+    net: TrainedSegmenter
     clusters: naming.ClusterNames
-    colours: np.ndarray
+    colours: np.ndarray  # [256, 3] uint8, by label
     device: torch.device
-    seen: str | int
-    found_by: detector.TrainedDetector | None
+    input_size: str | int  # see `load`
+    detector: TrainedDetector | None
 
     @property
     def names(self) -> dict[int, str]:
-        """The labels that a prediction can hold, and their names."""
+        """The labels that a prediction can have, and their names."""
         return self.clusters.names()
 
     @torch.inference_mode()
     def predict(self, photo: Photo, crf: Crf | bool | None = None) -> Prediction:
-        """Label every pixel.
+        """Segment one photograph. Raises InputError if it cannot be read.
 
         Args:
-            photo: a file, a Pillow image, or [H, W, 3] uint8 RGB.
-            crf: refine outlines by a CRF; True takes the published settings, by method conv.
-
-        Raises:
-            InputError: not a photograph that can be read.
+            photo: a path, a Pillow image, or [H, W, 3] uint8 RGB.
+            crf: refine outlines by this CRF; True: by the published settings, with method conv.
         """
-        image = opened(photo)
+        image = open_photo(photo)
         pixels = np.asarray(image)
-        labels, sure = np.empty(pixels.shape[:2], np.uint8), np.empty(pixels.shape[:2], np.float32)
-        table = self.clusters.label_lut()
-        for top, found, p in self.answered(image, pixels, PUBLISHED_CRF if crf is True else crf or None):
-            rows = slice(top, top + len(found))
-            labels[rows], sure[rows] = table[found], p
-        return Prediction(pixels, labels, sure, self.names, self.colours, self.instances(pixels))
-
-    def answered(self, image: Pillow.Image, pixels: np.ndarray, crf: Crf | None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Band by band: first row, labels with merges but not yet void, and their probabilities; both [h, W]."""
-        drawn = ((top, self.merged(p)) for top, p in tiles.bands(self.net, image, self.seen, self.device))
-        if crf is None:
-            for top, p in drawn:
-                best = p.max(0)
-                yield top, best.indices.to(torch.uint8).numpy(), best.values.numpy()
+        labels, confidence = np.empty(pixels.shape[:2], np.uint8), np.empty(pixels.shape[:2], np.float32)
+        lut = self.clusters.label_lut()
+        bands = ((top, self.merge(p)) for top, p in tiles.bands(self.net, image, self.input_size, self.device))
+        if crf:
+            refined = tiles.refined(bands, pixels, PUBLISHED_CRF if crf is True else crf)
         else:
-            for top, found, p in tiles.refined(drawn, pixels, crf):
-                yield top, found, p.gather(0, torch.from_numpy(found.astype(np.int64))[None])[0].numpy()
+            refined = ((top, p.max(0).indices.to(torch.uint8).numpy(), p) for top, p in bands)
+        for top, band, p in refined:
+            rows = slice(top, top + len(band))
+            labels[rows] = lut[band]
+            confidence[rows] = p.gather(0, torch.from_numpy(band.astype(np.int64))[None])[0].numpy()  # [h, W]
+        return Prediction(pixels, labels, confidence, self.names, self.colours, self.detect(pixels))
 
-    def merged(self, p: Tensor) -> Tensor:
-        """[C, h, W] with the probability of merged clusters added to their target's."""
+    def merge(self, p: Tensor) -> Tensor:
+        """[C, h, W]: probabilities of merged clusters are added to those of their targets, in place."""
         for k, entry in self.clusters.entries.items():
             if entry.merge is not None:
                 p[entry.merge] += p[k + 1]
                 p[k + 1] = 0
         return p
 
-    def instances(self, pixels: np.ndarray) -> list[dict[str, Any]]:
-        """The detector's, where there is one; those of ignored clusters, and of merged into background, are left out."""
-        if self.found_by is None:
+    def detect(self, pixels: np.ndarray) -> list[Detection]:
+        """Detections with labels as categories. Those of clusters that are ignored or merged into background are dropped."""
+        if self.detector is None:
             return []
-        size, table = pixels.shape[:2], self.clusters.label_lut()
+        size, lut = pixels.shape[:2], self.clusters.label_lut()
         scale = min(1.0, (DETECT_PIXELS / (size[0] * size[1])) ** 0.5)
         small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
-        x = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].to(self.device)
-        kept = []
+        x = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].to(self.device)  # [1, 3, h, w]
         with tiles.TURN:
-            every = detector.instances(self.found_by, x)[0]
-        for found in every:
-            label = int(table[found["category_id"] + 1])
-            if label in (0, label_maps.IGNORE_LABEL):
-                continue
-            kept.append({**(enlarged(found, size) if scale < 1 else found), "category_id": label})
-        return kept
+            detections = detector.detect_batch(self.detector, x, [1])[0]
+        labelled = [replace(d, category_id=int(lut[d.category_id + 1])) for d in detections]
+        kept = [d for d in labelled if d.category_id not in (0, IGNORE_LABEL)]
+        return [enlarge(d, size) for d in kept] if scale < 1 else kept
 
 
 def load(
@@ -167,64 +162,66 @@ def load(
     detector_path: str | Path | None = None,
     detect: Detect | None = None,
     device: str | None = None,
-    seen: str | int | None = None,
+    input_size: str | int | None = None,
 ) -> Predictor:
-    """A segmenter of unseg from its file.
+    """Load a segmenter of unseg.
 
-    A model that was trained in bf16 runs in bf16 where the device has bfloat16 units, and in fp32 elsewhere.
+    A model that was trained in bf16 runs in bf16 on devices with bfloat16 units, and in fp32 elsewhere.
 
     Args:
         path: e.g. models/segmenter-r1.safetensors.
-        clusters: a clusters.yaml, for names, colours, merges and what to ignore.
-        detector_path: models/detector.safetensors, for instances too; `detect` has its settings.
-        device: cpu, cuda, mps; None: UNSEG_DEVICE, or the best there is.
-        seen: what the network sees of a photograph: original (the paper), square (the published code), or its shorter
-            side in pixels. None: what the file says, or the params.yaml of the run in whose models/ it lies, or original.
+        clusters: a clusters.yaml with names, colours, merges and ignored clusters.
+        detector_path: e.g. models/detector.safetensors, to detect instances too; `detect` has its settings.
+        device: cpu, cuda or mps; None: UNSEG_DEVICE, or the best available.
+        input_size: how a photograph is resized for the network: "original" (not at all; the paper), "square" (to the
+            training size; the published code), or the pixels of its shorter side. None: as the file says; else as params.yaml
+            of the run says in whose models/ the file lies; else "original".
 
     Raises:
-        InputError: a file that is not there, of another kind or of another version; clusters that the model has not; a
-            detector of other labels than the segmenter's; a device that is not there, or too small.
+        InputError: a missing file, a file of another kind or version, clusters that the model does not have, a detector
+            with other clusters than the segmenter, or a device that is missing or too small.
     """
     net = segmenter.load(path)
     net = replace(net, precision=portable(net.precision))
-    named = naming.read(clusters, net.labels - 1) if clusters else naming.ClusterNames(net.labels - 1)
+    names = naming.read(clusters, net.labels - 1) if clusters else naming.ClusterNames(net.labels - 1)
     if net.names:
-        known = {k: replace(named.entry(k), name=named.entry(k).name or name) for k, name in enumerate(net.names[1:])}
-        named = replace(named, entries=known)
-    if seen is None:
+        entries = {k: replace(names.entry(k), name=names.entry(k).name or name) for k, name in enumerate(net.names[1:])}
+        names = replace(names, entries=entries)
+    if input_size is None:
         folder = Path(path).resolve().parent
-        seen = net.seen or (Run(folder.parent).seen if folder.name == "models" else "original")
-    if not (seen in ("original", "square") or (isinstance(seen, int) and seen > 0)):
-        raise InputError(f"a photograph cannot be seen as {seen!r}; it must be original, square or pixels of the shorter side")
-    chosen = environment.device(device)
+        input_size = net.input_size or (Run(folder.parent).input_size if folder.name == "models" else "original")
+    if not (input_size in ("original", "square") or (isinstance(input_size, int) and input_size > 0)):
+        raise InputError(f"the input size is {input_size!r}; it must be original, square, or the pixels of the shorter side")
+    target = environment.device(device)
     try:
-        net.model.to(chosen)
-    except RuntimeError as error:  # such as: no memory left there
-        raise InputError(f"{path} cannot be moved to {chosen} ({str(error).split(chr(10))[0]}); try cpu") from None
-    found_by = None
+        net.model.to(target)
+    except RuntimeError as error:  # e.g. out of memory
+        raise InputError(f"{path} cannot be moved to {target} ({str(error).splitlines()[0]}); try cpu") from None
+    trained = None
     if detector_path:
-        found_by = detector.load(detector_path, detect or Detect(800, 0.05, 0.5, 100, DETECT_PIXELS))
-        if net.names or found_by.k + 1 != net.labels:
-            raise InputError(f"{detector_path} finds clusters, which {path} does not label; predict without instances")
-        found_by.model.to(chosen)
-        found_by = replace(found_by, p=replace(found_by.p, precision=portable(found_by.p.precision)))
-    return Predictor(net, named, overlay.colours(named), chosen, seen, found_by)
+        trained = detector.load(detector_path, detect or Detect(800, 0.05, 0.5, 100, DETECT_PIXELS))
+        if net.names or trained.k + 1 != net.labels:
+            raise InputError(f"{detector_path} detects clusters that {path} does not label; predict without instances")
+        trained.model.to(target)
+        trained = replace(trained, p=replace(trained.p, precision=portable(trained.p.precision)))
+    return Predictor(net, names, overlay.colours(names), target, input_size, trained)
 
 
-def enlarged(instance: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """An instance found on a reduced photograph, at its own size (H, W)."""
-    mask = rle.decode(instance["segmentation"])
+def enlarge(detection: Detection, size: tuple[int, int]) -> Detection:
+    """A detection on a reduced photograph, scaled to the photograph's size (H, W)."""
+    mask = detection.mask.decode()
     whole = cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST)
-    factors = (size[1] / mask.shape[1], size[0] / mask.shape[0]) * 2  # of x, y, w, h
-    box = [round(v * n, 2) for v, n in zip(instance["bbox"], factors, strict=True)]
-    return {**instance, "segmentation": rle.encode(whole > 0), "bbox": box}
+    sx, sy = size[1] / mask.shape[1], size[0] / mask.shape[0]
+    x, y, w, h = detection.bbox
+    bbox = round(x * sx, 2), round(y * sy, 2), round(w * sx, 2), round(h * sy, 2)
+    return replace(detection, mask=masks.encode(whole > 0), bbox=bbox)
 
 
-def opened(photo: Photo) -> Pillow.Image:
-    """8-bit RGB, upright. Raises: InputError."""
+def open_photo(photo: Photo) -> Pillow.Image:
+    """The photograph as 8-bit RGB, upright. Raises InputError."""
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
-            raise InputError(f"an array {photo.dtype} {list(photo.shape)} is no photograph; it must be uint8 [H, W, 3], RGB")
+            raise InputError(f"the array is {photo.dtype} {list(photo.shape)}; a photograph must be uint8 [H, W, 3], RGB")
         photo = Pillow.fromarray(photo)
     try:
         image = photos.to_rgb(photo) if isinstance(photo, Pillow.Image) else photos.open_rgb(photo)

@@ -1,11 +1,11 @@
-"""A segmenter for other programs: ONNX and torch.export, batch and size free, held against PyTorch before it is kept.
+"""Export a segmenter to ONNX or torch.export, with any batch and image size, checked against PyTorch.
 
     input   image   float32 [batch, 3, height, width]: RGB in 0..1, minus mean, over std (both in the metadata)
     output  logits  float32 [batch, labels, height, width], at the size of the input
-    then    softmax over labels; add the probability of each label to the one that `becomes` names, where that is not 255;
-            argmax; label 255 (void) where `becomes` says so
+    then    softmax over labels; add the probability of each label to its `output_label`, unless that is 255;
+            argmax; replace each label by its `output_label`; 255 is the ignore label
 
-The metadata says this too, with the labels' names and colours, as JSON under the key `unseg`.
+The metadata has this too, with the labels' names and colours, as JSON under the key `unseg`.
 """
 
 import copy
@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,46 +27,42 @@ from unseg.core.console import InputError
 from unseg.engine import batching
 from unseg.segmentation.segmenter import TrainedSegmenter
 
-SIZES = ((1, 64, 64), (2, 96, 160), (1, 375, 500))  # batch, height, width at which the export is tried
-FAR, SAME = 1e-3, 0.999  # largest difference of a logit; least share of pixels with one answer
+SIZES = ((1, 64, 64), (2, 96, 160), (1, 375, 500))  # batch, height, width of the images that check an export
+EXAMPLE = (2, 3, 64, 96)  # batch 2: the exporters take a size of 1 for a fixed one
+MAX_DIFFERENCE, MIN_AGREEMENT = 1e-3, 0.999  # of logits; of pixels with the same label
 OPSET = 18
 
 
-def about(net: TrainedSegmenter, clusters: ClusterNames, colours: np.ndarray) -> dict[str, Any]:
-    """What a program needs to know beside the graph; plain JSON.
-
-    Args:
-        colours: [256, 3] uint8, by label.
-    """
-    becomes, names = clusters.label_lut(), ("background", *(clusters.title(k) for k in range(clusters.count)))
+def metadata(net: TrainedSegmenter, clusters: ClusterNames, colours: np.ndarray) -> dict[str, Any]:
+    """Names, colours ([256, 3] uint8, by label), pre- and postprocessing, as JSON can hold them."""
+    lut, names = clusters.label_lut(), ("background", *(clusters.title(k) for k in range(clusters.count)))
     labels = [
-        {"label": i, "name": name, "becomes": int(becomes[i]), "colour": "#{:02x}{:02x}{:02x}".format(*colours[i].tolist())}
+        {"label": i, "name": name, "output_label": int(lut[i]), "colour": "#{:02x}{:02x}{:02x}".format(*colours[i].tolist())}
         for i, name in enumerate(names)
     ]
     before = {"colours": "RGB", "range": [0, 1], "mean": batching.MEAN, "std": batching.STD, "trained_at": net.size}
-    after = "softmax over axis 1; add each label's probability to the label it becomes, unless that is 255; argmax; 255 is void"
+    after = "softmax over axis 1; add each label's probability to its output_label, unless that is 255; argmax; "
+    after += "replace each label by its output_label; 255 is ignored"
     return {"kind": "segmenter", "labels": labels, "preprocessing": before, "postprocessing": after}
 
 
-def to_onnx(path: str | Path, net: TrainedSegmenter, told: dict[str, Any]) -> tuple[float, float]:
-    """Write the graph, in float32; returns the largest difference and the least agreement seen at SIZES.
+def to_onnx(path: str | Path, net: TrainedSegmenter, about: dict[str, Any]) -> tuple[float, float]:
+    """Write an ONNX file, float32. Returns the largest difference of a logit and the smallest agreement of labels at SIZES.
 
-    Raises:
-        InputError: onnx and onnxruntime are not installed, or the graph does not answer as PyTorch does (no file is left).
+    Raises InputError if onnx or onnxruntime is not installed, or if its output differs from PyTorch's: no file is written.
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(name) is None:
             raise InputError(f"{name} is not installed; install it with `pip install -e '.[onnx]'`")
     import onnx
 
-    model = plain(net)
+    model = to_cpu(net)
     with storage.atomic_write(path) as part, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        # batch 2: the exporter takes a size of 1 for a fixed one
         program = torch.onnx.export(
             model,
-            (torch.zeros(2, 3, 64, 96),),
+            (torch.zeros(EXAMPLE),),
             input_names=["image"],
             output_names=["logits"],
             opset_version=OPSET,
@@ -75,55 +72,55 @@ def to_onnx(path: str | Path, net: TrainedSegmenter, told: dict[str, Any]) -> tu
         )
         assert program is not None
         proto = program.model_proto
-        onnx.helper.set_model_props(proto, {"unseg": json.dumps(told, sort_keys=True)})
+        onnx.helper.set_model_props(proto, {"unseg": json.dumps(about, sort_keys=True)})
         proto.producer_version, proto.doc_string = "", (__doc__ or "").strip()
         onnx.save(proto, part)
-        return parity(model, part)
+        return check_onnx(model, part)
 
 
-def plain(net: TrainedSegmenter) -> nn.Module:
-    """The network on the CPU, in float32 and in PyTorch's usual memory layout."""
+def to_torch(path: str | Path, net: TrainedSegmenter, about: dict[str, Any]) -> float:
+    """Write a torch.export program (.pt2), for `torch.export.load`. Returns the largest difference of a logit at SIZES."""
+    model = to_cpu(net)
+    least = net.shape["stride"] + 1  # below that the last feature map has one pixel, and PyTorch traces another path
+    height, width = torch.export.Dim("height", min=least), torch.export.Dim("width", min=least)
+    dynamic = {0: torch.export.Dim("batch"), 2: height, 3: width}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(model, (torch.zeros(EXAMPLE),), dynamic_shapes=(dynamic,))
+        with storage.atomic_write(path) as part:
+            named = part.with_suffix(".pt2")
+            torch.export.save(program, named, extra_files={"unseg.json": json.dumps(about, sort_keys=True)})
+            named.replace(part)
+        loaded = torch.export.load(path).module()
+    return differences(model, loaded)[0]
+
+
+def to_cpu(net: TrainedSegmenter) -> nn.Module:
+    """A copy of the network on the CPU, in float32 and PyTorch's default memory layout."""
     return copy.deepcopy(net.model).cpu().float().to(memory_format=torch.contiguous_format).eval()
 
 
-def parity(model: nn.Module, path: Path) -> tuple[float, float]:
-    """Largest difference of a logit and least share of equal answers, onnxruntime against PyTorch. Raises: InputError."""
+def check_onnx(model: nn.Module, path: Path) -> tuple[float, float]:
+    """Compare onnxruntime with PyTorch, see `differences`. Raises InputError if they differ too much."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    far, same = differences(model, lambda x: torch.from_numpy(session.run(["logits"], {"image": x.numpy()})[0]))
+    if not (far <= MAX_DIFFERENCE and same >= MIN_AGREEMENT):
+        numbers = f"logits differ by {far:.2g}, {100 * same:.2f} % of the labels agree"
+        raise InputError(f"the ONNX file was not kept: {numbers}; please report this")
+    return far, same
+
+
+def differences(model: nn.Module, other: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+    """Largest difference of a logit and smallest fraction of equal labels, on noise at SIZES. Raises InputError."""
     far, same = 0.0, 1.0
     for b, h, w in SIZES:
         x = torch.randn(b, 3, h, w, generator=torch.Generator().manual_seed(h))
         with torch.inference_mode():
-            want: Tensor = model(x)
-        got = torch.from_numpy(session.run(["logits"], {"image": x.numpy()})[0])
+            want, got = model(x), other(x)
         if got.shape != want.shape:
-            raise InputError(f"the exported graph answers {list(got.shape)}, PyTorch {list(want.shape)}; please report this")
+            raise InputError(f"the exported model returns {list(got.shape)}, PyTorch {list(want.shape)}; please report this")
         far = max(far, float((got - want).abs().max()))
         same = min(same, float((got.argmax(1) == want.argmax(1)).float().mean()))
-    if not (far <= FAR and same >= SAME):
-        found = f"it is off by {far:.2g}, {100 * same:.2f} % of pixels agree"
-        raise InputError(f"the exported graph is not kept: {found}; please report this")
     return far, same
-
-
-def to_torch(path: str | Path, net: TrainedSegmenter, told: dict[str, Any]) -> float:
-    """Write a torch.export program (.pt2); returns the largest difference at SIZES. Read it by `torch.export.load`."""
-    model = plain(net)
-    least = net.shape["stride"] + 1  # with less, the last map has one pixel, for which PyTorch takes another path
-    height, width = torch.export.Dim("height", min=least), torch.export.Dim("width", min=least)
-    free = {0: torch.export.Dim("batch"), 2: height, 3: width}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.export.export(model, (torch.zeros(2, 3, 64, 96),), dynamic_shapes=(free,))
-        with storage.atomic_write(path) as part:
-            named = part.with_suffix(".pt2")
-            torch.export.save(program, named, extra_files={"unseg.json": json.dumps(told, sort_keys=True)})
-            named.replace(part)
-        again = torch.export.load(path).module()
-    far = 0.0
-    for b, h, w in SIZES:
-        x = torch.randn(b, 3, h, w, generator=torch.Generator().manual_seed(h))
-        with torch.inference_mode():
-            far = max(far, float((again(x) - model(x)).abs().max()))
-    return far

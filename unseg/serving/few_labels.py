@@ -1,11 +1,11 @@
-"""A handful of labelled photographs turn clusters into classes: by vote, or by a linear head on frozen features.
+"""Turn clusters into classes with a few labelled photographs: by vote, or by a linear head on frozen features.
 
-    vote  each cluster gets the class that most of its labelled pixels have: a clusters.yaml
-    head  a new last layer, by logistic regression on the features of the last layer's input: a segmenter of one's own
+    vote  each cluster takes the class of most of its labelled pixels; the result is a clusters.yaml
+    head  logistic regression on the features before the last layer replaces that layer; the result is a segmenter
 
-What either makes has seen labels: it is for use, no stage of the pipeline reads it.
+Both results have seen labels. They are for use; no stage of the pipeline reads them.
 
-Shapes: H rows, W columns; D channels of a feature, N of its cells; K clusters, C classes (0 background). 255: no label.
+Shapes: H rows, W columns; D channels of a feature, N feature cells; K clusters, C classes (0 background). 255: no label.
 """
 
 import copy
@@ -25,40 +25,39 @@ from unseg.core.label_maps import IGNORE_LABEL
 from unseg.data import photos
 from unseg.engine import batching
 from unseg.engine.precision import autocast
+from unseg.evaluation import metrics
 from unseg.segmentation.segmenter import TrainedSegmenter
 from unseg.segmentation.tiles import looked_at
 
-CELLS = 4000  # of a photograph that the head learns from, at the most
-LONGEST = 1024  # pixels of the longer side from which features are taken, at the most
+MAX_CELLS = 4000  # per photograph, for the head
+MAX_SIDE = 1024  # pixels of the longer side, for the head
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def pairs(folder: Path, masks: Path) -> list[tuple[Path, Path]]:
-    """Photographs and their masks: NAME.png in masks, for NAME.jpg (or .png, ...) in the folder.
+    """Photographs and their masks: masks/NAME.png belongs to folder/NAME.jpg (or .png, ...).
 
-    Raises:
-        InputError: no such folder, no mask, or a mask without a photograph.
+    Raises InputError for a missing folder, no mask, or a mask without a photograph.
     """
     for path in (folder, masks):
         if not path.is_dir():
             raise InputError(f"{path}: no such folder")
-    found = []
+    matched = []
     for mask in sorted(masks.glob("*.png")):
-        photo = next((folder / f"{mask.stem}{s}" for s in SUFFIXES if (folder / f"{mask.stem}{s}").is_file()), None)
+        photo = next((file for suffix in SUFFIXES if (file := folder / f"{mask.stem}{suffix}").is_file()), None)
         if photo is None:
             raise InputError(f"{mask}: {folder} has no photograph {mask.stem}.jpg (or .png, ...)")
-        found.append((photo, mask))
-    if not found:
-        raise InputError(f"{masks}: no mask found; NAME.jpg wants NAME.png: 0 background, 1.. classes, 255 unknown")
-    return found
+        matched.append((photo, mask))
+    if not matched:
+        raise InputError(f"{masks} has no mask; NAME.jpg needs NAME.png: 0 background, 1.. classes, 255 unknown")
+    return matched
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """[H, W] uint8 of class indices, from a grey or palette PNG. Raises: InputError, also where size (H, W) is another."""
+    """[H, W] uint8 class indices from a grey or palette PNG. Raises InputError, also if its size is not `size` (H, W)."""
     try:
         with Pillow.open(path) as file:
-            labels = np.array(file)
-            mode = file.mode
+            labels, mode = np.array(file), file.mode
     except Exception as error:
         raise InputError(f"{path} cannot be read as a mask ({error})") from None
     if mode not in ("L", "P", "1") or labels.ndim != 2:
@@ -69,10 +68,9 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def class_names(given: str | None, masks: Path, count: int) -> list[str]:
-    """Names of classes 0..C-1: given as "background,dog,cat", from masks/classes.txt (a line each), or class 1, class 2, ...
+    """Names of classes 0..C-1: from "background,dog,cat", else from masks/classes.txt (one per line), else class 1, class 2, ...
 
-    Args:
-        count: C as the masks have it; fewer names than that are refused.
+    Raises InputError if there are fewer than `count` names (C in the masks), or equal ones.
     """
     file = masks / "classes.txt"
     text = given.split(",") if given else file.read_text("utf-8").splitlines() if file.exists() else []
@@ -80,72 +78,66 @@ def class_names(given: str | None, masks: Path, count: int) -> list[str]:
     if len(names) < count:
         raise InputError(f"the masks have class {count - 1}, but {len(names)} names are given; name all, background first")
     if len({n.casefold() for n in names}) < len(names):
-        raise InputError(f"two classes have one name: {', '.join(names)}; rename one")
+        raise InputError(f"two classes have the same name: {', '.join(names)}; rename one")
     return names
 
 
 def votes(maps: Iterable[tuple[np.ndarray, np.ndarray]], count: int, classes: int) -> np.ndarray:
     """Pixels [K, C] of each cluster and class, from pairs of a label map and a mask, both [H, W]."""
-    table = np.zeros((256, 256), np.int64)
-    for labels, truth in maps:
-        np.add.at(table, (labels.ravel(), truth.ravel()), 1)
-    return table[1 : count + 1, :classes]
+    table = sum(metrics.confusion(truth, labels, classes, count + 1) for labels, truth in maps)  # [C, K + 1]
+    return np.asarray(table)[:, 1:].T
 
 
-def named(table: np.ndarray, names: Sequence[str]) -> ClusterNames:
-    """Clusters with the class that most of their labelled pixels have; of several, the largest has the name, the others merge.
+def name_by_votes(table: np.ndarray, names: Sequence[str]) -> ClusterNames:
+    """Clusters named by their votes [K, C].
 
-    A cluster without labelled pixels stays as it is; one of background is merged into it.
+    A cluster takes the class of most of its labelled pixels. Of several clusters of a class, the largest takes the name and
+    the others merge into it. Clusters of background merge into it. A cluster without labelled pixels stays as it is.
     """
     entries: dict[int, ClusterEntry] = {}
     winner = table.argmax(1)
     for c, name in enumerate(names):
-        own = [int(k) for k in np.argsort(-table[:, c], kind="stable") if winner[k] == c and table[k, c]]
-        for k in own:
-            entries[k] = (
-                ClusterEntry(merge=0) if c == 0 else ClusterEntry(name=name) if k == own[0] else ClusterEntry(merge=own[0] + 1)
-            )
+        members = [int(k) for k in np.argsort(-table[:, c], kind="stable") if winner[k] == c and table[k, c]]
+        for k in members:
+            entries[k] = ClusterEntry(merge=members[0] + 1 if c else 0)
+        if c and members:
+            entries[members[0]] = ClusterEntry(name=name)
     return ClusterNames(len(table), entries)
 
 
 @torch.inference_mode()
-def cells(
-    net: TrainedSegmenter, photo: Pillow.Image, labels: np.ndarray, seen: str | int, device: torch.device, seed: int
+def cell_features(
+    net: TrainedSegmenter, photo: Pillow.Image, labels: np.ndarray, input_size: str | int, device: torch.device, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features [N, D] of labelled cells and their classes [N]: a cell has the label at its middle.
-
-    Args:
-        seen: the size at which the network sees the photograph, as it will at prediction (see tiles.bands).
-    """
-    height, width = looked_at(net, (photo.height, photo.width), seen)
-    scale = min(1.0, LONGEST / max(height, width))
+    """Features [N, D] of labelled cells and their classes [N]. A cell has the label at its middle, from labels [H, W]."""
+    height, width = looked_at(net, (photo.height, photo.width), input_size)
+    scale = min(1.0, MAX_SIDE / max(height, width))
     small = photos.resize(photo, (max(1, round(height * scale)), max(1, round(width * scale))))
     x = batching.to_tensor(small)[None].to(device, memory_format=torch.channels_last)
     with autocast(device, net.precision):
         features = net.model.features(x)[0].float().cpu().numpy()  # [D, h, w]
     sides = zip(features.shape[1:], labels.shape, strict=True)
     rows, cols = (((np.arange(n) + 0.5) * side / n).astype(int) for n, side in sides)
-    y = labels[rows[:, None], cols].ravel()
+    y = labels[rows[:, None], cols].ravel()  # [h w]
     kept = np.flatnonzero(y != IGNORE_LABEL)
-    if len(kept) > CELLS:
-        kept = np.sort(np.random.default_rng(seed).choice(kept, CELLS, replace=False))
+    if len(kept) > MAX_CELLS:
+        kept = np.sort(np.random.default_rng(seed).choice(kept, MAX_CELLS, replace=False))
     return features.reshape(len(features), -1).T[kept], y[kept]
 
 
-def head(net: TrainedSegmenter, features: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> TrainedSegmenter:
+def fit_head(net: TrainedSegmenter, features: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> TrainedSegmenter:
     """The segmenter with a last layer for the classes, fitted to features [N, D] and labels [N].
 
-    Raises:
-        InputError: a class without any labelled cell, or only one class.
+    Raises InputError for a class without labelled cells, or only one class.
     """
-    seen = np.unique(labels)
-    if absent := sorted(set(range(len(names))) - set(seen.tolist())):
+    present = np.unique(labels)
+    if absent := sorted(set(range(len(names))) - set(present.tolist())):
         raise InputError(f"no labelled pixel of class {absent[0]} ({names[absent[0]]}); label some, or leave its name out")
-    if len(seen) < 2:
+    if len(present) < 2:
         raise InputError("the masks have one class; label background (0) as well")
     mean, deviation = features.mean(0), features.std(0) + 1e-6
     model = LogisticRegression(max_iter=500).fit((features - mean) / deviation, labels)
-    weight = model.coef_ / deviation  # [C, D], or [1, D] of two classes: the second against the first
+    weight = model.coef_ / deviation  # [C, D]; [1, D] for two classes: the second against the first
     bias = model.intercept_ - weight @ mean
     if len(names) == 2:
         weight, bias = np.concatenate([np.zeros_like(weight), weight]), np.concatenate([np.zeros_like(bias), bias])

@@ -1,10 +1,9 @@
-"""Where a run keeps its files: the folder in which `dvc repro` ran."""
+"""The files of a run: the folder in which `dvc repro` ran."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from unseg.clustering import naming
 from unseg.core import params
 from unseg.core.console import InputError
 
@@ -13,7 +12,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, and what it holds if it is finished."""
+    """A run's folder."""
 
     root: Path
 
@@ -27,17 +26,17 @@ class Run:
     def value(self, key: str, kind: type[T]) -> T:
         return params.value(key, kind, self.params)
 
-    def group(self, key: str, kind: type[Any]) -> Any:
+    def group(self, key: str, kind: type[T]) -> T:
         return params.group(key, kind, self.params)
 
     @property
-    def seen(self) -> str:
-        """How its segmenter looks at photographs: params.yaml's predict.input, or as they are where there is no run."""
-        return str(self.value("predict.input", str)) if self.params.exists() else "original"
+    def input_size(self) -> str:
+        """predict.input of params.yaml, or "original" without params.yaml."""
+        return self.value("predict.input", str) if self.params.exists() else "original"
 
     @property
     def segmenter(self) -> Path:
-        """The published segmenter. Raises: InputError, where there is none yet."""
+        """The final segmenter. Raises InputError if there is none yet."""
         if not self.params.exists():
             raise InputError(f"{self.params}: no such file; name the folder of a run by --run, or a model by --model")
         path = self.root / f"models/segmenter-{self.value('final', str)}.safetensors"
@@ -47,11 +46,5 @@ class Run:
 
     @property
     def detector(self) -> Path:
-        """The detector whose detections the run goes on with."""
+        """The detector behind the detections that the run uses."""
         return self.root / f"models/{self.value('detections', str).replace('detections', 'detector', 1)}.safetensors"
-
-    @property
-    def clusters(self) -> Path | None:
-        """clusters.yaml, where there is one."""
-        path = self.root / naming.FILE
-        return path if path.exists() else None

@@ -1,5 +1,6 @@
-"""`unseg clusters`: the page of cluster cards, and edits of clusters.yaml."""
+"""`unseg clusters`: edits clusters.yaml and writes the page of cluster cards."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,94 +11,105 @@ import numpy as np
 from unseg.clustering import naming
 from unseg.clustering.algorithms import Clustering, normalise
 from unseg.clustering.naming import BACKGROUND, ClusterEntry, ClusterNames
-from unseg.core import image_index, label_maps, storage
+from unseg.core import image_index, instances, label_maps, storage
 from unseg.core.console import InputError
+from unseg.core.instances import Instance
 from unseg.report import cards, pictures
+from unseg.serving.cli.parser import EDITS
 from unseg.serving.run import Run
 
-NAMES, COLOURS, MERGES, IGNORES, RESETS = "name", "colour", "merge", "ignore", "reset"
+
+def run(options: argparse.Namespace) -> None:
+    clusters = edit(options.run, options.edits)
+    if text := listing(clusters):
+        print(text)
+    if not options.no_page:
+        out = options.out or options.run / "results/clusters.html"
+        write_page(options.run, clusters, out)
+        print(f"{clusters.count} clusters in {out}")
 
 
-def current(run: Run, fresh: bool = False) -> ClusterNames:
-    """What the run's clusters.yaml says of its clusters; fresh: nothing, whatever it says.
+def clusters_file(options: argparse.Namespace) -> Path | None:
+    """The file of --clusters; else the run's, if the model is the run's. Raises InputError as `read`."""
+    file: Path = options.run / naming.FILE
+    if options.clusters or options.model or not file.exists():
+        return options.clusters  # type: ignore[no-any-return]
+    if (options.run / "data/instances.json").exists():
+        read(options.run)
+    return file
 
-    Raises:
-        InputError: no clustering yet, or what `naming.read` refuses: a file that was written for another clustering, too.
+
+def read(run: Run, empty: bool = False) -> ClusterNames:
+    """The run's clusters.yaml; empty: the run's clusters without names, whatever the file has.
+
+    Raises InputError if there is no clustering yet, or if `naming.read` does, e.g. for a file of another clustering.
     """
-    file, instances = run / naming.FILE, run / "data/instances.json"
-    if not instances.exists():
-        raise InputError(f"{instances}: no such file; make it with `dvc repro`, or name the folder of a run by --run")
-    count, mark = len(storage.read_json(instances)["categories"]), naming.fingerprint(instances)
-    return naming.read(file, count, mark) if file.exists() and not fresh else ClusterNames(count, {}, mark)
+    file, clustering = run / naming.FILE, run / "data/instances.json"
+    if not clustering.exists():
+        raise InputError(f"{clustering}: no such file; make it with `dvc repro`, or name the folder of a run by --run")
+    count, mark = len(storage.read_json(clustering)["categories"]), naming.fingerprint(clustering)
+    return naming.read(file, count, mark) if file.exists() and not empty else ClusterNames(count, {}, mark)
 
 
 def edit(run: Run, changes: Sequence[tuple[str, str]]) -> ClusterNames:
-    """clusters.yaml with changes (key, "3=dog") applied in their order; written only if there are any.
-
-    Raises:
-        InputError: a change that is not understood, or what `current` refuses; nothing is written.
-    """
-    clusters = current(run, fresh=(RESETS, "all") in changes)
+    """Apply changes (key, "3=dog") to clusters.yaml in their order. Raises InputError for an invalid change, or as `read`."""
+    clusters = read(run, empty=("reset", "all") in changes)
     for key, text in changes:
-        if (key, text) != (RESETS, "all"):
-            clusters = changed(clusters, key, text)
+        if (key, text) != ("reset", "all"):
+            clusters = change(clusters, key, text)
     if changes:
         mark = naming.fingerprint(run / "data/instances.json")
         naming.write(run / naming.FILE, replace(clusters, clustering=mark))
     return clusters
 
 
-def changed(clusters: ClusterNames, key: str, text: str) -> ClusterNames:
-    """One change: of key name, colour or merge "3=dog", of ignore and reset "3"."""
+def change(clusters: ClusterNames, key: str, text: str) -> ClusterNames:
+    """Apply one change, e.g. ("name", "3=dog") or ("ignore", "3")."""
     number, equals, value = text.partition("=")
-    if not number.isdigit() or bool(equals) != (key in (NAMES, COLOURS, MERGES)):
-        form = f"--{key} 3" if key in (IGNORES, RESETS) else f"--{key} 3=" + {NAMES: "dog", COLOURS: "#e69f00", MERGES: "5"}[key]
-        raise InputError(f"--{key} {text} is not understood; write it like {form}")
+    example = EDITS[key][0].split("|")[0]
+    if not number.isdigit() or bool(equals) != ("=" in example):
+        raise InputError(f"--{key} {text} is not understood; write it like --{key} {example}")
     k = int(number)
     if not k < clusters.count:
         raise InputError(f"--{key} {text}: there is no cluster {k}; there are 0 to {clusters.count - 1}")
-    entry = ClusterEntry() if key == RESETS else clusters.entry(k)
+    entry = ClusterEntry() if key == "reset" else clusters.entry(k)
     row: dict[str, Any] = {"name": entry.name, "ignore": entry.ignore, "colour": None, "merge": None}
-    if key == NAMES:
-        row["name"] = value
-    elif key == COLOURS:
-        row["colour"] = value
-    elif key == MERGES:
+    if key == "merge":
         row |= {"merge": int(value) if value.isdigit() else value, "ignore": False}
-    elif key == IGNORES:
+    elif key == "ignore":
         row["ignore"] = True
+    elif key in ("name", "colour"):
+        row[key] = value
     parsed = naming.parse("clusters.yaml", k, row, clusters.count)
-    keeps = key not in (MERGES, IGNORES)
-    parsed = replace(parsed, colour=parsed.colour or entry.colour, merge=entry.merge if keeps else parsed.merge)
+    merge = parsed.merge if key in ("merge", "ignore") else entry.merge
+    parsed = replace(parsed, colour=parsed.colour or entry.colour, merge=merge)
     return replace(clusters, entries={**clusters.entries, k: parsed})
 
 
 def write_page(run: Run, clusters: ClusterNames, out: Path) -> None:
-    """The cards of the run's clusters. Raises: InputError, where a stage up to `cluster` has not run."""
+    """Write the cards of the run's clusters. Raises InputError if a stage up to `cluster` has not run."""
     images = image_index.read_images(run / "data/images.json")
-    annotations = storage.read_json(run / "data/instances.json")["annotations"]
+    clustered = instances.read(run / "data/instances.json", Instance, images)
     try:
         stored = np.load(file := run / "data/cls_tokens.npz")
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}); make it with `dvc repro embed`") from None
-    place = {int(i): n for n, i in enumerate(stored["ids"])}
-    tokens = stored["tokens"]
-    p = run.group("cluster", Clustering)
-    unit = normalise(tokens, tokens, p.whiten, p.components)[[place[a["id"]] for a in annotations]]
-    unit = cards.centred(unit)
-    root = Path(run.value("data.images", str))
-    made = cards.cards(str(root if root.is_absolute() else run.root / root), images, annotations, unit, clusters.count)
+    row_of_id = {id: n for n, id in enumerate(stored["ids"].tolist())}
+    tokens, p = stored["tokens"], run.group("cluster", Clustering)
+    unit = normalise(tokens, tokens, p.whiten, p.components)[[row_of_id[x.id] for x in clustered]]  # [M, D]
+    folder = str(run.root / run.value("data.images", str))
+    drawn = cards.cards(folder, images, clustered, cards.centred(unit), clusters.count)
     scheme = pictures.renamed(pictures.scheme(clusters.count, [], {}), clusters)
     with storage.atomic_write(out) as part:
-        part.write_bytes(cards.document(made, clusters, scheme, naming.FILE))
+        part.write_bytes(cards.document(drawn, clusters, scheme, naming.FILE))
 
 
-def listed(clusters: ClusterNames) -> str:
-    """What clusters.yaml says, a line a cluster."""
-    becomes, lines = clusters.label_lut(), []
+def listing(clusters: ClusterNames) -> str:
+    """The entries of clusters.yaml, one line per cluster."""
+    lut, lines = clusters.label_lut(), []
     for k in sorted(clusters.entries):
-        label = int(becomes[k + 1])
-        into = BACKGROUND if label == 0 else clusters.title(label - 1) if label <= clusters.count else ""
-        fate = "ignored" if label == label_maps.IGNORE_LABEL else f"merged into {into}" if label != k + 1 else ""
-        lines.append(f"  {k}  {clusters.title(k)}" + (f" ({fate})" if fate else ""))
+        label = int(lut[k + 1])
+        target = BACKGROUND if label == 0 else clusters.title(label - 1) if label <= clusters.count else ""
+        state = "ignored" if label == label_maps.IGNORE_LABEL else f"merged into {target}" if label != k + 1 else ""
+        lines.append(f"  {k}  {clusters.title(k)}" + (f" ({state})" if state else ""))
     return "\n".join(lines)

@@ -1,16 +1,16 @@
-"""`unseg fit`: writes params.yaml from a profile with sizes that fit the folder, links the folder, and runs `dvc repro`.
+"""`unseg fit`: links a folder, writes params.yaml with sizes that fit it, and runs `dvc repro`.
 
-It only drives DVC. By hand, in a clone of unseg:
+By hand, in a clone of unseg:
 
     ln -s FOLDER data/raw/photos
-    unseg profile folder     # then edit what `unseg fit` prints
+    unseg profile folder     # then set what `unseg fit` prints
     dvc repro
 """
 
+import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,60 +23,58 @@ from unseg.data import readers
 from unseg.engine import environment
 from unseg.serving.cli.profile import FITTED, write_params
 
-PRETRAIN_STEPS, SEGMENTER_STEPS = 750, 400  # on a CPU: minutes each
-MASKS_A_CLUSTER = 8  # at least, on average
+PRETRAIN_STEPS, SEGMENTER_STEPS = 750, 400  # minutes each, on a CPU
+MASKS_PER_CLUSTER = 8  # at least, on average
 
 
-def fit(folder: Path, profile: str, settings: Sequence[str], force: bool, run: bool) -> None:
-    """Write params.yaml and the link to the folder, and run `dvc repro` in the working directory.
-
-    Raises:
-        InputError: if this is not a clone of unseg, the folder has no photographs, edits of params.yaml would be lost, or a
-            stage fails.
-    """
+def run(options: argparse.Namespace) -> None:
+    """Link the folder, write params.yaml, and run `dvc repro` in the working directory."""
+    if options.device:
+        os.environ["UNSEG_DEVICE"] = options.device
     if not Path("dvc.yaml").exists():
         raise InputError("dvc.yaml: no such file; run `unseg fit` in the root of a clone of unseg")
+    folder, profile = options.folder, options.profile
     values = yaml.safe_load(profiles.render(profile))
-    photos = count(folder)
-    changes = {**sizes(values, photos, accelerated()), **dict(map(setting, settings))}
+    photos = count_photos(folder)
+    changes = {**sizes(values, photos, has_accelerator()), **dict(map(parse_setting, options.set))}
     text = profiles.render(profile, changes)
     link(folder, Path(str(yaml.safe_load(text)["data"]["root"])))
-    write_params(text, force)
+    write_params(text, options.force)
     with atomic_write(FITTED) as part:
         part.write_text(text, "utf-8")
     print(f"{photos} photographs in {folder}; params.yaml is the profile {profile}" + (" with" if changes else ""))
     for key, value in changes.items():
         print(f"  {key}: {value}")
-    if run:
+    if not options.no_run:
         repro()
 
 
-def count(folder: Path) -> int:
-    """Photographs in it, by their names. Raises: InputError, where there are fewer than two."""
+def count_photos(folder: Path) -> int:
+    """Photographs in a folder, by their file names. Raises InputError if there are fewer than two."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    found = readers.find_folder(readers.Data("folder", str(folder), str(folder), None, None, None))
-    if len(found.candidates) < 2:
-        what = readers.count_photos(found.ignored) or "empty"
-        raise InputError(f"{folder} has {len(found.candidates)} photographs ({what}); give a folder with more")
-    return len(found.candidates)
+    dataset = readers.find_folder(readers.Data("folder", str(folder), str(folder), None, None, None))
+    if len(dataset.candidates) < 2:
+        contents = readers.count_photos(dataset.ignored) or "empty"
+        raise InputError(f"{folder} has {len(dataset.candidates)} photographs ({contents}); give a folder with more")
+    return len(dataset.candidates)
 
 
-def accelerated() -> bool:
-    """Whether the stages will run on more than the CPU; a named device is not touched here, where it would stay taken."""
+def has_accelerator() -> bool:
+    """Whether the stages will use another device than the CPU. A device named by UNSEG_DEVICE is not opened here."""
     name = os.environ.get("UNSEG_DEVICE")
     return not name.startswith("cpu") if name else environment.device().type != "cpu"
 
 
 def sizes(profile: dict[str, Any], photos: int, accelerator: bool) -> dict[str, Any]:
-    """What to change in a profile for so many photographs on this machine, by dotted keys.
+    """Changes of a profile for this number of photographs, by dotted key.
 
-    Fewer clusters where there are too few masks for them. Without an accelerator, so many epochs that pre-training and each
-    segmenter take some minutes: with few photographs more than the profile has, with many fewer.
+    With few photographs there are fewer clusters. Without an accelerator, the epochs are set so that pre-training and each
+    segmenter take some minutes.
     """
     changes: dict[str, Any] = {}
-    if photos // MASKS_A_CLUSTER < profile["cluster"]["k"]:
-        changes["cluster.k"] = max(2, photos // MASKS_A_CLUSTER)
+    if photos // MASKS_PER_CLUSTER < profile["cluster"]["k"]:
+        changes["cluster.k"] = max(2, photos // MASKS_PER_CLUSTER)
     if accelerator or profile["backbone"]["weights"] != "models/croc.safetensors":
         return changes
     for group, steps in (("croc", PRETRAIN_STEPS), ("segmenter", SEGMENTER_STEPS)):
@@ -86,8 +84,8 @@ def sizes(profile: dict[str, Any], photos: int, accelerator: bool) -> dict[str, 
     return changes
 
 
-def setting(text: str) -> tuple[str, Any]:
-    """'croc.epochs=3' to key and value, as DVC's -S has it."""
+def parse_setting(text: str) -> tuple[str, Any]:
+    """'croc.epochs=3' to key and value."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise InputError(f"--set {text} is not understood; write it like --set croc.epochs=3")
@@ -95,25 +93,25 @@ def setting(text: str) -> tuple[str, Any]:
 
 
 def link(folder: Path, at: Path) -> None:
-    """data/raw/photos leads to the folder. Raises: InputError, where the folder is above it, or something else is there."""
+    """Make `at` a link to the folder. Raises InputError if the folder holds `at`, or `at` is another folder."""
     if (Path.cwd() / at.parent).resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{folder} holds this clone of unseg; give a folder of photographs alone")
+        raise InputError(f"{folder} holds this clone of unseg; give a folder that has photographs only")
     if at.is_symlink():
         at.unlink()
     elif at.exists():
         if at.samefile(folder):
             return
-        raise InputError(f"{at} is a folder already, and not {folder}; move it away, or `unseg fit {at}`")
+        raise InputError(f"{at} exists and is not {folder}; move it away, or run `unseg fit {at}`")
     at.parent.mkdir(parents=True, exist_ok=True)
     at.symlink_to(folder.resolve(), target_is_directory=True)
 
 
 def repro() -> None:
-    """`dvc repro`, with the Python that runs this. Raises: InputError, where a stage failed."""
+    """Run `dvc repro` with this Python. Raises InputError if a stage fails."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     done = subprocess.run([sys.executable, "-m", "dvc", "repro"], env={**os.environ, "PATH": path})
     if done.returncode:
-        raise InputError("`dvc repro` failed, see above; mend it and say `unseg fit` or `dvc repro` again: it goes on from there")
+        raise InputError("`dvc repro` failed, see above; fix the cause, then run `unseg fit` or `dvc repro` again to resume")
     final = yaml.safe_load(Path("params.yaml").read_text("utf-8"))["final"]
     print(f"report: {Path('results/report.html').resolve()}\nmodel: models/segmenter-{final}.safetensors")
     print("next: unseg clusters, unseg predict PHOTOS -o OUT")

@@ -1,5 +1,6 @@
-"""`unseg predict`: photographs, folders of them and videos in; label maps, overlays, COCO JSON and a table out."""
+"""`unseg predict`: segments photographs, folders of them and videos; writes label maps, overlays, COCO JSON and a table."""
 
+import argparse
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,204 +14,224 @@ import numpy as np
 from unseg.core import storage
 from unseg.core.console import InputError, Meter
 from unseg.data import examination, readers, video
+from unseg.detection.settings import Detect
 from unseg.report import overlay
 from unseg.segmentation.crf import Crf
-from unseg.serving.api import LabelFraction, Prediction, Predictor
+from unseg.serving.api import PUBLISHED_CRF, LabelFraction, Prediction, Predictor, load
+from unseg.serving.cli.clusters import clusters_file
+from unseg.serving.run import Run
 
 T = TypeVar("T")
 R = TypeVar("R")
-THREADS = 3  # photographs in work: while the network has one, others are read, drawn and written
-FAST = 1  # of PNG's levels of compression: 9 takes ten times as long for files a tenth smaller
+THREADS = 3  # while the network has one photograph, others are read, drawn and written
+MAX_LISTED = 20  # skipped files that are printed
+PNG_LEVEL = 1  # of compression: 9 takes ten times as long for files a tenth smaller
 
 
 class Source(NamedTuple):
-    """A photograph or a video: its name in the output, and where it is."""
+    """A photograph or a video."""
 
-    name: str
+    name: str  # in the output
     path: Path
 
 
+class Record(NamedTuple):
+    """What the JSON files and the table need of one picture."""
+
+    name: str
+    size: tuple[int, int]  # H, W
+    annotations: list[dict[str, Any]]  # COCO
+    instances: list[dict[str, Any]]  # COCO results
+    fractions: list[LabelFraction]
+
+
 @dataclass
-class Book:
-    """What is known of all photographs so far, for the JSON files and the table."""
-
-    images: list[dict[str, Any]] = field(default_factory=list)
-    annotations: list[dict[str, Any]] = field(default_factory=list)
-    instances: list[dict[str, Any]] = field(default_factory=list)
-    shares: list[tuple[str, int, float, float]] = field(default_factory=list)  # image, label, share, confidence
+class Results:
+    records: list[Record] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
-
-    def add(self, told: "Told") -> None:
-        id, first = len(self.images) + 1, len(self.annotations) + 1
-        self.images.append({"id": id, "file_name": told.name, "height": told.size[0], "width": told.size[1]})
-        self.annotations += [{**a, "id": first + i, "image_id": id} for i, a in enumerate(told.annotations)]
-        self.instances += [{"image_id": id, **i} for i in told.instances]
-        self.shares += [(told.name, s.label, s.share, s.confidence) for s in told.shares]
 
     def skip(self, name: str, reason: str) -> None:
         self.skipped.append({"file_name": name, "reason": reason})
 
 
-class Told(NamedTuple):
-    """What the book notes of one picture; ids are given there."""
-
-    name: str
-    size: tuple[int, int]
-    annotations: list[dict[str, Any]]
-    instances: list[dict[str, Any]]
-    shares: list[LabelFraction]
-
-
-def told(name: str, made: Prediction) -> Told:
-    height, width = made.labels.shape
-    return Told(name, (height, width), made.annotations(), made.instances, made.shares())
-
-
-def sources(given: Path, out: Path, book: Book) -> list[Source]:
-    """What there is to predict, in the order of names; what cannot be is noted in the book.
-
-    Raises:
-        InputError: no such file or folder, or a folder without any photograph or video.
-    """
-    if not given.exists():
-        raise InputError(f"{given}: no such file or folder; name a photograph, a folder of them, or a video")
-    if given.is_file():
-        return [Source(given.name, given)]
-    found = readers.find_folder(readers.Data("folder", str(given), str(given), None, None, None))
-    for r in found.rejected:
-        book.skip(r.file_name, r.reason)
-    root, known = given.resolve(), []
-    names = [c.file_name for c in found.candidates]
-    names += [p.relative_to(given).as_posix() for p in given.rglob("*") if p.suffix.lower() in video.SUFFIXES]
-    for name in sorted(names):
-        if (root / name).resolve().is_relative_to(out.resolve()):
-            continue  # what an earlier call wrote
-        if reason := examination.refuse(root, name):
-            book.skip(name.encode("utf-8", "backslashreplace").decode(), reason)
-        else:
-            known.append(Source(name, given / name))
-    if not known:
-        what = readers.count_photos(found.ignored) or (book.skipped[0]["reason"] if book.skipped else "empty")
-        raise InputError(f"{given}: no photograph or video found ({what}); name a folder that has some")
-    return known
+def run(options: argparse.Namespace) -> None:
+    folder: Run = options.run
+    has_params = folder.params.exists()
+    if options.instances and not has_params:
+        raise InputError(f"{folder.root} is not the folder of a run, but --instances needs its detector; name one by --run")
+    model = load(
+        options.model or folder.segmenter,
+        clusters_file(options),
+        folder.detector if options.instances else None,
+        folder.group("detect", Detect) if options.instances else None,
+        options.device,
+        options.size,
+    )
+    crf = (folder.group("crf", Crf) if has_params else PUBLISHED_CRF) if options.crf else None
+    results = predict(model, options.input, options.out, crf, options.force)
+    print(summary(model.names, results.records))
+    count, skipped = len(results.records), results.skipped
+    print(f"{count} picture{'s' * (count > 1)} in {options.out}" + (f", {len(skipped)} skipped:" if skipped else ""))
+    for s in skipped[:MAX_LISTED]:
+        print(f"  {s['file_name']}: {s['reason']}")
+    if len(skipped) > MAX_LISTED:
+        print(f"  and {len(skipped) - MAX_LISTED} more in {options.out / 'skipped.json'}")
 
 
-def ahead(pool: ThreadPoolExecutor, items: Iterable[T], work: Callable[[T], R]) -> Iterator[tuple[T, "Future[R]"]]:
-    """Items, in their order, with what `work` makes of them in the pool's threads; few are in work at a time."""
-    waiting: deque[tuple[T, Future[R]]] = deque()
-    for item in items:
-        waiting.append((item, pool.submit(work, item)))
-        if len(waiting) > THREADS:
-            yield waiting.popleft()
-    yield from waiting
+def predict(model: Predictor, path: Path, out: Path, crf: Crf | None = None, force: bool = False) -> Results:
+    """Segment a photograph, a video, or a folder of them, and write the files that docs/folder.md lists.
 
-
-def write(out: Path, name: str, made: Prediction) -> Told:
-    """The pictures of one photograph, and what there is to note of it."""
-    drawn = {"labels": made.index(), "overlays": made.overlay()}
-    if made.instances:
-        drawn["instances"] = made.boxes()
-    for folder, image in drawn.items():
-        path = out / folder / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, "PNG", compress_level=FAST)
-    return told(name, made)
-
-
-def predict(model: Predictor, given: Path, out: Path, crf: Crf | None = None, force: bool = False) -> Book:
-    """Write out/labels, out/overlays, out/predictions.json, out/summary.tsv, out/skipped.json (and out/instances).
-
-    Raises:
-        InputError: nothing to predict, nothing that could be read, or files in `out` while force is False.
+    Raises InputError if no input can be read, or if `out` is not empty and force is False.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not force):
-        raise InputError(f"{out} is there already; give another folder, or --force to write over what is in it")
-    book = Book()
-    every = sources(given, out, book)
-    out.mkdir(parents=True, exist_ok=True)  # before the work, so that it is known early where that cannot be
-    films = [s for s in every if s.path.suffix.lower() in video.SUFFIXES]
-    photos = [s for s in every if s not in films]
+        raise InputError(f"{out} exists already; give another folder, or --force to write into it")
+    results = Results()
+    sources = find_sources(path, out, results)
+    out.mkdir(parents=True, exist_ok=True)  # fails before the work if it cannot be written
+    videos = [s for s in sources if s.path.suffix.lower() in video.SUFFIXES]
+    photos = [s for s in sources if s not in videos]
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         warnings.filterwarnings("ignore", module="PIL")
         if photos:
-            predict_photos(model, photos, out, crf, pool, book)
-        for film in films:
+            predict_photos(model, photos, out, crf, pool, results)
+        for source in videos:
             try:
-                predict_video(model, film, out, crf, pool, book)
+                predict_video(model, source, out, crf, pool, results)
             except InputError as error:
-                book.skip(film.name, str(error).removeprefix(f"{film.path} "))
-    if not book.images:
-        first = book.skipped[0]
-        alone = f"{given}: {first['reason']}"
-        several = f"{given}: nothing could be read ({first['file_name']}: {first['reason']})"
-        raise InputError(alone if given.is_file() else several)
-    finish(model, out, book)
-    return book
+                results.skip(source.name, str(error).removeprefix(f"{source.path} "))
+    if not results.records:
+        first = results.skipped[0]
+        reason = first["reason"] if path.is_file() else f"nothing could be read ({first['file_name']}: {first['reason']})"
+        raise InputError(f"{path}: {reason}")
+    write_tables(model, out, results)
+    return results
+
+
+def find_sources(path: Path, out: Path, results: Results) -> list[Source]:
+    """The photographs and videos to predict, by name, without those below `out`. Raises InputError if there is none."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; name a photograph, a folder of them, or a video")
+    if path.is_file():
+        return [Source(path.name, path)]
+    dataset = readers.find_folder(readers.Data("folder", str(path), str(path), None, None, None))
+    for r in dataset.rejected:
+        results.skip(r.file_name, r.reason)
+    root, sources = path.resolve(), []
+    names = [c.file_name for c in dataset.candidates]
+    names += [p.relative_to(path).as_posix() for p in path.rglob("*") if p.suffix.lower() in video.SUFFIXES]
+    for name in sorted(names):
+        if (root / name).resolve().is_relative_to(out.resolve()):
+            continue  # an earlier call wrote it
+        if reason := examination.refuse(root, name):
+            results.skip(name.encode("utf-8", "backslashreplace").decode(), reason)
+        else:
+            sources.append(Source(name, path / name))
+    if not sources:
+        skipped = results.skipped
+        contents = readers.count_photos(dataset.ignored) or (skipped[0]["reason"] if skipped else "empty")
+        raise InputError(f"{path} has no photograph or video ({contents}); name a folder that has some")
+    return sources
+
+
+def map_ahead(pool: ThreadPoolExecutor, items: Iterable[T], work: Callable[[T], R]) -> Iterator[tuple[T, "Future[R]"]]:
+    """Yield each item, in order, with the future of work(item). At most THREADS + 1 futures are pending."""
+    pending: deque[tuple[T, Future[R]]] = deque()
+    for item in items:
+        pending.append((item, pool.submit(work, item)))
+        if len(pending) > THREADS:
+            yield pending.popleft()
+    yield from pending
+
+
+def record(name: str, prediction: Prediction) -> Record:
+    height, width = prediction.labels.shape
+    return Record(name, (height, width), prediction.annotations(), prediction.instances, prediction.fractions())
 
 
 def predict_photos(
-    model: Predictor, every: list[Source], out: Path, crf: Crf | None, pool: ThreadPoolExecutor, book: Book
+    model: Predictor, sources: list[Source], out: Path, crf: Crf | None, pool: ThreadPoolExecutor, results: Results
 ) -> None:
-    """The network takes one photograph after another (tiles.TURN) while those before and after it are written and read."""
+    """Threads take turns at the network (tiles.TURN); the others read, draw and write."""
 
-    def work(source: Source) -> Told:
-        return write(out, source.name, model.predict(source.path, crf))
+    def work(source: Source) -> Record:
+        prediction = model.predict(source.path, crf)
+        pictures = {"labels": prediction.index(), "overlays": prediction.overlay()}
+        if prediction.detections:
+            pictures["instances"] = prediction.boxes()
+        for folder, image in pictures.items():
+            path = out / folder / f"{source.name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path, "PNG", compress_level=PNG_LEVEL)
+        return record(source.name, prediction)
 
-    with Meter(len(every), "predict") as meter:
-        for source, working in ahead(pool, every, work):
+    with Meter(len(sources), "predict") as meter:
+        for source, future in map_ahead(pool, sources, work):
             try:
-                book.add(working.result())
+                results.records.append(future.result())
             except InputError as error:
-                book.skip(source.name, str(error).removeprefix(f"{source.path}: "))
+                results.skip(source.name, str(error).removeprefix(f"{source.path}: "))
             meter.step(source.name)
 
 
-def predict_video(model: Predictor, film: Source, out: Path, crf: Crf | None, pool: ThreadPoolExecutor, book: Book) -> None:
-    """out/overlays/NAME.mp4, and the frames' label maps as PNGs in out/labels/NAME.zip."""
-    reader = video.Reader(film.path)
+def predict_video(
+    model: Predictor, source: Source, out: Path, crf: Crf | None, pool: ThreadPoolExecutor, results: Results
+) -> None:
+    """Write out/overlays/NAME.mp4, and the frames' label maps as PNGs in out/labels/NAME.zip."""
+    reader = video.Reader(source.path)
 
-    def work(frame: tuple[int, np.ndarray]) -> tuple[Told, np.ndarray, bytes]:
-        made = model.predict(frame[1], crf)
-        picture = overlay.drawn(made.pixels, made.labels, made.colours, made.names, fixed=True)
-        return told(f"{film.name}/{frame[0]:06d}", made), picture, storage.encode_png(made.labels)
+    def work(frame: tuple[int, np.ndarray]) -> tuple[Record, np.ndarray, bytes]:
+        number, pixels = frame
+        prediction = model.predict(pixels, crf)
+        picture = overlay.drawn(pixels, prediction.labels, prediction.colours, prediction.names, fixed=True)
+        return record(f"{source.name}/{number:06d}", prediction), picture, storage.encode_png(prediction.labels)
 
-    def frames(sink: video.Writer) -> Iterator[tuple[str, bytes]]:
-        with Meter(reader.count, film.name) as meter:
-            for (i, _), working in ahead(pool, enumerate(reader), work):
-                noted, picture, png = working.result()
-                book.add(noted)
-                sink.write(picture)
-                yield f"{i:06d}.png", png
+    def label_maps(writer: video.Writer) -> Iterator[tuple[str, bytes]]:
+        with Meter(reader.count, source.name) as meter:
+            for (number, _), future in map_ahead(pool, enumerate(reader), work):
+                frame, picture, png = future.result()
+                results.records.append(frame)
+                writer.write(picture)
+                yield f"{number:06d}.png", png
                 meter.step()
 
-    with video.Writer(out / f"overlays/{film.name}.mp4", reader.rate) as sink:
-        storage.write_zip(out / f"labels/{film.name}.zip", frames(sink))
+    with video.Writer(out / f"overlays/{source.name}.mp4", reader.rate) as writer:
+        storage.write_zip(out / f"labels/{source.name}.zip", label_maps(writer))
 
 
-def finish(model: Predictor, out: Path, book: Book) -> None:
-    """The files that speak of all photographs."""
-    colours = {k: "#{:02x}{:02x}{:02x}".format(*model.colours[k].tolist()) for k in model.names}
-    categories = [{"id": k, "name": name, "colour": colours[k]} for k, name in model.names.items() if k]
-    coco = {"images": book.images, "categories": categories}
-    storage.write_json(out / "predictions.json", {**coco, "annotations": book.annotations})
-    if model.found_by is not None:
-        storage.write_json(out / "instances.json", {**coco, "annotations": book.instances})
-    storage.write_json(out / "skipped.json", {"skipped": book.skipped})
+def write_tables(model: Predictor, out: Path, results: Results) -> None:
+    """Write the files that list all pictures."""
+    records = list(enumerate(results.records, 1))
+    categories = [
+        {"id": k, "name": name, "colour": "#{:02x}{:02x}{:02x}".format(*model.colours[k].tolist())}
+        for k, name in model.names.items()
+        if k
+    ]
+    images = [{"id": i, "file_name": r.name, "height": r.size[0], "width": r.size[1]} for i, r in records]
+    coco = {"images": images, "categories": categories}
+    annotations = [{**x, "image_id": i} for i, r in records for x in r.annotations]
+    annotations = [{**x, "id": id} for id, x in enumerate(annotations, 1)]
+    storage.write_json(out / "predictions.json", {**coco, "annotations": annotations})
+    if model.detector is not None:
+        instances = [{**x, "image_id": i} for i, r in records for x in r.instances]
+        storage.write_json(out / "instances.json", {**coco, "annotations": instances})
+    storage.write_json(out / "skipped.json", {"skipped": results.skipped})
     with storage.atomic_write(out / "summary.tsv") as part, part.open("w", encoding="utf-8") as file:
-        print("image", "label", "name", "share", "confidence", sep="\t", file=file)
-        for name, label, share, sure in book.shares:
-            print(" ".join(name.split("\t")), label, model.names[label], f"{share:.4f}", f"{sure:.4f}", sep="\t", file=file)
+        print("image", "label", "name", "fraction", "confidence", sep="\t", file=file)
+        for r in results.records:
+            for f in r.fractions:
+                name = " ".join(r.name.split("\t"))
+                print(name, f.label, f.name, f"{f.fraction:.4f}", f"{f.confidence:.4f}", sep="\t", file=file)
 
 
-def summary(names: dict[int, str], book: Book) -> str:
-    """A table for people: each label that occurs, its share of all pixels, and in how many pictures it is."""
-    sizes = {i["file_name"]: i["height"] * i["width"] for i in book.images}
+def summary(names: dict[int, str], records: list[Record]) -> str:
+    """A table of the labels that occur: fraction of all pixels, number of pictures, mean confidence."""
+    total = sum(r.size[0] * r.size[1] for r in records)
     rows = [("label", "name", "pixels", "pictures", "confidence")]
     for label, name in names.items():
-        own = [(sizes[image], share, sure) for image, k, share, sure in book.shares if k == label]
-        if own:
-            weight = sum(size * share for size, share, _ in own)
-            sure = sum(size * share * c for size, share, c in own) / weight
-            rows.append((str(label), name, f"{100 * weight / sum(sizes.values()):.1f} %", str(len(own)), f"{sure:.2f}"))
-    wide = [max(len(row[j]) for row in rows) for j in range(5)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in rows)
+        areas = [(r.size[0] * r.size[1] * f.fraction, f.confidence) for r in records for f in r.fractions if f.label == label]
+        if areas:
+            area = sum(a for a, _ in areas)
+            confidence = sum(a * c for a, c in areas) / area
+            rows.append((str(label), name, f"{100 * area / total:.1f} %", str(len(areas)), f"{confidence:.2f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
