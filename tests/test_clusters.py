@@ -16,7 +16,6 @@ from unseg.core.image_index import ImageRecord
 from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
 from unseg.report import pictures, sections
 from unseg.serving.cli import clusters as verb
-from unseg.serving.cli.main import said_of
 from unseg.serving.run import Run
 
 SAID = """
@@ -120,7 +119,7 @@ def test_edits_by_the_command_line(tmp_path: Path) -> None:
     again = verb.edit(here, [("name", "0=cat"), ("merge", "4=1"), ("reset", "2")])
     assert again.entry(0) == ClusterEntry("cat", (255, 0, 128))
     assert again.label_lut()[[3, 5]].tolist() == [3, 2]
-    assert "merged into cluster 1" in verb.listed(again)
+    assert "merged into cluster 1" in verb.listing(again)
     before = (tmp_path / "clusters.yaml").read_bytes()
     for change in (("name", "1=CAT"), ("name", "9=x"), ("name", "1"), ("ignore", "1=2"), ("merge", "1=4"), ("colour", "1=red")):
         with pytest.raises(InputError):
@@ -136,25 +135,25 @@ def test_a_file_of_another_clustering_is_refused_until_it_is_reset(tmp_path: Pat
     with pytest.raises(InputError, match="of another clustering"):
         verb.edit(here, [("name", "1=cat")])
     with pytest.raises(InputError, match="of another clustering"):  # neither does `unseg predict` use it
-        said_of(argparse.Namespace(run=here, model=None, clusters=None))
-    assert said_of(argparse.Namespace(run=here, model=Path("other"), clusters=None)) is None
+        verb.clusters_file(argparse.Namespace(run=here, model=None, clusters=None))
+    assert verb.clusters_file(argparse.Namespace(run=here, model=Path("other"), clusters=None)) is None
     assert verb.edit(here, [("reset", "all"), ("name", "1=cat")]).entries == {1: ClusterEntry("cat")}
 
 
 def test_the_reports_scheme_takes_names_colours_and_merges(tmp_path: Path) -> None:
     bare = pictures.scheme(6, ["background", "disc"], {0: 1})
-    scheme = pictures.renamed(bare, naming.read(written(tmp_path, SAID), 6))
+    scheme = pictures.apply_names(bare, naming.read(written(tmp_path, SAID), 6))
     assert scheme.title(0) == "dog"
     assert scheme.clusters[0].tolist() == [255, 0, 128]
     assert (scheme.clusters[1:] == bare.clusters[1:]).all()
-    assert [scheme.fate(k) for k in range(6)] == ["", "", "merged into dog", "merged into background", "ignored", ""]
+    assert [scheme.merge_note(k) for k in range(6)] == ["", "", "merged into dog", "merged into background", "ignored", ""]
     assert [bare.title(k) for k in (0, 1)] == ["disc", "cluster 1"]
-    assert not any(bare.fate(k) for k in range(6))
+    assert not any(bare.merge_note(k) for k in range(6))
 
 
 def test_the_legend_shows_the_colour_that_people_chose(tmp_path: Path) -> None:
     bare = pictures.scheme(6, ["background", "disc"], {0: 1})
-    scheme = pictures.renamed(bare, naming.read(written(tmp_path, SAID), 6))
+    scheme = pictures.apply_names(bare, naming.read(written(tmp_path, SAID), 6))
     chosen = "rgb(255, 0, 128)"
     assert chosen in sections.legend(scheme, ["background", "disc"])
     assert chosen not in sections.legend(bare, ["background", "disc"])

@@ -182,7 +182,7 @@ def is_dry(home: Home) -> None:
 def test_my_own_folder(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/folder.md, then README's section: pipelines are dry runs, the rest runs on the toy run's models."""
     monkeypatch.setattr(fit, "repro", lambda: is_dry(home))
-    monkeypatch.setattr(export, "to_onnx", lambda path, *_: (0.0, float(Path(path).write_text("as tests/test_verbs.py has it"))))
+    monkeypatch.setattr(export, "to_onnx", lambda path, *_: (0.0, float(Path(path).write_text("as tests/serving/test_verbs.py has it"))))
     linked = []  # whether the photographs are a link, at each `dvc repro`
     for line in [*commands("docs/folder.md"), *commands("README.md", MINE)]:
         remove_photos_before(line, home)

@@ -26,7 +26,7 @@ from unseg.serving import export, few_labels
 from unseg.serving.cli import fit
 from unseg.serving.cli.main import main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHAPE: dict[str, Any] = {"arch": "resnet18", "width": 4, "stride": 8, "rates": [1, 2, 4], "labels": 5}
 
 
@@ -58,14 +58,14 @@ def test_onnx_is_the_model_at_three_sizes(model: Path, tmp_path: Path, monkeypat
         (got,) = session.run(None, {"image": x.numpy()})
         assert np.abs(got - want).max() <= 1e-3
         assert (got.argmax(1) == want.argmax(1)).mean() >= 0.999
-    told = json.loads({p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}["unseg"])
-    names = [(x["name"], x["becomes"]) for x in told["labels"]]
+    about = json.loads({p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}["unseg"])
+    names = [(x["name"], x["output_label"]) for x in about["labels"]]
     assert names[:4] == [("background", 0), ("cluster 0", 1), ("dog", 2), ("cluster 2", 2)]
-    assert told["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
+    assert about["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
     # a graph that answers otherwise is not kept
     other = segmenter.DeepLab(**SHAPE).eval()
-    with pytest.raises(InputError, match="is not kept"):
-        export.parity(other, tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="was not kept"):
+        export.check_onnx(other, tmp_path / "m.onnx")
 
 
 def test_torch_export_and_nothing_is_written_over(model: Path, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_torch_export_and_nothing_is_written_over(model: Path, tmp_path: Path) -
     there.write_text("mine")
     words = ["export", "--model", str(model)]
     for given in ([*words, "--onnx"], [*words, "--torch"], ["compare", ".", ".", "-o"]):
-        with pytest.raises(SystemExit, match="is there already; give another name, or --force"):
+        with pytest.raises(SystemExit, match="exists already; give another name, or --force"):
             main([*given, str(there)])
         with pytest.raises(SystemExit, match="is a folder; give the name of a file"):
             main([*given, str(tmp_path)])
@@ -87,7 +87,7 @@ def test_torch_export_and_nothing_is_written_over(model: Path, tmp_path: Path) -
 
 
 def test_export_wants_a_file(model: Path) -> None:
-    with pytest.raises(SystemExit, match="nothing to export; say --onnx FILE or --torch FILE"):
+    with pytest.raises(SystemExit, match="nothing to export; give --onnx FILE or --torch FILE"):
         main(["export", "--model", str(model)])
 
 
@@ -98,8 +98,8 @@ def test_votes_by_hand() -> None:
     maps = [(np.array([[0, 1, 1, 2], [3, 3, 4, 1]]), np.array([[0, 1, 1, 1], [2, 255, 0, 2]]))]
     table = few_labels.votes(maps, 5, 3)
     assert table.tolist() == [[0, 2, 1], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 0, 0]]
-    said = few_labels.named(table, ["background", "dog", "cat"])
-    assert said.entries == {
+    clusters = few_labels.name_by_votes(table, ["background", "dog", "cat"])
+    assert clusters.entries == {
         0: ClusterEntry(name="dog"),
         1: ClusterEntry(merge=1),
         2: ClusterEntry(name="cat"),
@@ -113,14 +113,14 @@ def test_a_linear_head_finds_classes_that_features_tell_apart(model: Path) -> No
         labels = rng.integers(0, count, 300)
         features = rng.normal(0, 1, (300, 256)) * np.linspace(0.1, 9, 256) + rng.normal(0, 20, 256)
         features[:, :3] += 4 * np.eye(3)[labels]
-        net = few_labels.head(segmenter.load(model), features, labels, ["background", "a", "b"][:count])
+        net = few_labels.fit_head(segmenter.load(model), features, labels, ["background", "a", "b"][:count])
         x = torch.from_numpy(features).float()[..., None, None]
         logits = net.model.head[-1](x)[:, :, 0, 0].detach().numpy()  # type: ignore[operator]
         assert (logits.argmax(1) == labels).mean() > 0.99
         fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(features, labels)
         assert np.allclose(logits[:, 1] - logits[:, 0] if count == 2 else logits, fitted.decision_function(features), atol=1e-2)
     with pytest.raises(InputError, match="no labelled pixel of class 1"):
-        few_labels.head(segmenter.load(model), features, labels * 2, ["background", "a", "b", "c", "d"])
+        few_labels.fit_head(segmenter.load(model), features, labels * 2, ["background", "a", "b", "c", "d"])
 
 
 @pytest.fixture
@@ -142,14 +142,14 @@ def test_probe_makes_a_segmenter_of_ones_own_classes(model: Path, labelled: Path
     words = [str(labelled / "photos"), str(labelled / "masks"), "--model", str(model)]
     (labelled / "masks/classes.txt").write_text("background\nbright\n")
     main(["probe", *words, "-o", str(labelled / "mine.safetensors")])
-    assert segmenter.load(labelled / "mine.safetensors").seen == "original"
+    assert segmenter.load(labelled / "mine.safetensors").input_size == "original"
     made = unseg.load(labelled / "mine.safetensors").predict(labelled / "photos/p 0.jpg")
     assert made.names == {0: "background", 1: "bright"}
     truth = np.arange(96) >= 48
     assert ((made.labels == 1) == truth).mean() > 0.85
     main(["probe", *words, "--vote", "-o", str(labelled / "voted.yaml")])
     assert naming.read(labelled / "voted.yaml", 4).count == 4
-    with pytest.raises(SystemExit, match="is there already"):
+    with pytest.raises(SystemExit, match="exists already"):
         main(["probe", *words, "-o", str(labelled / "mine.safetensors")])
     with pytest.raises(SystemExit, match="the masks have class 1, but 1 names are given"):
         main(["probe", *words, "--classes", "background", "-o", str(labelled / "x")])
@@ -205,7 +205,7 @@ def test_fit_writes_what_one_would_by_hand(clone: Path, capsys: pytest.CaptureFi
     ("words", "message"),
     [
         (["none"], "none: no such folder"),
-        ([".."], "holds this clone of unseg; give a folder of photographs alone"),
+        ([".."], "holds this clone of unseg; give a folder that has photographs only"),
         (["profiles"], "profiles has 0 photographs .2 .yaml.; give a folder with more"),
         (["../my photos", "--profile", "none"], "profiles/none.yaml: no such profile; there are folder"),
         (["../my photos", "--set", "croc.nothing=1"], "--set croc.nothing: croc.nothing is not a parameter"),
@@ -223,7 +223,7 @@ def test_fit_refuses_in_one_line(clone: Path, words: list[str], message: str) ->
 def test_fit_hands_the_device_to_the_stages(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNSEG_DEVICE", "cpu")
     seen = []
-    monkeypatch.setattr(fit, "accelerated", lambda: seen.append(os.environ["UNSEG_DEVICE"]) or False)
+    monkeypatch.setattr(fit, "has_accelerator", lambda: seen.append(os.environ["UNSEG_DEVICE"]) or False)
     main(["fit", "../my photos", "--no-run", "--device", "mps"])
     assert seen == ["mps"]
 
@@ -252,4 +252,4 @@ def test_sizes_follow_the_photographs_and_the_machine() -> None:
 
 def test_python_m_unseg_has_every_verb() -> None:
     done = subprocess.run([sys.executable, "-m", "unseg", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert all(f"unseg {verb}" in done.stdout for verb in ("fit", "predict", "clusters", "probe", "export", "compare"))
+    assert all(f"    {verb} " in done.stdout for verb in ("fit", "predict", "clusters", "probe", "export", "compare", "profile"))

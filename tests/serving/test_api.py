@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import factories
 import numpy as np
 import pytest
 import torch
@@ -21,8 +22,9 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import unseg
-from unseg.core import image_index, label_maps, params, rle
+from unseg.core import image_index, label_maps, masks
 from unseg.core.console import InputError
+from unseg.core.instances import Detection
 from unseg.data import video
 from unseg.detection import detector
 from unseg.detection.settings import Detect, Detector
@@ -58,7 +60,7 @@ def photo(height: int = 64, width: int = 80, seed: int = 0) -> np.ndarray:
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def said(folder: Path, text: str) -> Path:
+def clusters_yaml(folder: Path, text: str) -> Path:
     (folder / "c.yaml").write_text(f"clusters: {text}")
     return folder / "c.yaml"
 
@@ -145,31 +147,31 @@ def test_a_photograph_by_file_image_and_array(model: Path, tmp_path: Path) -> No
         assert (m.labels == p.argmax(0).numpy()).all()  # as stages/predict.py has it
         assert np.allclose(m.confidence, p.max(0).values.numpy())
     assert len(np.unique(made[0].labels)) >= 3
-    assert sum(s.share for s in made[0].shares()) == pytest.approx(1)
+    assert sum(s.fraction for s in made[0].fractions()) == pytest.approx(1)
     assert made[0].names == {0: "background", 1: "cluster 0", 2: "cluster 1", 3: "cluster 2", 4: "cluster 3"}
 
 
 def test_what_the_network_sees(model: Path) -> None:
     net, x = segmenter.load(model), photo(50, 90)
-    for seen, size in (("square", (32, 32)), (40, (40, 72))):
+    for input_size, size in (("square", (32, 32)), (40, (40, 72))):
         small = np.asarray(Pillow.fromarray(x).resize(size[::-1], Pillow.Resampling.BILINEAR))
         p = segmenter.probabilities(net, batching.to_tensor(small)[None])
         want = F.interpolate(p, (50, 90), mode="bilinear", align_corners=False)[0].argmax(0).numpy()
-        assert (unseg.load(model, seen=seen).predict(x).labels == want).mean() > 0.999
+        assert (unseg.load(model, input_size=input_size).predict(x).labels == want).mean() > 0.999
 
 
 def test_how_a_model_looks_is_known_from_its_file_or_its_run(model: Path, tmp_path: Path) -> None:
-    assert unseg.load(model).seen == "original"
+    assert unseg.load(model).input_size == "original"
     for folder, want in (("run/models", "square"), ("run", "original")):  # a file that is not in models/ is of no run
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         for root in (tmp_path, tmp_path / "run"):
             (root / "params.yaml").write_text("predict: {input: square}")
         shutil.copy(model, tmp_path / folder / "s.safetensors")
-        assert unseg.load(tmp_path / folder / "s.safetensors").seen == want
+        assert unseg.load(tmp_path / folder / "s.safetensors").input_size == want
     net = segmenter.load(model)
-    segmenter.write_segmenter(tmp_path / "run/models/t", net.model, net.shape, net.size, net.precision, seen=48)
-    assert unseg.load(tmp_path / "run/models/t").seen == 48
-    assert unseg.load(tmp_path / "run/models/t", seen="original").seen == "original"
+    segmenter.write_segmenter(tmp_path / "run/models/t", net.model, net.shape, net.size, net.precision, input_size=48)
+    assert unseg.load(tmp_path / "run/models/t").input_size == 48
+    assert unseg.load(tmp_path / "run/models/t", input_size="original").input_size == "original"
 
 
 def test_merging_adds_probabilities_and_ignoring_leaves_void(model: Path, tmp_path: Path) -> None:
@@ -177,16 +179,16 @@ def test_merging_adds_probabilities_and_ignoring_leaves_void(model: Path, tmp_pa
     often = (1 + np.argsort(-np.bincount(p.argmax(0).flatten().numpy(), minlength=5)[1:])).tolist()  # labels
     void, dog, more, less = (label - 1 for label in often)
     text = f"{{{void}: {{ignore: true}}, {dog}: {{name: dog}}, {more}: {{merge: {dog}}}, {less}: {{merge: background}}}}"
-    made = unseg.load(model, clusters=said(tmp_path, text)).predict(photo())
+    made = unseg.load(model, clusters=clusters_yaml(tmp_path, text)).predict(photo())
     summed = torch.stack([p[0] + p[less + 1], p[dog + 1] + p[more + 1], p[void + 1]])
     want = np.array([0, dog + 1, 255])[summed.argmax(0).numpy()]
     assert len(np.unique(want)) == 3
     assert (made.labels == want).all()
     assert np.allclose(made.confidence, summed.max(0).values.numpy(), atol=1e-6)
     assert made.names == {0: "background", dog + 1: "dog"}
-    assert {s.name for s in made.shares()} == {"background", "dog"}
+    assert {s.name for s in made.fractions()} == {"background", "dog"}
     assert [a["category_id"] for a in made.annotations()] == [dog + 1]
-    assert (rle.decode(made.annotations()[0]["segmentation"]) == (want == dog + 1)).all()
+    assert (masks.from_rle(made.annotations()[0]["segmentation"]).decode() == (want == dog + 1)).all()
 
 
 def test_a_crf_of_a_small_photograph_is_that_of_relabel(model: Path) -> None:
@@ -196,7 +198,7 @@ def test_a_crf_of_a_small_photograph_is_that_of_relabel(model: Path) -> None:
 
 
 def test_index_and_overlay(model: Path, tmp_path: Path) -> None:
-    predictor = unseg.load(model, clusters=said(tmp_path, "{0: {colour: '#010203'}, 1: {ignore: true}}"))
+    predictor = unseg.load(model, clusters=clusters_yaml(tmp_path, "{0: {colour: '#010203'}, 1: {ignore: true}}"))
     made = predictor.predict(photo())
     index = made.index()
     assert index.mode == "P"
@@ -234,14 +236,14 @@ def test_what_cannot_be_loaded_or_predicted(model: Path, tmp_path: Path) -> None
             predictor.predict(bad)
     with pytest.raises(InputError, match="device nothing cannot be used"):
         unseg.load(model, device="nothing")
-    with pytest.raises(InputError, match="cannot be seen as 'huge'"):
-        unseg.load(model, seen="huge")
+    with pytest.raises(InputError, match="the input size is 'huge'"):
+        unseg.load(model, input_size="huge")
     with pytest.raises(InputError, match=r"none cannot be read .no such file.; make it with"):
         unseg.load(tmp_path / "none")
     with pytest.raises(InputError, match=r"cannot be read .*; name a segmenter"):
         unseg.load(tmp_path)
     with pytest.raises(InputError, match="there is no cluster 4"):
-        unseg.load(model, clusters=said(tmp_path, "{4: {name: a}}"))
+        unseg.load(model, clusters=clusters_yaml(tmp_path, "{4: {name: a}}"))
 
 
 def test_unseg_itself_needs_no_torch() -> None:
@@ -271,9 +273,9 @@ def test_frames_are_rgb_and_upright(tmp_path: Path) -> None:
 def finder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with a detector of four clusters, as its weights are drawn."""
     root = tmp_path_factory.mktemp("finder")
-    text = (Path(__file__).parents[1] / "params.yaml").read_text().replace("min_score: 0.05", "min_score: 0.0")
+    text = (factories.ROOT / "params.yaml").read_text().replace("min_score: 0.05", "min_score: 0.0")
     (root / "params.yaml").write_text(text)
-    p = replace(params.group("detector", Detector, root / "params.yaml"), width=8, fpn=16, hidden=16)
+    p = factories.group("detector", Detector, width=8, fpn=16, hidden=16)
     torch.manual_seed(0)
     detector.save(root / "models/detector.safetensors", detector.backend(p).build(p, 4), p, 4)
     return root
@@ -288,8 +290,8 @@ def test_a_model_trained_in_bf16_runs_in_what_the_device_has(
     segmenter.write_segmenter(tmp_path / "s", net.model, net.shape, net.size, "bf16")
     detector.save(tmp_path / "d", trained.model, replace(trained.p, precision="bf16"), trained.k)
     loaded = unseg.load(tmp_path / "s", detector_path=tmp_path / "d")
-    assert loaded.found_by is not None
-    for chosen in (loaded.net.precision, loaded.found_by.p.precision):
+    assert loaded.detector is not None
+    for chosen in (loaded.net.precision, loaded.detector.p.precision):
         assert precision.autocast(loaded.device, chosen)._enabled == fast
     assert unseg.load(model).net.precision == "fp32"  # what was trained in fp32 stays so
     if not fast:
@@ -300,28 +302,23 @@ def test_instances_of_a_reduced_photograph_at_its_own_size(
     model: Path, finder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A detector that finds the left third and the top half, as clusters 0 and 1, of what it is shown."""
-    shown = []
+    shapes = []
 
-    def fake(trained: object, x: torch.Tensor) -> list[list[dict[str, Any]]]:
+    def fake(trained: object, x: torch.Tensor) -> list[list[Detection]]:
         rows, cols = x.shape[-2:]
-        shown.append((rows, cols))
+        shapes.append((rows, cols))
         third, half = np.zeros((2, rows, cols), bool)
         third[:, : cols // 3], half[: rows // 2] = True, True
-        boxes = [0.0, 0.0, cols // 3, rows], [0.0, 0.0, cols, rows // 2]
-        found = [
-            {"category_id": k, "segmentation": rle.encode(mask), "bbox": list(map(float, box)), "score": 0.9 - k / 10}
-            for k, (mask, box) in enumerate(zip((third, half), boxes, strict=True))
-        ]
-        return [[*found, {**found[0], "category_id": 2}, {**found[0], "category_id": 3}]]
+        return [[factories.detection(mask, 0.9, category_id=k) for k, mask in enumerate((third, half, third, third))]]
 
     monkeypatch.setattr(detector, "instances", fake)
     monkeypatch.setattr(api, "DETECT_PIXELS", 60 * 90)
     text = "{0: {name: dog}, 1: {merge: 0}, 2: {ignore: true}, 3: {merge: background}}"
-    predictor = unseg.load(model, said(tmp_path, text), finder / "models/detector.safetensors")
+    predictor = unseg.load(model, clusters_yaml(tmp_path, text), finder / "models/detector.safetensors")
     made = predictor.predict(photo(120, 180))
-    assert shown == [(60, 90)]
+    assert shapes == [(60, 90)]
     assert [(i["category_id"], i["bbox"]) for i in made.instances] == [(1, [0, 0, 60, 120]), (1, [0, 0, 180, 60])]
-    left, top = (rle.decode(i["segmentation"]) for i in made.instances)
+    left, top = (masks.from_rle(i["segmentation"]).decode() for i in made.instances)
     assert left.shape == (120, 180)
     assert left[:, :60].all()
     assert not left[:, 60:].any()
@@ -343,7 +340,7 @@ def test_predict_writes_instances(model: Path, finder: Path, tmp_path: Path) -> 
         assert max(boxes.size) == 320
     net = segmenter.load(model)
     segmenter.write_segmenter(tmp_path / "m", net.model, net.shape, net.size, net.precision, ("background", "a", "b", "c", "d"))
-    with pytest.raises(SystemExit, match=r"finds clusters, which .* does not label; predict without instances"):
+    with pytest.raises(SystemExit, match=r"detects clusters that .* does not label; predict without instances"):
         main(["predict", str(tmp_path / "a.png"), "--run", str(finder), "--model", str(tmp_path / "m"), "--instances", "-o", "x"])
 
 
@@ -369,7 +366,18 @@ def folder(tmp_path: Path) -> Path:
 
 def test_predict_writes_what_it_says(model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    main(["predict", str(folder), "-o", str(out), "--model", str(model), "--clusters", str(said(tmp_path, "{0: {name: dog}}"))])
+    main(
+        [
+            "predict",
+            str(folder),
+            "-o",
+            str(out),
+            "--model",
+            str(model),
+            "--clusters",
+            str(clusters_yaml(tmp_path, "{0: {name: dog}}")),
+        ]
+    )
     printed = capsys.readouterr().out
     names = ["a b.jpg", "sub folder/a b.webp", "sub folder/ä.png"]
     for name in names:
@@ -384,7 +392,7 @@ def test_predict_writes_what_it_says(model: Path, folder: Path, tmp_path: Path, 
     assert [a["id"] for a in coco["annotations"]] == list(range(1, len(coco["annotations"]) + 1))
     with Pillow.open(out / "labels/a b.jpg.png") as index:
         for a in (a for a in coco["annotations"] if a["image_id"] == 1):
-            assert (rle.decode(a["segmentation"]) == (np.asarray(index) == a["category_id"])).all()
+            assert (masks.from_rle(a["segmentation"]).decode() == (np.asarray(index) == a["category_id"])).all()
     film = cv2.VideoCapture(str(out / "overlays/clip.mp4.mp4"))
     assert int(film.get(cv2.CAP_PROP_FRAME_COUNT)) == 3
     image = image_index.ImageRecord(1, "000002", 48, 64, "val")
@@ -396,7 +404,7 @@ def test_predict_writes_what_it_says(model: Path, folder: Path, tmp_path: Path, 
     assert sum(float(r[3]) for r in rows if r[0] == names[0]) == pytest.approx(1, abs=1e-3)
     assert "6 pictures" in printed
     assert "1 skipped" in printed
-    with pytest.raises(SystemExit, match="is there already; give another folder, or --force"):
+    with pytest.raises(SystemExit, match="exists already; give another folder, or --force"):
         main(["predict", str(folder), "-o", str(out), "--model", str(model)])
     main(["predict", str(folder / "a b.jpg"), "-o", str(out), "--model", str(model), "--force"])
 
@@ -443,7 +451,7 @@ def test_predict_leaves_out_what_it_wrote_itself(model: Path, tmp_path: Path) ->
     ("given", "message"),
     [
         ("none", "no such file or folder"),
-        ("empty", "no photograph or video found .empty"),
+        ("empty", "empty has no photograph or video .empty"),
         ("text.jpg", "text.jpg: not an image"),
         ("text.mp4", "text.mp4: cannot be decoded as a video"),
     ],
