@@ -1,16 +1,18 @@
-"""Instances and detections in COCO's JSON: written a line each, read one image at a time, validated as they are read.
+"""Instances and detections in COCO's JSON, read one image at a time and validated on reading.
 
-There may be millions of them. `storage.write_json` gives each record of a list a line of its own, and stages write records in
-the order of their images, so such a file is streamed. A file with another layout or order is read whole.
+There may be millions. `storage.write_json` writes one record of a list a line, and stages write records in the order of their
+images. Such a file is not held in memory, only the place of each image's lines. A file with another layout is held whole.
 """
 
 import json
 import re
+from array import array
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
 
 from unseg.core import masks
 from unseg.core.console import InputError
@@ -19,7 +21,7 @@ from unseg.core.masks import Mask
 from unseg.core.storage import read_json
 
 CLASS_AGNOSTIC = 0  # category of a mined mask, before clustering
-IMAGE = re.compile(r'"image_id": (\d+)[,}]')  # in a line of a record
+RECORD = re.compile(rb'\{.*?"image_id": (\d{1,18})[,}].*(?<=\}),?\n')  # a line
 AGAIN = "make it again from the same data/images.json"
 
 Record = dict[str, Any]
@@ -30,7 +32,7 @@ Box = tuple[float, float, float, float]  # xywh, pixels
 class Instance:
     """An object of an image: a COCO annotation."""
 
-    key: ClassVar[str | None] = "annotations"  # of the list in a file
+    list_key: ClassVar[str | None] = "annotations"  # in a file; None: the file is the list
 
     id: int
     image_id: int
@@ -60,7 +62,7 @@ class Instance:
 class Detection:
     """A scored object of an image: a COCO result."""
 
-    key: ClassVar[str | None] = None
+    list_key: ClassVar[str | None] = None
 
     image_id: int
     category_id: int  # cluster 0..K-1
@@ -114,54 +116,8 @@ def number(record: Record, key: str) -> int:
     return value
 
 
-def read_by_image(
-    path: str | Path,
-    kind: type[Object],
-    images: Collection[ImageRecord],
-    splits: Collection[ImageRecord] | None = None,
-    clusters: int | None = None,
-) -> Iterator[tuple[ImageRecord, list[Object]]]:
-    """Images and their instances, by rising image id; an image without any has [].
-
-    Args:
-        images: every image that the file may refer to.
-        splits: those that are wanted; None: all.
-        clusters: K; categories must be below it. None: any.
-
-    Raises:
-        InputError: no such file, an invalid record, an image that is not known, or a mask of another size than its image.
-    """
-    known = {image.id: image for image in images}
-    wanted = known if splits is None else {image.id: image for image in splits}
-    groups = groupby(ordered(path, kind.key), key=lambda record: image_of(path, record))
-    following = next(groups, None)
-    for id in sorted(known):
-        found: list[Object] = []
-        if following is not None and following[0] <= id:
-            if following[0] < id:
-                break
-            if id in wanted:
-                found = [parse(path, kind, record, known[id], clusters) for record in following[1]]
-                check_masks(path, found, known[id])
-            following = next(groups, None)
-        if id in wanted:
-            yield known[id], found
-    if following is not None:
-        raise InputError(f"{path}: no image has the id {following[0]}; {AGAIN}")
-
-
-def read(
-    path: str | Path,
-    kind: type[Object],
-    images: Collection[ImageRecord],
-    splits: Collection[ImageRecord] | None = None,
-    clusters: int | None = None,
-) -> list[Object]:
-    """As `read_by_image`, all in one list."""
-    return [x for _, found in read_by_image(path, kind, images, splits, clusters) for x in found]
-
-
 def parse(path: str | Path, kind: type[Object], record: Record, image: ImageRecord, clusters: int | None = None) -> Object:
+    """A record of an image. Raises InputError if it is invalid; `check_masks` checks the run lengths."""
     try:
         x = kind.from_coco(record)
     except ValueError as error:
@@ -174,121 +130,139 @@ def parse(path: str | Path, kind: type[Object], record: Record, image: ImageReco
     return x
 
 
-def check_masks(path: str | Path, found: Iterable[Instance | Detection], image: ImageRecord) -> None:
+def check_masks(path: str | Path, objects: Iterable[Instance | Detection], image: ImageRecord) -> None:
+    """Raises InputError if the run lengths of an image's masks are invalid."""
     try:
-        masks.check([x.mask for x in found])
+        masks.check([x.mask for x in objects])
     except ValueError as error:
         raise InputError(f"{path}: {image.file_name}: {error}; {AGAIN}") from None
 
 
-def stream(path: str | Path, key: str | None = None) -> Iterator[Record]:
-    """The records of a file's list, or of the list at `key`, one at a time.
+class Lookup(Generic[Object]):
+    """The objects of a file by image, read when they are asked for. Worker processes can have a copy.
+
+    Args:
+        clusters: K; categories must be below it. None: any.
+
+    Raises:
+        InputError: no such file, not JSON, or an invalid record.
+    """
+
+    def __init__(self, path: str | Path, kind: type[Object], clusters: int | None = None) -> None:
+        self.path, self.clusters = path, clusters
+        self.kind: type[Object] = kind
+        runs = index_lines(path, kind.list_key)
+        self.records = read_records(path, kind.list_key) if runs is None else {}
+        self.runs = np.zeros((0, 3), np.int64) if runs is None else runs
+
+    def image_ids(self) -> np.ndarray:
+        """The ids of the images with objects, in rising order."""
+        return np.unique(list(self.records) if self.records else self.runs[:, 0])
+
+    def __getitem__(self, image: ImageRecord) -> list[Object]:
+        """The objects of an image, in their order in the file."""
+        records = self.records.get(image.id) or self.read_lines(image.id)
+        objects = [parse(self.path, self.kind, record, image, self.clusters) for record in records]
+        check_masks(self.path, objects, image)
+        return objects
+
+    def read_lines(self, image_id: int) -> list[Record]:
+        first, last = np.searchsorted(self.runs[:, 0], [image_id, image_id + 1])
+        if first == last:
+            return []
+        records: list[Record] = []
+        try:
+            with Path(self.path).open("rb") as file:
+                for _, offset, count in self.runs[first:last].tolist():
+                    file.seek(offset)
+                    records += [json.loads(file.readline().rstrip(b",\n")) for _ in range(count)]
+            return records
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self.path} is not JSON ({error}); make it again") from None
+
+
+def index_lines(path: str | Path, list_key: str | None) -> np.ndarray | None:
+    """Where a file has the records of each image.
+
+    Returns:
+        [R, 3] int64, by rising image id: for each run of lines of one image its id, the offset of the first line and the
+        number of lines. None if the file is not laid out as `storage.write_json` does.
+    """
+    opening = b"[" if list_key is None else f"{json.dumps(list_key)}: [".encode()
+    runs = array("q")
+    inside, offset = False, 0
+    try:
+        with Path(path).open("rb") as file:
+            for line in file:
+                if not inside:
+                    inside = line.rstrip() == opening
+                elif line.startswith(b"]"):
+                    table = np.array(runs, np.int64).reshape(-1, 3)
+                    return table[np.argsort(table[:, 0], kind="stable")]
+                elif not (match := RECORD.fullmatch(line)):
+                    return None
+                elif runs and runs[-3] == int(match[1]):
+                    runs[-1] += 1
+                else:
+                    runs.extend((int(match[1]), offset, 1))
+                offset += len(line)
+    except OSError:
+        pass  # `read_records` raises an InputError
+    return None
+
+
+def read_records(path: str | Path, list_key: str | None) -> dict[int, list[Record]]:
+    """The records of a file in any layout, by image id.
 
     Raises:
         InputError: no such file, not JSON, or no such list of records.
     """
-    opening = "[" if key is None else f"{json.dumps(key)}: ["
-    try:
-        with Path(path).open(encoding="utf-8-sig") as file:
-            if not any(text.rstrip("\n") == opening for text in file):
-                yield from read_whole(path, key)
-                return
-            first = True
-            for text in file:
-                if text.startswith("]"):
-                    return
-                if first and not text.rstrip().endswith(("}", "},")):  # a record of several lines
-                    yield from read_whole(path, key)
-                    return
-                first = False
-                yield check_record(path, json.loads(text.rstrip().removesuffix(",")))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not JSON ({error}); make it again") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    raise InputError(f"{path} is cut short; make it again")
-
-
-def ordered(path: str | Path, key: str | None = None) -> Iterator[Record]:
-    """As `stream`, by rising image_id; a file in another order is read whole."""
-    last = -1
-    try:
-        with Path(path).open(encoding="utf-8-sig") as file:
-            for text in file:
-                if (match := IMAGE.search(text)) and (int(match[1]) < last or not text.startswith("{")):
-                    return iter(sorted(stream(path, key), key=lambda record: image_of(path, record)))
-                last = int(match[1]) if match else -1 if text.startswith("]") else last
-    except (OSError, UnicodeDecodeError):
-        pass  # `stream` raises it
-    return stream(path, key)
-
-
-def image_of(path: str | Path, record: Record) -> int:
-    try:
-        return number(record, "image_id")
-    except ValueError as error:
-        raise InputError(f"{path}: {error}; {AGAIN}") from None
-
-
-def read_whole(path: str | Path, key: str | None) -> Iterator[Record]:
-    """As `stream`, for a file in any layout."""
     content = read_json(path)
-    records = content.get(key) if isinstance(content, dict) else content if key is None else None
+    records = content.get(list_key) if isinstance(content, dict) else content if list_key is None else None
     if not isinstance(records, list):
-        raise InputError(f"{path} has no list of records{f' {key}' if key else ''}; make it again")
-    yield from (check_record(path, record) for record in records)
+        raise InputError(f"{path} has no list of records{f' {list_key}' if list_key else ''}; make it again")
+    by_image: dict[int, list[Record]] = {}
+    for record in records:
+        if not isinstance(record, dict):
+            raise InputError(f"{path}: {str(record)[:40]} is no record; make it again")
+        try:
+            by_image.setdefault(number(record, "image_id"), []).append(record)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}; {AGAIN}") from None
+    return by_image
 
 
-def check_record(path: str | Path, content: Any) -> Record:
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: {str(content)[:40]} is no record; make it again")
-    return content
+def read_by_image(
+    path: str | Path,
+    kind: type[Object],
+    images: Collection[ImageRecord],
+    splits: Collection[ImageRecord] | None = None,
+    clusters: int | None = None,
+) -> Iterator[tuple[ImageRecord, list[Object]]]:
+    """Images and their objects, by rising image id; an image without objects has [].
 
-
-class Lookup(Generic[Object]):
-    """The instances of a file by image, read from it when they are asked for.
+    Args:
+        images: all images that the file may refer to.
+        splits: those to read; None: all.
+        clusters: K; categories must be below it. None: any.
 
     Raises:
-        InputError: as `read_by_image`.
+        InputError: no such file, an invalid record, an unknown image, or a mask of another size than its image.
     """
+    objects = Lookup(path, kind, clusters)
+    unknown = np.setdiff1d(objects.image_ids(), [image.id for image in images])
+    if len(unknown):
+        raise InputError(f"{path}: no image has the id {unknown[0]}; {AGAIN}")
+    for image in sorted(images if splits is None else splits, key=lambda image: image.id):
+        yield image, objects[image]
 
-    def __init__(self, path: str | Path, kind: type[Object]) -> None:
-        self.path, self.kind = path, kind
-        self.held: dict[int, list[Record]] = {}  # of a file with another layout
-        self.places: dict[int, list[tuple[int, int]]] = {}  # stretches of lines: offset of the first, and their number
-        last, offset = None, 0
-        try:
-            with Path(path).open("rb") as file:
-                for text in file:
-                    if text.startswith(b"{") and (match := IMAGE.search(text.decode("utf-8", "replace"))):
-                        image = int(match[1])
-                        stretches = self.places.setdefault(image, [])
-                        if image == last:
-                            stretches[-1] = stretches[-1][0], stretches[-1][1] + 1
-                        else:
-                            stretches.append((offset, 1))
-                        last = image
-                    elif text.rstrip() not in (b"[", b"]", b"[]"):
-                        break
-                    offset += len(text)
-                else:
-                    return
-        except OSError:
-            pass  # `stream` raises it
-        self.places = {}
-        for record in stream(path, kind.key):
-            self.held.setdefault(image_of(path, record), []).append(record)
 
-    def __getitem__(self, image: ImageRecord) -> list[Object]:
-        """The instances of an image, in their order in the file."""
-        records = self.held.get(image.id, [])
-        if image.id in self.places:
-            with Path(self.path).open("rb") as file:
-                for offset, lines in self.places[image.id]:
-                    file.seek(offset)
-                    records = records + [json.loads(file.readline().rstrip().removesuffix(b",")) for _ in range(lines)]
-        found = [parse(self.path, self.kind, check_record(self.path, record), image) for record in records]
-        check_masks(self.path, found, image)
-        return found
+def read(
+    path: str | Path,
+    kind: type[Object],
+    images: Collection[ImageRecord],
+    splits: Collection[ImageRecord] | None = None,
+    clusters: int | None = None,
+) -> list[Object]:
+    """As `read_by_image`, in one list."""
+    return [x for _, objects in read_by_image(path, kind, images, splits, clusters) for x in objects]

@@ -134,7 +134,7 @@ def check(key: str, kind: Any, x: Any, file: str | Path) -> Any:
 
 def broken_rule(x: Any, metadata: Iterable[Any]) -> str:
     """All limits of a number or a list, e.g. "be at least 0 and at most 1", if x breaks one; else ""."""
-    limits = [limit for m in metadata for limit in (m if isinstance(m, GroupedMetadata) else (m,))]
+    limits: list[Any] = [limit for m in metadata for limit in (m if isinstance(m, GroupedMetadata) else (m,))]
     rules = [(*LIMITS[type(limit)], *astuple(limit)) for limit in limits]
     size = len(x) if isinstance(x, list) else x
     if all(holds(size, bound) for holds, _, bound in rules):
