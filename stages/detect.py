@@ -1,4 +1,4 @@
-"""The detector's instances on every image."""
+"""Run the detector on every image."""
 
 from collections.abc import Iterator
 
@@ -11,19 +11,19 @@ from unseg.engine.batching import Batches
 from unseg.engine.map_batches import map_batches
 
 
-def main(index: str, folder: str, weights: str, out: str) -> None:
+def main(index: str, images: str, weights: str, detections: str) -> None:
     trained = detector.load(weights, params.group("detect", Detect))
-    images = image_index.read_images(index)
+    records = image_index.read_images(index)
 
     def detect(batches: Batches[ImageRecord]) -> Iterator[tuple[ImageRecord, bytes]]:
-        for image, detections in detector.detect(trained, batches):
-            yield image, "\n".join(map(storage.json_line, detections)).encode()
+        for image, objects in detector.detect(trained, batches):
+            yield image, "\n".join(storage.json_line(x.to_coco()) for x in objects).encode()
 
-    batches = detector.load_batches(trained, folder, images)
-    with map_batches("detect", [trained.q], [index, folder, weights], batches, detect, lambda i: i.id) as results:
+    batches = detector.load_batches(trained, images, records)
+    with map_batches("detect", [trained.q], [index, images, weights], batches, detect, lambda i: i.id) as results:
         if results:
-            texts = (text for lines in results(i.id for i in images) for text in lines.decode().splitlines())
-            storage.write_json(out, storage.JsonLines(texts))
+            texts = (text for lines in results(i.id for i in records) for text in lines.decode().splitlines())
+            storage.write_json(detections, storage.JsonLines(texts))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The segmenter's label maps of the eval images: 0 background, 1..K clusters."""
+"""Predict label maps of the eval images with a segmenter: 0 background, 1..K clusters."""
 
 from collections.abc import Iterator
 
@@ -12,19 +12,19 @@ from unseg.engine.map_batches import map_batches
 from unseg.segmentation import segmenter
 
 
-def main(index: str, folder: str, weights: str, out: str) -> None:
+def main(index: str, images: str, weights: str, predictions: str) -> None:
     q, net = params.group("predict", segmenter.Predict), segmenter.load(weights)
-    images = image_index.eval_images(index)
+    eval_images = image_index.eval_images(index)
 
     def predict(batches: Batches[ImageRecord]) -> Iterator[tuple[ImageRecord, bytes]]:
-        for image, p in segmenter.every_probability(net, batches):
+        for image, p in segmenter.predict(net, batches):
             yield image, storage.encode_png(p.argmax(0).to(torch.uint8).cpu().numpy())
 
-    batches = segmenter.load_batches(net, folder, images, q)
-    with map_batches("predict", [q], [index, folder, weights], batches, predict, lambda i: i.id) as results:
+    batches = segmenter.load_batches(net, images, eval_images, q)
+    with map_batches("predict", [q], [index, images, weights], batches, predict, lambda i: i.id) as results:
         if results:
-            names = (f"{i.file_name}.png" for i in images)
-            storage.write_zip(out, zip(names, results(i.id for i in images), strict=True))
+            names = (f"{i.file_name}.png" for i in eval_images)
+            storage.write_zip(predictions, zip(names, results(i.id for i in eval_images), strict=True))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""New label maps of the train images, from a segmenter and a CRF."""
+"""Make new label maps of the train images with a segmenter and a CRF."""
 
 from collections.abc import Iterator
 
@@ -14,24 +14,24 @@ from unseg.engine.map_batches import map_batches
 from unseg.segmentation import crf, segmenter
 
 
-def main(index: str, folder: str, weights: str, out: str) -> None:
+def main(index: str, images: str, weights: str, labels: str) -> None:
     q, p, net = params.group("predict", segmenter.Predict), params.group("crf", crf.Crf), segmenter.load(weights)
-    images = image_index.train_images(index)
-    by_name = {i.file_name: i for i in images}
+    train_images = image_index.train_images(index)
+    by_name = {i.file_name: i for i in train_images}
 
     def relabel(batches: Batches[ImageRecord]) -> Iterator[tuple[ImageRecord, bytes]]:
-        probabilities = (
-            (image.file_name, probability.float().cpu().numpy(), np.asarray(photos.read(folder, image)))
-            for image, probability in segmenter.every_probability(net, batches)
+        items = (
+            (image.file_name, probabilities.float().cpu().numpy(), np.asarray(photos.read(images, image)))
+            for image, probabilities in segmenter.predict(net, batches)
         )
-        for name, labels in crf.refine_each(probabilities, p, len(images), environment.device()):
-            yield by_name[name], storage.encode_png(labels)
+        for name, refined in crf.refine_all(items, p, len(train_images), environment.device()):
+            yield by_name[name], storage.encode_png(refined)
 
-    batches = segmenter.load_batches(net, folder, images, q)
-    with map_batches("relabel", [q, p], [index, folder, weights], batches, relabel, lambda i: i.id) as results:
+    batches = segmenter.load_batches(net, images, train_images, q)
+    with map_batches("relabel", [q, p], [index, images, weights], batches, relabel, lambda i: i.id) as results:
         if results:
-            names = (f"{i.file_name}.png" for i in images)
-            storage.write_zip(out, zip(names, results(i.id for i in images), strict=True))
+            names = (f"{i.file_name}.png" for i in train_images)
+            storage.write_zip(labels, zip(names, results(i.id for i in train_images), strict=True))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def test_what_dvc_says_is_what_it_does(pipe):
 
 def test_self_training_of_the_detector_runs_where_it_is_asked_for(pipe):
     pipe.set("retrain", [{"instances": "instances", "detections": "detections", "to": "d1"}])
-    assert set(pipe.repro()) == {"adopt@0", "retrain_detector@0", "detect_again@0"}
+    assert set(pipe.repro()) == {"self_train@0", "retrain_detector@0", "detect_again@0"}
     pipe.set("detections", "detections-d1")
     assert set(pipe.repro("--dry", "--force-downstream")) == {"evaluate_instances"} | AGGREGATE
 

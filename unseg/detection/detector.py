@@ -8,20 +8,20 @@ Shapes: B images, H rows, W columns, M objects of an image, K clusters.
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unseg.core import optional
+from unseg.core import optional, params
 from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
-from unseg.core.rle import encode_all, group_by_image
+from unseg.core.instances import Detection, Instance
+from unseg.core.masks import encode_all
 from unseg.data.photos import read
 from unseg.detection.examples import DetectionDataset, Target, collate
 from unseg.detection.settings import Detect, Detections, Detector
@@ -43,11 +43,7 @@ class TrainedDetector:
 
 
 def backend(p: Detector) -> ModuleType:
-    """Return the module of the backend that params.yaml selects.
-
-    Raises:
-        InputError: if the backend is not installed.
-    """
+    """Import the module of a backend. Raises InputError if it is not installed."""
     if p.backend == "torchvision":
         from unseg.detection import torchvision_fpn
 
@@ -74,15 +70,12 @@ def train(
     p: Detector,
     k: int,
     root: str,
-    records: list[ImageRecord],
-    annotations: list[dict[str, Any]],
+    images: list[ImageRecord],
+    objects: Mapping[int, Sequence[Instance]],
     seed: int,
     checkpoint: Checkpoint,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
-    """Train on instances of K clusters. Images without instances count as background.
-
-    Args:
-        annotations: COCO annotations, category_id 0..K-1.
+    """Train on instances of K clusters, given by image id. Images without instances count as background.
 
     Returns:
         The model, and the metrics of each step: the total loss and its parts, with the same names for both backends.
@@ -97,38 +90,33 @@ def train(
     by.initialise(model, p)
     by.sync_norms(model)
     model.to(device).train()
-    learned = [x for x in model.parameters() if x.requires_grad]
+    trainable = [x for x in model.parameters() if x.requires_grad]
     optimizer = torch.optim.SGD(by.param_groups(model, p), lr=p.lr, momentum=p.momentum, weight_decay=p.weight_decay)
-    shared = distributed.wrap_ddp(model)
+    ddp_model = distributed.wrap_ddp(model)
 
     def step(number: int, batch: tuple[list[Tensor], list[Target]]) -> dict[str, Tensor]:
         training.set_lr(optimizer, learning_rate(p, number))
         pixels = [x.to(device) for x in batch[0]]
         targets = [{key: x.to(device) for key, x in t.items()} for t in batch[1]]
         with autocast(device, p.precision):
-            parts: dict[str, Tensor] = by.losses(shared, p, pixels, targets)
+            parts: dict[str, Tensor] = by.losses(ddp_model, p, pixels, targets)
         loss = torch.stack([x.float() for x in parts.values()]).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if p.clip:
-            nn.utils.clip_grad_norm_(learned, p.clip)
+            nn.utils.clip_grad_norm_(trainable, p.clip)
         optimizer.step()
         return {name: distributed.all_reduce_mean(x) for name, x in {"loss": loss, **parts}.items()}
 
-    dataset = DetectionDataset(root, records, group_by_image(annotations), p.copy_paste, p.paste_scale)
+    dataset = DetectionDataset(root, images, objects, p.copy_paste, p.paste_scale)
     state = {"model": model, "optimizer": optimizer}
     values = training.fit("detector", checkpoint, state, dataset, p.batch, p.iterations, seed, step, collate)
     return model, values
 
 
 def save(path: str | Path, model: nn.Module, p: Detector, k: int) -> None:
-    about = {
-        "kind": "detector",
-        "detector": {**vars(p), "init": RANDOM_INIT},
-        "k": k,
-        "mean": batching.MEAN,
-        "std": batching.STD,
-    }
+    settings = {**vars(p), "init": RANDOM_INIT}
+    about = {"kind": "detector", "detector": settings, "k": k, "mean": batching.MEAN, "std": batching.STD}
     training.write_weights(path, model, about)
 
 
@@ -140,8 +128,8 @@ def load(path: str | Path, q: Detect) -> TrainedDetector:
     """
     state, about = training.read_weights(path, "detector")
     try:
-        p = Detector(**about["detector"])
-    except TypeError:
+        p: Detector = params.check("detector", Detector, about.get("detector"), path)
+    except InputError:
         raise InputError(f"{path} is of another version of unseg; train it again with `dvc repro`") from None
     model: nn.Module = backend(p).build(p, about["k"])
     model.load_state_dict(state)
@@ -153,47 +141,39 @@ def prepared(model: nn.Module, p: Detector, q: Detect, k: int) -> TrainedDetecto
     return TrainedDetector(model.eval(), p, q, k)
 
 
-def load_batches(trained: TrainedDetector, root: str, records: Iterable[ImageRecord]) -> Batches[ImageRecord]:
+def load_batches(trained: TrainedDetector, root: str, images: Iterable[ImageRecord]) -> Batches[ImageRecord]:
     """Load photographs as batches [B, 3, H, W] uint8 of equal size."""
 
-    def load(record: ImageRecord) -> Tensor:
-        return torch.from_numpy(np.array(read(root, record))).permute(2, 0, 1)
+    def load(image: ImageRecord) -> Tensor:
+        return torch.from_numpy(np.array(read(root, image))).permute(2, 0, 1)
 
-    return batching.batches_by_shape(records, lambda r: r.size, load, trained.q.pixels)
+    return batching.batches_by_shape(images, lambda i: i.size, load, trained.q.pixels)
 
 
-@torch.inference_mode()
 def detect(
     trained: TrainedDetector, batches: Iterable[tuple[list[ImageRecord], Tensor]]
-) -> Iterator[tuple[ImageRecord, list[dict[str, Any]]]]:
-    """Yield each image and its COCO results, highest score first."""
+) -> Iterator[tuple[ImageRecord, list[Detection]]]:
+    """Yield each image and its detections, highest score first."""
     device = environment.device()
     trained.model.to(device)
-    for records, x in batches:
-        for record, results in zip(records, instances(trained, x.to(device)), strict=True):
-            yield record, [{"image_id": record.id, **r} for r in results]
+    for images, x in batches:
+        yield from zip(images, detect_batch(trained, x.to(device), [i.id for i in images]), strict=True)
 
 
 @torch.inference_mode()
-def instances(trained: TrainedDetector, x: Tensor) -> list[list[dict[str, Any]]]:
-    """COCO results per photograph, without image_id, highest score first; x is [B, 3, H, W] uint8 on the model's device."""
+def detect_batch(trained: TrainedDetector, x: Tensor, image_ids: Sequence[int]) -> list[list[Detection]]:
+    """Detections in each photograph, highest score first; x is [B, 3, H, W] uint8 on the model's device."""
     with autocast(x.device, trained.p.precision):
-        found: list[Detections] = backend(trained.p).find(trained.model, trained.p, trained.q, x.float() / 255)
-    return [results(f) for f in found]
+        outputs: list[Detections] = backend(trained.p).find(trained.model, trained.p, trained.q, x.float() / 255)
+    return [to_detections(id, output) for id, output in zip(image_ids, outputs, strict=True)]
 
 
-def results(found: Detections) -> list[dict[str, Any]]:
-    """Convert the detections of one photograph to COCO results. Empty masks are dropped."""
-    rles = encode_all(found.masks) if len(found.masks) else []
-    return [
-        {
-            "category_id": int(cluster),
-            "segmentation": rle,
-            "bbox": [round(float(v), 2) for v in (x0, y0, x1 - x0, y1 - y0)],
-            "score": round(float(score), 6),
-        }
-        for rle, (x0, y0, x1, y1), score, cluster, mask in zip(
-            rles, found.boxes, found.scores, found.clusters, found.masks, strict=True
-        )
-        if mask.any()
-    ]
+def to_detections(image_id: int, output: Detections) -> list[Detection]:
+    """Convert the output of a backend. Detections with an empty mask are dropped."""
+    detections = []
+    rows = zip(encode_all(output.masks), output.boxes, output.scores, output.clusters, strict=True)
+    for mask, (x0, y0, x1, y1), score, cluster in rows:
+        if mask.area:
+            x, y, w, h = (round(float(v), 2) for v in (x0, y0, x1 - x0, y1 - y0))
+            detections.append(Detection(image_id, int(cluster), mask, (x, y, w, h), round(float(score), 6)))
+    return detections

@@ -11,7 +11,7 @@ Shapes: B images, H rows, W columns, M objects of an image, R proposals, K clust
 """
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -90,8 +90,7 @@ def build(p: Detector, k: int) -> nn.Module:
     if p.drop_iou is not None:
         heads.box_predictor = DropLossRes5ROIHeads(cfg, ShapeSpec(channels=channels, height=1, width=1))
         heads.box_predictor.drop_iou = p.drop_iou
-    built: nn.Module = model
-    return built
+    return cast(nn.Module, model)
 
 
 def renamed(name: str) -> str:
@@ -104,16 +103,12 @@ def renamed(name: str) -> str:
 
 
 def initialise(model: nn.Module, p: Detector) -> None:
-    """Load self-supervised weights (MoCo-v2 or DINO, in their authors' layouts) into the ResNet. RANDOM_INIT loads nothing.
-
-    Raises:
-        InputError: if a key is missing or unexpected, or a shape does not fit.
-    """
+    """Load self-supervised weights (MoCo-v2 or DINO) into the ResNet. Raises InputError if they do not fit."""
     if p.init == RANDOM_INIT:
         return
     state = {renamed(name): x for name, x in resnet_state(p.init).items()}
-    parts = ("backbone.", "roi_heads.res5.")
-    want = {n: x for n, x in model.state_dict().items() if n.startswith(parts) and not n.startswith("roi_heads.res5.norm.")}
+    resnet = re.compile(r"backbone\.|roi_heads\.res5\.(?!norm\.)")
+    want = {n: x for n, x in model.state_dict().items() if resnet.match(n)}
     # Frozen batch norm has no num_batches_tracked.
     state = {n: x for n, x in state.items() if n in want or not n.endswith(".num_batches_tracked")}
     for name in sorted(want.keys() | state.keys()):
@@ -130,8 +125,8 @@ def sync_norms(model: nn.Module) -> None:
 
 def param_groups(model: nn.Module, p: Detector) -> list[dict[str, object]]:
     """Parameter groups for the optimiser. As in Detectron2, batch norm weights have no weight decay."""
-    found: list[dict[str, object]] = get_default_optimizer_params(model, weight_decay=p.weight_decay, weight_decay_norm=0.0)
-    return found
+    groups: list[dict[str, object]] = get_default_optimizer_params(model, weight_decay=p.weight_decay, weight_decay_norm=0.0)
+    return groups
 
 
 def resized(x: Tensor, short_side: int, long_side: int) -> Tensor:
@@ -142,26 +137,22 @@ def resized(x: Tensor, short_side: int, long_side: int) -> Tensor:
 
 
 def losses(model: nn.Module, p: Detector, pixels: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-    """Compute the parts of the loss, named as in `unseg.detection.torchvision_fpn`.
-
-    Raises:
-        InputError: if boxes or scores are not finite.
-    """
+    """Compute the parts of the loss, named as in `torchvision_fpn`. Raises InputError if boxes or scores are not finite."""
     batch = []
     for x, target in zip(pixels, targets, strict=True):
         image = resized(x[None], p.short_sides[int(torch.randint(len(p.short_sides), ()))], p.long_side)[0]
-        there = Instances((image.shape[1], image.shape[2]))
-        there.gt_boxes = Boxes(target["boxes"].clone())
-        there.gt_boxes.scale(image.shape[2] / x.shape[2], image.shape[1] / x.shape[1])
-        there.gt_classes = target["labels"] - 1
-        there.gt_masks = BitMasks(nearest(target["masks"], there.image_size))
-        batch.append({"image": image, "instances": there})
+        objects = Instances((image.shape[1], image.shape[2]))
+        objects.gt_boxes = Boxes(target["boxes"].clone())
+        objects.gt_boxes.scale(image.shape[2] / x.shape[2], image.shape[1] / x.shape[1])
+        objects.gt_classes = target["labels"] - 1
+        objects.gt_masks = BitMasks(nearest(target["masks"], objects.image_size))
+        batch.append({"image": image, "instances": objects})
     try:
         with EventStorage():  # required by Detectron2's counters
             parts = model(batch)
     except FloatingPointError as error:
         raise InputError(f"detector: {error} Lower detector.lr in params.yaml") from None
-    return {name: parts[theirs] for name, theirs in NAMES.items()}
+    return {name: parts[detectron2_name] for name, detectron2_name in NAMES.items()}
 
 
 def nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -180,11 +171,10 @@ def prepare(model: Any, q: Detect) -> None:
 
 def find(model: Any, p: Detector, q: Detect, x: Tensor) -> list[Detections]:
     """Detect objects in photographs [B, 3, H, W] with values in 0..1."""
-    small = list(resized(x, q.short_side, p.long_side))
-    answers = []
-    for found in model.inference([{"image": s} for s in small], do_postprocess=False):
-        found.pred_masks = found.pred_masks.float()  # bfloat16 would misplace the masks
-        whole = detector_postprocess(found, *x.shape[-2:])
-        boxes, scores, clusters = whole.pred_boxes.tensor.float(), whole.scores.float(), whole.pred_classes
-        answers.append(Detections(*(v.cpu().numpy() for v in (whole.pred_masks, boxes, scores, clusters))))
-    return answers
+    outputs = []
+    for small in model.inference([{"image": i} for i in resized(x, q.short_side, p.long_side)], do_postprocess=False):
+        small.pred_masks = small.pred_masks.float()  # bfloat16 would misplace the masks
+        full = detector_postprocess(small, *x.shape[-2:])
+        boxes, scores, clusters = full.pred_boxes.tensor.float(), full.scores.float(), full.pred_classes
+        outputs.append(Detections(*(v.cpu().numpy() for v in (full.pred_masks, boxes, scores, clusters))))
+    return outputs

@@ -21,25 +21,25 @@ class DistributedBalancedSampler(BalancedPositiveNegativeSampler):  # type: igno
 
     def __init__(self, like: BalancedPositiveNegativeSampler) -> None:
         super().__init__(like.batch_size_per_image, like.positive_fraction)
-        self.taken, self.positives = torch.zeros(()), torch.zeros(())  # for this process's images, in the last call
+        self.samples, self.positives = torch.zeros(()), torch.zeros(())  # counts for this process's images, in the last call
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Sample as torchvision does. matched_idxs has one tensor per image: > 0 positive, 0 negative, < 0 ignored."""
         device = matched_idxs[0].device
-        there = torch.stack([torch.stack([(m >= 1).sum(), (m == 0).sum()]) for m in matched_idxs])  # [B / W, 2]
-        every = distributed.gather(there).transpose(0, 1).flatten(0, 1).tolist()  # [B, 2], in batch order
+        local_counts = torch.stack([torch.stack([(m >= 1).sum(), (m == 0).sum()]) for m in matched_idxs])  # [B / W, 2]
+        batch_counts = distributed.gather(local_counts).transpose(0, 1).flatten(0, 1).tolist()  # [B, 2], in batch order
         masks: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for image, counts in enumerate(every):
-            most = int(self.batch_size_per_image * self.positive_fraction)
-            chosen = min(counts[0], most)
-            sizes = chosen, min(counts[1], self.batch_size_per_image - chosen)
-            drawn = [torch.randperm(n, device=device)[:size] for n, size in zip(counts, sizes, strict=True)]
+        for image, counts in enumerate(batch_counts):
+            positives = min(counts[0], int(self.batch_size_per_image * self.positive_fraction))
+            sizes = positives, min(counts[1], self.batch_size_per_image - positives)
+            samples = [torch.randperm(n, device=device)[:size] for n, size in zip(counts, sizes, strict=True)]
             if image % distributed.world() == distributed.rank():
-                own = matched_idxs[image // distributed.world()]
-                for mask, kind, some in zip(masks, (own >= 1, own == 0), drawn, strict=True):
-                    mask.append(torch.zeros_like(own, dtype=torch.uint8).index_fill_(0, kind.nonzero()[:, 0][some], 1))
+                matched = matched_idxs[image // distributed.world()]
+                for mask, candidates, sample in zip(masks, (matched >= 1, matched == 0), samples, strict=True):
+                    at = candidates.nonzero()[:, 0][sample]
+                    mask.append(torch.zeros_like(matched, dtype=torch.uint8).index_fill_(0, at, 1))
         self.positives = torch.cat(masks[0]).sum().float()
-        self.taken = self.positives + torch.cat(masks[1]).sum()
+        self.samples = self.positives + torch.cat(masks[1]).sum()
         return masks
 
 
@@ -47,12 +47,12 @@ class DistributedRCNNTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
     """torchvision's resizing and padding, with sizes sampled and padding computed over the images of all processes."""
 
     def torch_choice(self, k: list[int]) -> int:
-        drawn = [super(DistributedRCNNTransform, self).torch_choice(k) for _ in range(distributed.world())]
-        return int(drawn[distributed.rank()])
+        draws = [super(DistributedRCNNTransform, self).torch_choice(k) for _ in range(distributed.world())]
+        return int(draws[distributed.rank()])
 
     def max_by_axis(self, the_list: list[list[int]]) -> list[int]:
-        most = torch.tensor(super().max_by_axis(the_list), device=self.device)
-        return [int(n) for n in distributed.all_reduce_max(most).tolist()]
+        size = torch.tensor(super().max_by_axis(the_list), device=self.device)
+        return [int(n) for n in distributed.all_reduce_max(size).tolist()]
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> object:
         self.device = images[0].device  # collectives need tensors on the accelerator
@@ -73,6 +73,6 @@ def weight_losses(model: MaskRCNN, parts: dict[str, Tensor]) -> dict[str, Tensor
     if distributed.world() == 1:
         return parts
     rpn, heads = model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler
-    own = {"objectness": rpn.taken, "rpn_box_reg": rpn.taken, "mask": heads.positives}
-    shares = {name: own.get(name, heads.taken) for name in parts}
-    return {name: x * (shares[name] / distributed.all_reduce_mean(shares[name]).clamp_min(1e-9)) for name, x in parts.items()}
+    counts = {"objectness": rpn.samples, "rpn_box_reg": rpn.samples, "mask": heads.positives}
+    counts |= {"classifier": heads.samples, "box_reg": heads.samples}
+    return {name: x * (counts[name] / distributed.all_reduce_mean(counts[name]).clamp_min(1e-9)) for name, x in parts.items()}

@@ -1,53 +1,47 @@
-"""Self-training: the confident detections of one detector become the training annotations of the next.
+"""Self-training: the confident detections of one detector become the training instances of the next.
 
-CutLER (Wang et al., arXiv:2301.11320, section 3.4): keep detections above a threshold, and the previous annotations that
+CutLER (Wang et al., arXiv:2301.11320, section 3.4): keep detections above a threshold, and the previous instances that
 overlap none of them.
 
-Shapes: M instances of an image.
+Shapes: M objects of an image.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-Record = dict[str, Any]
+from unseg.core.instances import Detection, Instance
+from unseg.core.params import Fraction, PositiveFraction
 
 
 @dataclass(frozen=True)
 class SelfTraining:
-    """The `adopt` group of params.yaml."""
+    """The `self_train` group of params.yaml."""
 
-    threshold: float  # minimum score of an adopted detection
-    overlap: float  # mask IoU from which an instance is a duplicate, in (0, 1]
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"adopt.threshold is {self.threshold}; it must be from 0 to 1")
-        if not 0 < self.overlap <= 1:
-            raise ValueError(f"adopt.overlap is {self.overlap}; it must be above 0 and at most 1")
+    threshold: Fraction  # minimum score of a detection
+    overlap: PositiveFraction  # mask IoU from which an object is a duplicate
 
 
-def self_train(detections: Sequence[Record], former: Sequence[Record], p: SelfTraining) -> list[Record]:
-    """Select one image's instances for the next round: confident detections by falling score, then previous annotations.
+def self_train(detections: Sequence[Detection], previous: Sequence[Instance], p: SelfTraining) -> list[Detection | Instance]:
+    """Select one image's objects for the next round: confident detections by falling score, then previous instances.
 
     Args:
-        detections: COCO results of the image, each with a score. Equal scores keep their order.
-        former: COCO annotations of the image on which the detector was trained.
+        detections: of the image; equal scores keep their order.
+        previous: the instances of the image on which the detector was trained.
 
     Returns:
-        The instances whose mask IoU with each selected instance before them is below p.overlap. May be empty.
+        The objects whose mask IoU with each selected object before them is below p.overlap. May be empty.
     """
-    sure = sorted((d for d in detections if d["score"] >= p.threshold), key=lambda d: -float(d["score"]))
-    every = [*sure, *former]
-    if not every:
+    confident = sorted((d for d in detections if d.score >= p.threshold), key=lambda d: -d.score)
+    candidates = [*confident, *previous]
+    if not candidates:
         return []
-    rles = [r["segmentation"] for r in every]
+    rles = [x.mask.rle for x in candidates]
     overlaps = np.asarray(coco_mask.iou(rles, rles, [0] * len(rles)))  # [M, M]
-    taken: list[int] = []
-    for i in range(len(every)):
-        if not taken or overlaps[i, taken].max() < p.overlap:
-            taken.append(i)
-    return [every[i] for i in taken]
+    selected: list[int] = []
+    for i in range(len(candidates)):
+        if not selected or overlaps[i, selected].max() < p.overlap:
+            selected.append(i)
+    return [candidates[i] for i in selected]

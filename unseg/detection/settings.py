@@ -4,81 +4,60 @@ Shapes: H rows, W columns of a photograph; M detected objects; K clusters.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Interval, Len
 
-from unseg.core.optional import DETECTOR_BACKENDS
-from unseg.engine.precision import check_precision
-from unseg.models import resnet
+from unseg.core.params import Fraction, NonNegativeFloat, PositiveFloat, PositiveFraction, PositiveInt, Precision
 
 
 @dataclass(frozen=True)
 class Detector:
     """The `detector` group of params.yaml."""
 
-    backend: str  # torchvision: a ResNet with a feature pyramid | detectron2: R50-C4 (paper)
-    arch: str  # resnet18 | resnet50; detectron2 has resnet50 alone
-    width: int  # channels of the first stage
-    fpn: int  # channels of the pyramid and the mask head; torchvision
-    hidden: int  # channels of the box head; torchvision
+    backend: Literal["torchvision", "detectron2"]  # torchvision: a ResNet with a feature pyramid; detectron2: R50-C4 (paper)
+    arch: Literal["resnet18", "resnet50"]  # detectron2: resnet50 only
+    width: PositiveInt  # channels of the first stage; 64 is the standard ResNet
+    fpn: PositiveInt  # channels of the pyramid and the mask head; torchvision
+    hidden: PositiveInt  # channels of the box head; torchvision
     init: str  # self-supervised ResNet weights, or weights.RANDOM_INIT
-    frozen_stages: int  # frozen stages besides the stem; Detectron2's FREEZE_AT 2 is 1 here
-    anchor: int  # side of the smallest of five anchors, pixels; each next anchor is twice as large
-    short_sides: list[int]  # pixels; training samples one per image
-    long_side: int  # maximum, pixels
-    rois: int  # proposals per image that train the heads
-    proposals: int  # per image, after the RPN's NMS; detectron2: twice as many in training
-    drop_iou: float | None  # DropLoss: proposals without a larger overlap have no loss; None: off
-    copy_paste: float  # fraction of the examples that get objects of another image
-    paste_scale: list[float]  # smallest and largest scale of pasted objects
-    iterations: int
-    batch: int  # images, over all processes
-    reference_batch: int  # batch size of the given lr; lr is scaled linearly to `batch`
-    lr: float
-    lr_steps: list[int]  # iterations after which lr is divided by 10
-    warmup_iterations: int
-    momentum: float
-    weight_decay: float
-    clip: float  # maximum norm of all gradients; 0: no clipping
-    precision: str
+    frozen_stages: Annotated[int, Interval(ge=0, le=4)]  # besides the stem; Detectron2's FREEZE_AT 2 is 1 here
+    anchor: PositiveInt  # side of the smallest of five anchors, pixels; each next anchor is twice as large
+    short_sides: Annotated[list[PositiveInt], Len(1)]  # pixels; training samples one per image
+    long_side: PositiveInt  # maximum, pixels
+    rois: PositiveInt  # proposals per image that train the heads
+    proposals: PositiveInt  # per image, after the RPN's NMS; detectron2: twice as many in training
+    drop_iou: Annotated[float, Interval(ge=0, lt=0.5)] | None  # DropLoss: proposals without a larger IoU have no loss; None: off
+    copy_paste: Fraction  # of the examples that get objects of another image
+    paste_scale: Annotated[list[PositiveFloat], Len(2, 2)]  # smallest and largest scale of pasted objects
+    iterations: PositiveInt
+    batch: PositiveInt  # images, over all processes
+    reference_batch: PositiveInt  # batch size of the given lr; lr is scaled linearly to `batch`
+    lr: PositiveFloat
+    lr_steps: list[PositiveInt]  # iterations after which lr is divided by 10
+    warmup_iterations: Annotated[int, Ge(0)]
+    momentum: Fraction
+    weight_decay: NonNegativeFloat
+    clip: NonNegativeFloat  # maximum norm of all gradients; 0: no clipping
+    precision: Precision
 
     def __post_init__(self) -> None:
-        if self.backend not in DETECTOR_BACKENDS:
-            raise ValueError(f"detector.backend is {self.backend!r}; it must be one of {', '.join(DETECTOR_BACKENDS)}")
-        resnet.check("detector", self.arch, self.width, self.frozen_stages)
         if self.backend == "detectron2" and (self.arch != "resnet50" or self.frozen_stages > 3):
             raise ValueError("detector.backend detectron2 is R50-C4: arch must be resnet50, frozen_stages at most 3")
-        check_precision("detector.precision", self.precision)
-        if min(self.iterations, self.batch, self.reference_batch) < 1:
-            raise ValueError("detector.iterations, detector.batch and detector.reference_batch must be at least 1")
-        if not self.short_sides:
-            raise ValueError("detector.short_sides is empty; give at least one size in pixels")
-        if self.drop_iou is not None and not 0 <= self.drop_iou < 0.5:
-            raise ValueError(f"detector.drop_iou is {self.drop_iou}; it must be null, or from 0 and below 0.5")
-        if not 0 <= self.copy_paste <= 1:
-            raise ValueError(f"detector.copy_paste is {self.copy_paste}; it must be from 0 to 1")
-        if len(self.paste_scale) != 2 or not 0 < self.paste_scale[0] <= self.paste_scale[1]:
-            raise ValueError(f"detector.paste_scale is {self.paste_scale}; it must be two factors above 0, the smaller one first")
+        if self.paste_scale[0] > self.paste_scale[1]:
+            raise ValueError(f"detector.paste_scale is {self.paste_scale}; the smaller factor must come first")
 
 
 @dataclass(frozen=True)
 class Detect:
     """The `detect` group of params.yaml."""
 
-    short_side: int  # pixels
-    min_score: float  # detections with a lower score are dropped
-    nms: float  # box IoU above which the lower-scoring of two detections of a cluster is dropped
-    max_detections: int  # per image
-    pixels: int  # maximum per batch
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_score < 1:
-            raise ValueError(f"detect.min_score is {self.min_score}; it must be from 0 and below 1")
-        if not 0 < self.nms <= 1:
-            raise ValueError(f"detect.nms is {self.nms}; it must be above 0 and at most 1")
-        if min(self.short_side, self.max_detections) < 1:
-            raise ValueError("detect.short_side and detect.max_detections must be at least 1")
+    short_side: PositiveInt  # pixels
+    min_score: Annotated[float, Interval(ge=0, lt=1)]  # detections with a lower score are dropped
+    nms: PositiveFraction  # box IoU above which the lower-scoring of two detections of a cluster is dropped
+    max_detections: PositiveInt  # per image
+    pixels: PositiveInt  # maximum per batch
 
 
 class Detections(NamedTuple):

@@ -3,6 +3,8 @@
 Shapes: B images, H rows, W columns, M objects of an image, R proposals, K clusters (labels 1..K inside, 0 is background).
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,9 +33,7 @@ class ResNetFPN(nn.Module):
         self.fpn = FeaturePyramidNetwork(body.channels, channels, LastLevelMaxPool())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        maps = {str(i): m for i, m in enumerate(self.body(x))}
-        out: dict[str, Tensor] = self.fpn(maps)
-        return out
+        return cast(dict[str, Tensor], self.fpn({str(i): m for i, m in enumerate(self.body(x))}))
 
 
 class DropLossRoIHeads(RoIHeads):  # type: ignore[misc]
@@ -53,18 +53,17 @@ class DropLossRoIHeads(RoIHeads):  # type: ignore[misc]
         targets: list[Target] | None = None,
     ) -> tuple[list[Target], dict[str, Tensor]]:
         if not self.training or targets is None:
-            answer: tuple[list[Target], dict[str, Tensor]] = super().forward(features, proposals, image_shapes, targets)
-            return answer
+            return cast(tuple[list[Target], dict[str, Tensor]], super().forward(features, proposals, image_shapes, targets))
         proposals, matched, labels, deltas = self.select_training_samples(proposals, targets)
         logits, regression = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
         _, box_loss = fastrcnn_loss(logits, regression, labels, deltas)
         kept = torch.cat([overlap(x, t["boxes"]) > self.drop_iou for x, t in zip(proposals, targets, strict=True)])  # [R]
         classifier = (F.cross_entropy(logits, torch.cat(labels), reduction="none") * kept).mean()
         positive = [torch.where(x > 0)[0] for x in labels]
-        inside = [x[i] for x, i in zip(proposals, positive, strict=True)]
-        shapes = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, inside, image_shapes)))
-        of = [x[i] for x, i in zip(matched, positive, strict=True)]
-        mask_loss = maskrcnn_loss(shapes, inside, [t["masks"] for t in targets], [t["labels"] for t in targets], of)
+        boxes = [x[i] for x, i in zip(proposals, positive, strict=True)]
+        masks = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
+        objects = [x[i] for x, i in zip(matched, positive, strict=True)]
+        mask_loss = maskrcnn_loss(masks, boxes, [t["masks"] for t in targets], [t["labels"] for t in targets], objects)
         return [], {"loss_classifier": classifier, "loss_box_reg": box_loss, "loss_mask": mask_loss}
 
 
@@ -76,8 +75,8 @@ def overlap(proposals: Tensor, boxes: Tensor) -> Tensor:
 def pool(size: int) -> MultiScaleRoIAlign:
     """RoIAlign to size x size on the first four maps of the pyramid.
 
-    The strides are set explicitly. torchvision infers them from its first image, and infers wrong values if the image
-    is so small that the padding to 32 pixels is a large part of it.
+    The strides are set explicitly. torchvision infers them from its first image, wrongly if that image is so small that
+    the padding to 32 pixels is a large part of it.
     """
     align = MultiScaleRoIAlign(["0", "1", "2", "3"], size, 2)
     align.scales, align.map_levels = [1 / 4, 1 / 8, 1 / 16, 1 / 32], LevelMapper(2, 5)
@@ -131,9 +130,8 @@ def param_groups(model: nn.Module, p: Detector) -> list[nn.Parameter]:
 def losses(model: nn.Module, p: Detector, pixels: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
     """Compute the parts of the loss: classifier, box_reg, mask, objectness, rpn_box_reg."""
     parts = {name.removeprefix("loss_"): x for name, x in model(pixels, targets).items()}
-    return distributed_mask_rcnn.weight_losses(
-        getattr(model, "module", model), parts
-    )  # DistributedDataParallel wraps it as .module
+    mask_rcnn = getattr(model, "module", model)  # without DistributedDataParallel
+    return distributed_mask_rcnn.weight_losses(mask_rcnn, parts)
 
 
 def prepare(model: MaskRCNN, q: Detect) -> None:
@@ -145,12 +143,8 @@ def prepare(model: MaskRCNN, q: Detect) -> None:
 
 def find(model: nn.Module, p: Detector, q: Detect, x: Tensor) -> list[Detections]:
     """Detect objects in photographs [B, 3, H, W] with values in 0..1."""
-    return [
-        Detections(
-            (f["masks"][:, 0] > 0.5).cpu().numpy(),
-            f["boxes"].float().cpu().numpy(),
-            f["scores"].float().cpu().numpy(),
-            f["labels"].cpu().numpy() - 1,
-        )
-        for f in model(list(x))
-    ]
+    outputs = []
+    for output in model(list(x)):
+        masks, boxes, scores = output["masks"][:, 0] > 0.5, output["boxes"].float(), output["scores"].float()
+        outputs.append(Detections(*(v.cpu().numpy() for v in (masks, boxes, scores, output["labels"] - 1))))
+    return outputs

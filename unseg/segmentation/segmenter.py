@@ -1,16 +1,17 @@
-"""DeepLab-v3 on a dilated ResNet, trained on label maps with hard pixels only (MaskDistill, section 3.3, A.3).
+"""Train and run DeepLab-v3 on label maps; the loss averages hard pixels only (MaskDistill, section 3.3, A.3).
 
-Shapes: B images, H rows, W columns, C = K + 1 labels (0 background, 1..K clusters), S pixels a side in training.
+Shapes: B images, H rows, W columns, C = K + 1 labels (0 background, 1..K clusters), S side in training, pixels.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -18,12 +19,13 @@ from torch.utils.data import Dataset
 from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
 from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
+from unseg.core.params import Fraction, NonNegativeFloat, PositiveFloat, PositiveFraction, PositiveInt, Precision
 from unseg.core.storage import one_line
 from unseg.data.photos import read, resize
 from unseg.engine import batching, distributed, environment, training
 from unseg.engine.batching import Batches
 from unseg.engine.checkpoint import Checkpoint
-from unseg.engine.precision import autocast, check_precision
+from unseg.engine.precision import autocast
 from unseg.models import resnet
 from unseg.segmentation.deeplab import DeepLab
 
@@ -32,55 +34,42 @@ from unseg.segmentation.deeplab import DeepLab
 class Segmenter:
     """The `segmenter` group of params.yaml."""
 
-    arch: str  # resnet18 | resnet50
-    width: int  # channels of the first stage
-    stride: int  # of the last feature map, against the image
-    rates: list[int]  # dilations of the pyramid
-    channels: int  # of each branch of the pyramid, and of the features
+    arch: Literal["resnet18", "resnet50"]
+    width: PositiveInt  # channels of the first stage; 64 is the standard ResNet
+    stride: Literal[8, 16, 32]  # of the last feature map
+    rates: list[PositiveInt]  # dilations of the pyramid
+    channels: PositiveInt  # of each branch of the pyramid, and of the features
     init: str  # self-supervised ResNet weights, or weights.RANDOM_INIT
-    frozen_stages: int
-    size: int  # S
-    epochs: int
-    lr_milestone: int  # the last epoch, counted from 0, at the full lr; a tenth of it after that
-    batch: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    hard_pixel_ratio: float  # of a batch's pixels, the hardest, that the loss averages
-    rotate: float  # degrees, either way
-    scale: float  # 0.25: from 0.75 to 1.25
-    border: str  # label of what an augmentation brings in from outside: background | ignore
-    precision: str
-
-    def __post_init__(self) -> None:
-        resnet.check("segmenter", self.arch, self.width, self.frozen_stages)
-        check_precision("segmenter.precision", self.precision)
-        if self.stride not in (8, 16, 32):
-            raise ValueError(f"segmenter.stride is {self.stride}; it must be 8, 16 or 32")
-        if not 0 < self.hard_pixel_ratio <= 1:
-            raise ValueError(f"segmenter.hard_pixel_ratio is {self.hard_pixel_ratio}; it must be above 0 and at most 1")
-        if self.border not in ("background", "ignore"):
-            raise ValueError(f"segmenter.border is {self.border!r}; it must be background or ignore")
-        if self.batch < 2:
-            raise ValueError("segmenter.batch must be at least 2: batch norm needs more than one image")
+    frozen_stages: Annotated[int, Interval(ge=0, le=4)]
+    size: PositiveInt  # S
+    epochs: PositiveInt
+    lr_milestone: int  # last epoch at the full lr, counted from 0; a tenth of it afterwards
+    batch: Annotated[int, Ge(2)]  # batch norm needs more than one image
+    lr: PositiveFloat
+    momentum: Fraction
+    weight_decay: NonNegativeFloat
+    hard_pixel_ratio: PositiveFraction  # fraction of a batch's pixels that the loss averages
+    rotate: NonNegativeFloat  # maximum, degrees
+    scale: Annotated[float, Interval(ge=0, lt=1)]  # 0.25: from 0.75 to 1.25
+    border: Literal["background", "ignore"]  # label of pixels that augmentation takes from outside the image
+    precision: Precision
 
 
-def hard_pixel_loss(logits: Tensor, labels: Tensor, share: float) -> Tensor:
-    """Cross-entropy over the hardest pixels of a batch (Eq. 4, without its constant factor 1 / |C|).
+def hard_pixel_loss(logits: Tensor, labels: Tensor, ratio: float) -> Tensor:
+    """Cross-entropy averaged over the hardest pixels of a batch (Eq. 4, without its constant factor 1 / |C|).
 
     Args:
         logits: [B, C, H, W].
         labels: [B, H, W] int64; 255 is ignored.
-        share: the mean is over the int(share * B * H * W) largest losses, or all valid ones where those are fewer.
+        ratio: the int(ratio * B * H * W) largest losses are averaged, or all valid ones if those are fewer.
 
     Returns:
-        A scalar; 0 where every pixel is ignored. Of several processes each gives a part whose mean over them is the loss
-        of the whole batch.
+        A scalar; 0 if all pixels are ignored. With several processes, the mean over processes is the loss of the whole batch.
     """
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_LABEL, reduction="none").flatten()
     losses = losses.masked_fill(labels.flatten() == IGNORE_LABEL, -1.0)
-    every = distributed.gather(losses.detach()).flatten()  # of the whole batch, by process
-    top = every.topk(max(1, int(share * every.numel()))).indices
+    batch_losses = distributed.gather(losses.detach()).flatten()  # of all processes
+    top = batch_losses.topk(max(1, int(ratio * batch_losses.numel()))).indices
     hardest = losses[top[top // len(losses) == distributed.rank()] % len(losses)]
     valid = hardest >= 0
     return (hardest * valid).sum() / distributed.all_reduce_mean(valid.sum().float()).clamp_min(1 / distributed.world())
@@ -88,22 +77,21 @@ def hard_pixel_loss(logits: Tensor, labels: Tensor, share: float) -> Tensor:
 
 @dataclass(frozen=True)
 class SegmentationDataset(Dataset[Any]):
-    """(index, seed) to an augmented image [3, S, S] and its labels [S, S] int64."""
+    """Maps (index, seed) to an augmented image [3, S, S], normalised, and its labels [S, S] int64."""
 
     root: str
-    records: list[ImageRecord]
+    images: list[ImageRecord]
     labels: LabelMaps
     size: int  # S
-    warp: tuple[float, float, int]  # rotate, scale, outside: see `augment`
+    warp: tuple[float, float, int]  # rotate, scale, border: see `augment`
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.images)
 
     def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, Tensor]:
         index, seed = draw
-        record = self.records[index]
-        rng = np.random.default_rng(seed)
-        pixels, labels = augment(rng, np.asarray(read(self.root, record)), self.labels[record], self.size, *self.warp)
+        image, rng = self.images[index], np.random.default_rng(seed)
+        pixels, labels = augment(rng, np.asarray(read(self.root, image)), self.labels[image], self.size, *self.warp)
         return batching.to_tensor(pixels), torch.from_numpy(labels.astype(np.int64))
 
 
@@ -114,36 +102,35 @@ def augment(
     size: int,
     rotate: float = 0.0,
     scale: float = 0.0,
-    outside: int = IGNORE_LABEL,
+    border: int = IGNORE_LABEL,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Flip, rotate and scale about the centre, resize to S x S ignoring the aspect, all in one resampling.
+    """Flip, rotate and scale about the centre, and resize to S x S ignoring the aspect ratio, in one resampling.
 
     Args:
         pixels: [H, W, 3] uint8.
         labels: [H, W] uint8.
         size: S.
-        rotate: degrees, either way.
+        rotate: maximum, degrees.
         scale: 0.25 for 0.75 to 1.25.
-        outside: the label of what comes from outside the image.
+        border: label of pixels from outside the image, which are black.
 
     Returns:
         [S, S, 3] uint8 (bicubic) and [S, S] uint8 (nearest).
     """
     h, w = labels.shape
-    turn = np.eye(3)
-    turn[:2] = cv2.getRotationMatrix2D((w / 2, h / 2), rng.uniform(-rotate, rotate), rng.uniform(1 - scale, 1 + scale))
+    warp = np.eye(3)
+    warp[:2] = cv2.getRotationMatrix2D((w / 2, h / 2), rng.uniform(-rotate, rotate), rng.uniform(1 - scale, 1 + scale))
     if rng.random() < 0.5:
-        turn = np.array([[-1, 0, w], [0, 1, 0], [0, 0, 1.0]]) @ turn
-    fit = np.diag([size / w, size / h, 1.0]) @ turn
-    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])  # OpenCV counts from pixel centres
-    matrix = (np.linalg.inv(half) @ fit @ half)[:2]
-    square = (size, size)
-    pixels = cv2.warpAffine(pixels, matrix, square, flags=cv2.INTER_CUBIC, borderValue=(0, 0, 0))
-    return pixels, cv2.warpAffine(labels, matrix, square, flags=cv2.INTER_NEAREST, borderValue=(outside,))
+        warp = np.array([[-1, 0, w], [0, 1, 0], [0, 0, 1.0]]) @ warp
+    warp = np.diag([size / w, size / h, 1.0]) @ warp
+    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])  # OpenCV's origin is the centre of a pixel
+    matrix = (np.linalg.inv(half) @ warp @ half)[:2]
+    pixels = cv2.warpAffine(pixels, matrix, (size, size), flags=cv2.INTER_CUBIC, borderValue=(0, 0, 0))
+    return pixels, cv2.warpAffine(labels, matrix, (size, size), flags=cv2.INTER_NEAREST, borderValue=(border,))
 
 
 def learning_rate(p: Segmenter, epoch: int) -> float:
-    """At an epoch counted from 0."""
+    """Learning rate at an epoch, counted from 0."""
     return training.step_decay(p.lr, p.lr_milestone, epoch)
 
 
@@ -151,45 +138,45 @@ def train(
     p: Segmenter,
     k: int,
     root: str,
-    records: list[ImageRecord],
+    images: list[ImageRecord],
     labels: LabelMaps,
     seed: int,
     checkpoint: Checkpoint,
-    what: str,
+    name: str,
 ) -> tuple[DeepLab, list[dict[str, float]]]:
-    """Train on label maps of K clusters; returns the model and the metrics of each step.
+    """Train on label maps of K clusters; returns the model and the metrics of each step. name: on the progress bar.
 
     Raises:
-        InputError: fewer than two images, a label map that is missing, weights that do not fit.
+        InputError: fewer than two images, a missing label map, weights that do not fit, or a loss that is not finite.
     """
-    if len(records) < 2:
-        raise InputError(f"the segmenter has {len(records)} training image(s); batch norm needs two at least: add photographs")
+    if len(images) < 2:
+        raise InputError(f"the segmenter has {len(images)} training image(s); batch norm needs at least two: add photographs")
     torch.manual_seed(seed)
     device = environment.device()
     model = DeepLab(p.arch, p.width, p.stride, p.rates, k + 1, p.frozen_stages, p.channels)
     resnet.initialise(model.body, p.init, "segmenter")
     distributed.sync_norms(model)
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    learned = [x for x in model.parameters() if x.requires_grad]
-    optimizer = torch.optim.SGD(learned, lr=p.lr, momentum=p.momentum, weight_decay=p.weight_decay)
-    shared = distributed.wrap_ddp(model)
-    per_epoch = training.steps_per_epoch(len(records), p.batch)
+    trainable = [x for x in model.parameters() if x.requires_grad]
+    optimizer = torch.optim.SGD(trainable, lr=p.lr, momentum=p.momentum, weight_decay=p.weight_decay)
+    ddp_model = distributed.wrap_ddp(model)
+    steps_per_epoch = training.steps_per_epoch(len(images), p.batch)
 
     def step(number: int, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        training.set_lr(optimizer, learning_rate(p, number // per_epoch))
+        training.set_lr(optimizer, learning_rate(p, number // steps_per_epoch))
         x = batch[0].to(device, memory_format=torch.channels_last)
         with autocast(device, p.precision):
-            logits = shared(x)
+            logits = ddp_model(x)
         loss = hard_pixel_loss(logits, batch[1].to(device), p.hard_pixel_ratio)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         return {"loss": distributed.all_reduce_mean(loss)}
 
-    dataset = SegmentationDataset(root, records, labels, p.size, (p.rotate, p.scale, IGNORE_LABEL if p.border == "ignore" else 0))
-    values = training.fit(
-        what, checkpoint, {"model": model, "optimizer": optimizer}, dataset, p.batch, p.epochs * per_epoch, seed, step
-    )
+    border = IGNORE_LABEL if p.border == "ignore" else 0
+    dataset = SegmentationDataset(root, images, labels, p.size, (p.rotate, p.scale, border))
+    state = {"model": model, "optimizer": optimizer}
+    values = training.fit(name, checkpoint, state, dataset, p.batch, p.epochs * steps_per_epoch, seed, step)
     return model, values
 
 
@@ -205,11 +192,12 @@ def write_segmenter(
     size: int,
     precision: str,
     names: tuple[str, ...] = (),
-    seen: str | int | None = None,
+    input_size: str | int | None = None,
 ) -> None:
-    """The weights with what `load` needs: DeepLab's arguments, S, and, where they are known, names and how it looks."""
+    """Write the weights with the metadata that `load` needs; see `TrainedSegmenter`."""
     about = {"kind": "segmenter", "model": shape, "size": size, "precision": precision}
-    training.write_weights(path, model, about | ({"names": names} if names else {}) | ({"seen": seen} if seen else {}))
+    optional = {"names": names, "seen": input_size}
+    training.write_weights(path, model, about | {key: value for key, value in optional.items() if value})
 
 
 @dataclass(frozen=True)
@@ -218,15 +206,15 @@ class TrainedSegmenter:
 
     model: DeepLab
     labels: int  # C
-    size: int  # S, of its training
+    size: int  # S
     precision: str
-    names: tuple[str, ...] = ()  # of the labels, background first; none where they are clusters
+    names: tuple[str, ...] = ()  # of the labels, background first; empty if they are clusters
     shape: dict[str, Any] = field(default_factory=dict)  # DeepLab's arguments
-    seen: str | int | None = None  # at what size it was fitted to photographs (tiles.bands); None: it does not say
+    input_size: str | int | None = None  # at which it was fitted to photographs, see `tiles.predict_bands`; None: unknown
 
 
 def load(path: str | Path) -> TrainedSegmenter:
-    """Read weights and what they say of themselves; on the CPU, in evaluation mode.
+    """Read a segmenter; it is on the CPU and in evaluation mode.
 
     Raises:
         InputError: no such file, or not a segmenter of this version of unseg.
@@ -234,7 +222,7 @@ def load(path: str | Path) -> TrainedSegmenter:
     state, about = training.read_weights(path, "segmenter")
     try:
         shape, names = about["model"], tuple(map(str, about.get("names", ())))
-        with torch.device("meta"):  # whatever the metadata ask for, no memory but the file's is taken
+        with torch.device("meta"):  # metadata from a damaged file cannot allocate memory
             model = DeepLab(**shape)
         model.load_state_dict(state, assign=True)
         model.to(memory_format=torch.channels_last).eval()
@@ -245,7 +233,7 @@ def load(path: str | Path) -> TrainedSegmenter:
 
 @torch.inference_mode()
 def probabilities(net: TrainedSegmenter, x: Tensor) -> Tensor:
-    """[B, 3, H, W], normalised, to probabilities [B, C, H, W] on the input's device."""
+    """[B, 3, H, W], normalised, to probabilities [B, C, H, W] on the same device."""
     with autocast(x.device, net.precision):
         logits: Tensor = net.model(x.to(memory_format=torch.channels_last))
     return logits.softmax(1)
@@ -255,34 +243,28 @@ def probabilities(net: TrainedSegmenter, x: Tensor) -> Tensor:
 class Predict:
     """The `predict` group of params.yaml."""
 
-    input: str  # original: the photograph's own size (paper) | square: the training size, S x S (published code)
-    pixels: int  # of a batch, at the most
-
-    def __post_init__(self) -> None:
-        if self.input not in ("original", "square"):
-            raise ValueError(f"predict.input is {self.input!r}; it must be original or square")
+    input: Literal["original", "square"]  # original: the photograph's size (paper); square: S x S (published code)
+    pixels: PositiveInt  # maximum per batch
 
 
-def load_batches(net: TrainedSegmenter, root: str, records: Iterable[ImageRecord], q: Predict) -> Batches[ImageRecord]:
-    """Photographs as batches [B, 3, H, W], normalised, at the size that q.input says."""
+def load_batches(net: TrainedSegmenter, root: str, images: Iterable[ImageRecord], q: Predict) -> Batches[ImageRecord]:
+    """Load photographs as batches [B, 3, H, W], normalised, at the size that q.input selects."""
 
-    def shape(record: ImageRecord) -> tuple[int, int]:
-        return (net.size, net.size) if q.input == "square" else record.size
+    def shape(image: ImageRecord) -> tuple[int, int]:
+        return (net.size, net.size) if q.input == "square" else image.size
 
-    def load(record: ImageRecord) -> Tensor:
-        return batching.to_tensor(resize(read(root, record), shape(record)))
+    def load(image: ImageRecord) -> Tensor:
+        return batching.to_tensor(resize(read(root, image), shape(image)))
 
-    return batching.batches_by_shape(records, shape, load, q.pixels)
+    return batching.batches_by_shape(images, shape, load, q.pixels)
 
 
-def every_probability(
-    net: TrainedSegmenter, batches: Iterable[tuple[list[ImageRecord], Tensor]]
-) -> Iterator[tuple[ImageRecord, Tensor]]:
-    """Each photograph of the batches and its probabilities [C, H, W] at its own size."""
+def predict(net: TrainedSegmenter, batches: Iterable[tuple[list[ImageRecord], Tensor]]) -> Iterator[tuple[ImageRecord, Tensor]]:
+    """Yield each image and its probabilities [C, H, W] at the photograph's size."""
     device = environment.device()
     net.model.to(device)
-    for records, x in batches:
-        for record, p in zip(records, probabilities(net, x.to(device)), strict=True):
-            if p.shape[1:] != record.size:
-                p = F.interpolate(p[None], record.size, mode="bilinear", align_corners=False)[0]
-            yield record, p
+    for images, x in batches:
+        for image, p in zip(images, probabilities(net, x.to(device)), strict=True):
+            if p.shape[1:] != image.size:
+                p = F.interpolate(p[None], image.size, mode="bilinear", align_corners=False)[0]
+            yield image, p

@@ -246,7 +246,7 @@ def test_aggregation_refuses(key: str, bad: Any) -> None:
 
 SPLITS = {"train_a.png": "train", "sub/b.png": "val", "c.png": "val"}
 INDEX = [{"id": i, "file_name": n, "height": 2, "width": 4, "split": s} for i, (n, s) in enumerate(SPLITS.items(), 1)]
-ALARMS = {"labels": {"least": 50, "empty": 0.95}}
+ALARMS = {"labels": {"min_images": 50, "max_empty": 0.95}}
 OUTS = ("labels-r0.zip", "predictions/masks.zip", "predictions/detector.zip")
 
 
@@ -300,7 +300,7 @@ def test_stage_paints_the_mined_masks_as_they_are(folder: Path) -> None:
 
 def test_stage_fails_where_pseudo_labels_are_empty(folder: Path) -> None:
     content = yaml.safe_load(Path("params.yaml").read_text())
-    Path("params.yaml").write_text(yaml.safe_dump(content | {"alarms": {"labels": {"least": 1, "empty": 0.5}}}))
+    Path("params.yaml").write_text(yaml.safe_dump(content | {"alarms": {"labels": {"min_images": 1, "max_empty": 0.5}}}))
     go()
     detections = [d for d in json.loads(Path("detections.json").read_text()) if d["image_id"] != 1]
     write_json("detections.json", detections)
