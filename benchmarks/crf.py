@@ -88,7 +88,7 @@ def finished(root: Path) -> Iterator[Item]:
     net = segmenter.load(root / f"models/segmenter-{content['final']}.safetensors")
     folder, held_out = str(root / content["data"]["images"]), image_index.eval_images(root / "data/images.json")
     q = params.group("predict", segmenter.Predict, file)
-    for image, p in segmenter.every_probability(net, segmenter.load_batches(net, folder, held_out, q)):
+    for image, p in segmenter.predict(net, segmenter.load_batches(net, folder, held_out, q)):
         yield p.float().cpu().numpy(), np.asarray(photos.read(folder, image))
 
 
@@ -124,7 +124,7 @@ def main(words: list[str] | None = None) -> None:
     except InputError as error:
         print(f"nothing to compare: {error}")
         return
-    torch.set_num_threads(1)  # as in refine_each's workers
+    torch.set_num_threads(1)  # as in refine_all's workers
     print(f"{'':22} {'count':>5} {'stride':>6} {'dense ms':>9} {'conv ms':>9} {'same %':>8} {'least %':>8} {'unrefined':>9}")
     for size in (64, 96):
         compare(f"scenes {size} x {size}", scenes(options.scenes, size), replace(CONV, stride=4))

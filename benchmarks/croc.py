@@ -1,18 +1,16 @@
-"""CrOC: what the clustering takes of a training step, and images a second.
+"""The fraction of CrOC's training step that its clustering takes, and images per second.
 
     python -m benchmarks.croc [rounds]
 
 ViT-S/16 at 224 px, B = 16 images: 6 heads, 392 tokens, 12 seeds, the paper's outputs (65,536 and 8,192), random weights and
-pixels. A step is all that `unseg.pretraining.croc_training` does of one: both forwards, clustering, losses, backward, clipping,
-AdamW, the teacher. Steps and clusterings take turns, so that whatever else the machine does slows both; a figure is the
-median of the rounds, after one to warm up. UNSEG_COMPILE=1 adds a step with compiled blocks. On a GPU, images a second and
-the share of the measured bf16 matmul peak too. About a minute and a half on 2 CPU cores with 3 rounds.
+pixels. A step is a whole step of `unseg.pretraining.croc_training`: both forward passes, clustering, losses, backward pass,
+clipping, AdamW, the teacher. Steps and clusterings take turns, so that other work on the machine slows both. A number is the
+median of the rounds, after one to warm up. UNSEG_COMPILE=1 adds a step with compiled blocks. On a GPU it also prints the
+fraction of the measured bf16 matmul peak. It takes a minute and a half on 2 CPU cores with 3 rounds.
 """
 
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks.mine import compare
 from unseg.core import profiles
 from unseg.engine import environment
 from unseg.models import vit
@@ -30,26 +29,8 @@ PROFILE = "croc_coco"
 BATCH = 16
 
 
-def synchronised(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def compare(ways: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each way."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        for name, way in ways.items():
-            begin = synchronised(device)
-            way()
-            if turn:
-                times[name].append(synchronised(device) - begin)
-    return {name: statistics.median(t) for name, t in times.items()}
-
-
 def operations(shape: vit.Backbone, p: croc_training.Croc) -> float:
-    """Multiply-adds times two of a step: both networks forward, the student's backward (twice its forward)."""
+    """Floating-point operations of a step: both networks' forward passes, the student's backward pass (twice its forward)."""
     tokens, width = 1 + (p.views.size // shape.patch) ** 2, shape.width
     block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
     network = 2 * BATCH * (shape.depth * block + 2 * tokens * 3 * shape.patch**2 * width)
@@ -73,19 +54,19 @@ def main(rounds: int = 3) -> None:
     features = torch.randn(2, BATCH, shape.heads, tokens, shape.width // shape.heads, device=device)
     where = views.positions(boxes.to(device), batch.flipped.to(device), side // shape.patch)
 
-    def stepping(compiled: bool) -> Callable[[], None]:
-        net = croc_training.Step(p, shape).to(device).train()
+    def make_step(compiled: bool) -> Callable[[], None]:
+        net = croc_training.StudentTeacher(p, shape).to(device).train()
         if compiled:
             croc_training.compile_blocks(net)
-        learned = [x for x in net.student.parameters() if x.requires_grad]
-        optimizer = torch.optim.AdamW(learned, lr=1e-4, fused=True)
+        trained = [x for x in net.student.parameters() if x.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
             croc_training.accumulate(net, batch, (0.04, 0.04), p.accumulate)
-            croc_training.clip_each(learned, p.clip)
+            croc_training.clip_gradients(trained, p.clip)
             optimizer.step()
-            net.follow(0.996)
+            net.update_teacher(0.996)
 
         return step
 
@@ -93,10 +74,10 @@ def main(rounds: int = 3) -> None:
         with torch.no_grad():
             croc.join_locate_split(features, where, p.clustering)
 
-    ways: dict[str, Callable[[], object]] = {"step": stepping(False), "clustering": clustering}
+    ways: dict[str, Callable[[], object]] = {"step": make_step(False), "clustering": clustering}
     if os.environ.get("UNSEG_COMPILE") == "1":
-        ways["compiled"] = stepping(True)
-    t = compare(ways, rounds, device)
+        ways["compiled"] = make_step(True)
+    t = compare(ways, rounds)
     work = f"{BATCH} images, {shape.heads} heads, {2 * (tokens - 1)} tokens, {p.clustering.tokens} seeds, {p.precision}"
     print(f"{device.type}, {torch.get_num_threads()} threads, {work}; medians of {rounds} rounds")
     print(
@@ -104,10 +85,10 @@ def main(rounds: int = 3) -> None:
     )
     if "compiled" in t:
         print(f"step with compiled blocks {t['compiled']:.3f} s: {t['step'] / t['compiled']:.2f} times as fast")
-    print(f"{BATCH / t['step']:.1f} images a second, without reading and augmenting them")
+    print(f"{BATCH / t['step']:.1f} images per second, without reading and augmenting them")
     if device.type == "cuda":
         a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-        peak = 2 * 8192**3 / compare({"matmul": lambda: a @ a}, 10, device)["matmul"]
+        peak = 2 * 8192**3 / compare({"matmul": lambda: a @ a}, 10)["matmul"]
         print(f"{operations(shape, p) / t['step'] / peak:.0%} of the bf16 matmul peak, {peak / 1e12:.0f} TFLOP/s")
 
 

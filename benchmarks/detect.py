@@ -58,7 +58,7 @@ def listen(trained: detector.TrainedDetector) -> None:
     model: Any = trained.model
     detector.read = timed("read", detector.read)  # type: ignore[attr-defined]
     detector.encode_all = timed("run lengths", detector.encode_all)  # type: ignore[attr-defined]
-    detector.results = timed("results", detector.results)
+    detector.to_detections = timed("results", detector.to_detections)
     by.find = timed("find", by.find)
     if trained.p.backend == "torchvision":
         model.transform.postprocess = timed("paste", model.transform.postprocess)

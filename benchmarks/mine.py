@@ -1,12 +1,11 @@
-"""Mining: O(N d) in batches against the plain N x N graph, one image at a time; alone, and with the ViT's forward.
+"""Mining in batches, O(N d), against the plain N x N graph, one image at a time; alone, and with the ViT's forward pass.
 
     python -m benchmarks.mine [rounds]
 
-The paper's figures: ViT-S/16 (random weights: speed does not depend on them) at 640 x 848, so N = 2,120 patches, 6 heads
-of 64 channels. The ways take turns, so that whatever else the machine does slows them all; a figure is the median of the
-rounds, after one to warm up. Plain: float32, explicit softmax attention, every block whole, one image at a time. Ours:
-`vit.last_block` (all but the last block's attention and MLP), attention head by head (`vit.CpuAttention`), a batch, bf16
-where the CPU has bfloat16 units.
+The paper's sizes: ViT-S/16 (random weights, which take the same time) at 640 x 848, so N = 2,120 patches, 6 heads of 64
+channels. The two take turns, so that other work on the machine slows both. A number is the median of the rounds, after one to
+warm up. Plain: float32, explicit softmax attention, all of every block, one image at a time. Ours: `vit.last_block` (without
+the last block's attention and MLP), attention head by head (`vit.CpuAttention`), a batch, bf16 if the CPU has bfloat16 units.
 """
 
 import statistics
@@ -29,14 +28,14 @@ from unseg.models import vit
 
 ROWS, COLS, PATCH, HEADS, WIDTH, DEPTH = 40, 53, 16, 6, 384, 12
 CPU = torch.device("cpu")
-PATCHES, KEEP, BATCH, IMAGES = ROWS * COLS, 0.4, 8, 2  # BATCH for mining alone, IMAGES with the forward
+PATCHES, KEEP, BATCH, IMAGES = ROWS * COLS, 0.4, 8, 2  # BATCH for mining alone, IMAGES with the forward pass
 
 
 def plain(query: Tensor, keys: Tensor, grid: tuple[int, int]) -> np.ndarray:
-    """Equations 1 and 2 as they are written: query [H, d], keys [H, N, d] to the object's region [rows, cols] (grid)."""
+    """Equations 1 and 2 as written: query [H, d] and keys [H, N, d] to the object's region [rows, cols]."""
     attention = torch.einsum("hd,hnd->hn", query, keys).mean(0)  # [N]
     rows = keys.transpose(0, 1).flatten(1)  # [N, D]
-    similarity = rows @ rows.T  # [N, N], summed over the heads: H times the mean, of the same sign
+    similarity = rows @ rows.T  # [N, N], summed over the heads: H times the mean, same sign
     proposals = attention.argsort(descending=True, stable=True)[: int(KEEP * len(attention))]
     voters = proposals[similarity[proposals[0], proposals] > 0]
     mask = (similarity[voters].sum(0) > 0).view(grid).numpy()
@@ -45,39 +44,46 @@ def plain(query: Tensor, keys: Tensor, grid: tuple[int, int]) -> np.ndarray:
 
 
 def ours(query: Tensor, keys: Tensor) -> list[np.ndarray]:
-    """As plain, of a batch: query [B, H, d], keys [B, H, N, d]."""
+    """As `plain`, for a batch: query [B, H, d], keys [B, H, N, d]."""
     mined = affinity.mine(query.float(), keys.float(), KEEP, center=False)
     pairs = zip(mined.masks.view(-1, ROWS, COLS).numpy(), mined.source.tolist(), strict=True)
-    return [affinity.region_of(mask, source) for mask, source in pairs]
+    return [affinity.connected_region(mask, source) for mask, source in pairs]
 
 
 def forward(model: VisionTransformer, image: Tensor) -> tuple[Tensor, Tensor]:
-    """The usual way to the last block's queries and keys: a hook, and the whole network."""
-    found: list[Tensor] = []
-    hook = vit.last(model).attn.qkv.register_forward_hook(lambda m, i, o: found.append(o))
+    """The last block's CLS query and keys by a hook on the whole network."""
+    outputs: list[Tensor] = []
+    hook = vit.last(model).attn.qkv.register_forward_hook(lambda m, i, o: outputs.append(o))
     model.forward_features(image)
     hook.remove()
-    query, keys, _ = found[0][0].unflatten(1, (3, HEADS, -1)).permute(1, 2, 0, 3)  # [H, 1 + N, d]
+    query, keys, _ = outputs[0][0].unflatten(1, (3, HEADS, -1)).permute(1, 2, 0, 3)  # [H, 1 + N, d]
     return query[:, 0], keys[:, 1:]
 
 
 def compare(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each way."""
+    """Median seconds of each way; they take turns, and the first turn warms up."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, way in ways.items():
-            begin = time.perf_counter()
+            start = now()
             way()
             if turn:
-                times[name].append(time.perf_counter() - begin)
+                times[name].append(now() - start)
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def operations(blocks: int) -> tuple[float, float]:
-    """Multiply-adds times two, of an image: in products with weights (patches, `blocks` blocks), and in attention."""
+def now() -> float:
+    """Seconds, after all work on the GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def operations(blocks: int) -> float:
+    """Floating-point operations of the forward pass of an image through so many blocks."""
     tokens = 1 + PATCHES
     weights = 2 * PATCHES * 3 * PATCH**2 * WIDTH + blocks * 2 * tokens * 12 * WIDTH**2
-    return float(weights), float(blocks * 4 * tokens**2 * WIDTH)
+    return float(weights + blocks * 4 * tokens**2 * WIDTH)
 
 
 @torch.inference_mode()
@@ -92,9 +98,7 @@ def main(rounds: int = 3) -> None:
         {"plain": lambda: [plain(q, k, grid) for q, k in zip(query, keys, strict=True)], "ours": lambda: ours(query, keys)},
         rounds,
     )
-    print(
-        f"mining alone: plain {1e3 * t['plain'] / BATCH:.1f} ms, ours {1e3 * t['ours'] / BATCH:.2f} ms an image (batch {BATCH}),"
-    )
+    print(f"mining: plain {1e3 * t['plain'] / BATCH:.1f} ms, ours {1e3 * t['ours'] / BATCH:.2f} ms per image (batch {BATCH}),")
     print(f"  {t['plain'] / t['ours']:.0f} times as fast; same regions: {agree:.0%}")
 
     shape = vit.Backbone("none", PATCH, WIDTH, DEPTH, HEADS)
@@ -118,13 +122,13 @@ def main(rounds: int = 3) -> None:
         rounds,
     )
     peak = 2 * 2048**3 / t["peak"]
-    whole, needed = sum(operations(DEPTH)), sum(operations(DEPTH - 1))
+    whole, needed = operations(DEPTH), operations(DEPTH - 1)
     floor = needed / peak
-    print(f"with the forward: plain {t['plain'] / IMAGES:.2f} s, ours {t['ours'] / IMAGES:.2f} s an image (batch {IMAGES}),")
+    print(f"with forward pass: plain {t['plain'] / IMAGES:.2f} s, ours {t['ours'] / IMAGES:.2f} s per image (batch {IMAGES}),")
     print(f"  {t['plain'] / t['ours']:.1f} times as fast")
-    print(f"forward: {whole / 1e9:.0f} GFLOP whole, {needed / 1e9:.0f} GFLOP without the last block")
+    print(f"forward pass: {whole / 1e9:.0f} GFLOP, {needed / 1e9:.0f} GFLOP without the last block")
     print(f"matmul peak of this run: {fast} {peak / 1e9:.0f} GFLOP/s")
-    print(f"floor at that peak: {floor:.2f} s an image; ours takes {t['ours'] / IMAGES / floor:.1f} times the floor")
+    print(f"floor at that peak: {floor:.2f} s per image; ours takes {t['ours'] / IMAGES / floor:.1f} times the floor")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ Masks = dict[int, list[np.ndarray]]  # by image
 
 def mined(every: list[image_index.ImageRecord], root: str, precision: str) -> Masks:
     p, shape = params.group("mine", affinity.Mining), params.group("backbone", vit.Backbone)
-    found = miner.masks(
+    found = miner.mine_first_object(
         vit.load(shape), every, lambda i: i.size, lambda i: photos.read(root, i), replace(p, precision=precision), shape.patch
     )
     return {image.id: [mask] for image, mask in found}
@@ -63,7 +63,7 @@ def tokens(every: list[image_index.ImageRecord], root: str, precision: str) -> n
     out = []
     for a in storage.read_json("data/masks.json")["annotations"]:
         if a["image_id"] in by_id:
-            crop = crops.cut(photos.read(root, by_id[a["image_id"]]), a["segmentation"], p, GREY)
+            crop = crops.crop(photos.read(root, by_id[a["image_id"]]), a["segmentation"], p, GREY)
             x = batching.pad_to(batching.to_tensor(crop), shape.patch)[None].to(environment.device())
             with autocast(x.device, precision):
                 out.append(vit.tokens(model, x)[0, 0].float().cpu().numpy())
@@ -72,7 +72,7 @@ def tokens(every: list[image_index.ImageRecord], root: str, precision: str) -> n
 
 def segmented(every: list[image_index.ImageRecord], root: str, precision: str) -> dict[int, np.ndarray]:
     net = replace(segmenter.load(f"models/segmenter-{params.value('final', str)}.safetensors"), precision=precision)
-    maps = segmenter.every_probability(net, segmenter.load_batches(net, root, every, params.group("predict", segmenter.Predict)))
+    maps = segmenter.predict(net, segmenter.load_batches(net, root, every, params.group("predict", segmenter.Predict)))
     return {image.id: p.argmax(0).cpu().numpy() for image, p in maps}
 
 

@@ -41,7 +41,7 @@ sys.path.insert(0, {root!r})
 from pathlib import Path
 from unseg.serving.api import load
 from unseg.serving.cli.predict import predict
-predict(load({model!r}, seen="original"), Path({photo!r}), Path({out!r}))
+predict(load({model!r}, input_size="original"), Path({photo!r}), Path({out!r}))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -92,7 +92,7 @@ def alone(predictor: Predictor, folder: Path) -> float:
     spent = 0.0
     for path in sorted(folder.iterdir()):
         image = photos.open_rgb(path)
-        size = tiles.looked_at(predictor.net, (image.height, image.width), predictor.seen)
+        size = tiles.network_size(predictor.net, (image.height, image.width), predictor.input_size)
         x = batching.to_tensor(photos.resize(image, size))[None]
         begun = time.perf_counter()
         segmenter.probabilities(predictor.net, x.to(predictor.device)).float().cpu()
@@ -115,7 +115,7 @@ def main(words: list[str] | None = None) -> None:
             (root / folder).mkdir()
             for i in range(count):
                 photograph(root / f"{folder}/{i}.jpg", *size, i)
-        predictor = load(model, seen="original")
+        predictor = load(model, input_size="original")
         predictor.predict(root / "small/0.jpg")  # the first call takes longer
         least = alone(predictor, root / "small")
         network, total = inside(predictor, root / "small", root / "out")

@@ -77,7 +77,7 @@ def mining(options: argparse.Namespace, chosen: Sequence[ImageRecord], truths: d
         def read(image: ImageRecord) -> Any:
             return photos.read(options.photos, image)
 
-        found = list(miner.masks(model, chosen, lambda i: i.size, read, own, shape.patch))
+        found = list(miner.mine_first_object(model, chosen, lambda i: i.size, read, own, shape.patch))
         fit = [max((quality.overlap(mask, m) for _, m in truths[i.id]), default=np.nan) for i, mask in found]
         flip, crop = stability.remined(model, options.photos, found, own, shape.patch)
         areas = [float(mask.mean()) for _, mask in found]

@@ -108,7 +108,7 @@ def mine(device: torch.device) -> Row:
             query, keys = vit.last_block(net, x)
         mined = affinity.mine(query.float(), keys.float(), 0.4, center=False)
         for mask, source in zip(mined.masks.cpu().numpy(), mined.source.tolist(), strict=True):
-            affinity.region_of(mask.reshape(grid), source)
+            affinity.connected_region(mask.reshape(grid), source)
 
     def simple() -> None:
         for one in x:
@@ -146,7 +146,7 @@ def detect(device: torch.device) -> Row:
     x = torch.randint(0, 256, (batch, 3, *PHOTO), dtype=torch.uint8, device=device)
 
     def ours() -> object:
-        return detector.instances(trained, x)
+        return detector.detect_batch(trained, x, range(batch))
 
     return Row("detect, of profiles/folder.yaml", batch, ours, None, counted(ours), fastest_precision(device))
 

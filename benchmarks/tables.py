@@ -1,13 +1,13 @@
-"""The papers' tables and sweeps as targets: what was measured here beside what was published.
+"""MaskDistill's tables and sweeps: numbers measured here beside the published ones.
 
-    python benchmarks/tables.py table1            # what the working tree and its experiments have measured
-    python benchmarks/tables.py s1 --run          # queue the experiments that are missing, run them, then the same
+    python benchmarks/tables.py table1            # numbers of the working tree and its DVC experiments
+    python benchmarks/tables.py s1 --run          # run the experiments of the table first
     python benchmarks/tables.py figure3 --run --seeds 0 1 2
 
 Tables: table1, s1, s2, table2, table3; sweeps, with a plot in results/sweeps/: figure3 (K), figure4 (top-k), figure5 (tau).
-A cell is the mean over the runs that differ from params.yaml in the seed and in what the row says, and in nothing else that
-could change it, ± their standard deviation where there are several. Runs are those that `dvc exp show` knows.
-Published: MaskDistill (arXiv:2206.06363), on PASCAL VOC 2012 val unless said otherwise.
+The runs are those of `dvc exp show`. A cell is the mean (± standard deviation) over the runs that have the values of its row,
+and the other values of params.yaml, except the seed and groups that cannot change the number.
+Published numbers: arXiv:2206.06363, on PASCAL VOC 2012 val unless the table says otherwise.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from unseg.core import params
 from unseg.data import truth
 from unseg.report import charts, page
 
-NOT_HERE = "not measured here"
-UNRELATED = ("seed", "quality", "choose", "alarms", "report")  # params in which the runs of a cell may differ
+MISSING = "not measured here"
+UNRELATED = ("seed", "quality", "choose", "alarms", "report")  # the runs of a cell may differ in these groups
 LINEAR_ONLY, SEGMENTER_ONLY = ("linear",), ("linear", "segmenter", "crf", "rounds", "refine", "final", "predict")
-MASKS_ONLY = ("detector", "detect", "adopt", "retrain", "detections", "aggregate", *SEGMENTER_ONLY)  # what follows the masks
-S2_NAMES = truth.VOC
-S2 = {  # published IoU of each class, in that order, and their mean
+MASKS_ONLY = ("detector", "detect", "self_train", "retrain", "detections", "aggregate", *SEGMENTER_ONLY)  # later than masks
+S2 = {  # published IoU of the classes of truth.VOC_CLASSES, then their mean
     "segmentation model": (
         "84.4 74.7 27.9 70.9 47.5 0.0 72.8 33.2 72.4 0.0 70.0 29.6 38.1 67.5 58.1 28.1 9.2 65.8 20.4 65.5 27.7 45.8"
     ),
@@ -60,10 +60,10 @@ class Run(NamedTuple):
 
 class Row(NamedTuple):
     label: str
-    where: dict[str, Any]  # params that the run must have, instead of those of params.yaml
+    where: dict[str, Any]  # values of the row that differ from params.yaml
     metric: str  # "file key"; {first} and {final} stand for rounds
     published: str
-    free: tuple[str, ...] = ()  # groups of params that come later, and so cannot change it
+    free: tuple[str, ...] = ()  # groups of params that cannot change the number
 
 
 TABLE_1 = [
@@ -88,7 +88,7 @@ TABLE_2 = [
     Row("linear probe + CRF", {}, "linear miou_crf", "62.8"),
 ]
 ROWS = {"table1": TABLE_1, "s1": TABLE_S1, "table2": TABLE_2}
-SWEEPS: dict[str, tuple[str, list[Any], list[str], str]] = {  # key, values (of K: times cluster.k), metrics, what was published
+SWEEPS: dict[str, tuple[str, list[Any], list[str], str]] = {  # key, values (for K: factors of cluster.k), metrics, paper
     "figure3": (
         "cluster.k",
         [0.5, 0.75, 1, 1.5, 2, 3],
@@ -110,115 +110,107 @@ SWEEPS: dict[str, tuple[str, list[Any], list[str], str]] = {  # key, values (of 
 }
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key."""
-    found: dict[str, Any] = {}
-    for key, x in (tree or {}).items():
-        found |= flat(x, f"{prefix}{key}.") if isinstance(x, dict) else {f"{prefix}{key}": x}
-    return found
-
-
 def details(revision: str) -> dict[str, Any]:
-    """What the files of results/details hold, by path, in a Git revision or in the "workspace"; none that DVC's cache lacks."""
+    """The content of results/details by file, in a Git revision or the "workspace", without files that DVC's cache lacks."""
     from dvc.api import DVCFileSystem
 
     fs = DVCFileSystem(rev=None if revision == "workspace" else revision)
-    found = {}
+    contents = {}
     for file in fs.find("results/details") if fs.exists("results/details") else []:
         if Path(file).name in ("scores.json", "instances.json", "linear.json"):
             with contextlib.suppress(FileNotFoundError):
-                found[file] = json.loads(fs.read_text(file))
-    return found
+                contents[file] = json.loads(fs.read_text(file))
+    return contents
 
 
-def read(shown: list[dict[str, Any]]) -> list[Run]:
-    """The runs of `dvc exp show --json`: the working tree first, then commits and experiments; failed ones are left out."""
-    entries = list(shown)
-    for commit in shown:
+def read(commits: list[dict[str, Any]]) -> list[Run]:
+    """The runs of `dvc exp show --json`, without failed ones: the working tree, then commits, then experiments."""
+    entries = list(commits)
+    for commit in commits:
         entries += [e["revs"][0] for e in commit.get("experiments") or [] if e.get("revs")]
     runs = []
     for entry in entries:
         data = entry.get("data") or {}
-        params = flat((data.get("params") or {}).get("params.yaml", {}).get("data"))
+        values = params.flatten((data.get("params") or {}).get("params.yaml", {}).get("data") or {})
         metrics: dict[str, float] = {}
-        for file, content in details(entry["rev"]).items() if params else []:
+        for file, content in details(entry["rev"]).items() if values else []:
             name = file.removeprefix("results/details/").removesuffix(".json").removesuffix("/scores")
-            numbers = flat(content).items()
-            metrics |= {f"{name} {key}": x for key, x in numbers if isinstance(x, int | float)}
-        if params and metrics:
-            runs.append(Run(entry.get("name") or entry["rev"], params, metrics))
+            metrics |= {f"{name} {key}": x for key, x in params.flatten(content).items() if isinstance(x, int | float)}
+        if values and metrics:
+            runs.append(Run(entry.get("name") or entry["rev"], values, metrics))
     return runs
 
 
-def alike(run: Run, first: Run, where: dict[str, Any], free: Sequence[str]) -> bool:
-    """Whether a run is one of a cell: its params are those of `where`, and for the rest those of the first run."""
+def in_cell(run: Run, first: Run, where: dict[str, Any], free: Sequence[str]) -> bool:
+    """Whether a run belongs to a cell: it has the values of `where`, and the first run's values of all other keys."""
     want = first.params | where
     keys = {k for k in run.params.keys() | want.keys() if k.split(".")[0] not in (*UNRELATED, *free) or k in where}
     return all(run.params.get(k) == want.get(k) for k in keys)
 
 
-def values(runs: Sequence[Run], row: Row) -> list[float]:
-    """What the runs of a cell measured, one value a seed."""
+def measured(runs: Sequence[Run], row: Row) -> list[float]:
+    """The metric of a cell's runs, one value per seed."""
     rounds = runs[0].params.get("rounds") or ["r0"]
     metric = row.metric.format(first=rounds[0], final=runs[0].params.get("final", rounds[-1]))
     if "{final}" in row.metric and "CRF" in row.label and len(rounds) == 1:
         return []  # there is no CRF round
-    found: dict[Any, float] = {}
+    by_seed: dict[Any, float] = {}
     for run in runs:
-        if alike(run, runs[0], row.where, row.free) and metric in run.metrics:
-            found.setdefault(run.params.get("seed"), run.metrics[metric])
-    return list(found.values())
+        if in_cell(run, runs[0], row.where, row.free) and metric in run.metrics:
+            by_seed.setdefault(run.params.get("seed"), run.metrics[metric])
+    return list(by_seed.values())
 
 
-def cell(found: Sequence[float]) -> str:
-    """In per cent, as the papers do."""
-    if not found:
-        return NOT_HERE
-    mean = f"{100 * statistics.mean(found):.1f}"
-    return mean if len(found) == 1 else f"{mean} ± {100 * statistics.stdev(found):.1f} (n = {len(found)})"
+def cell(scores: Sequence[float]) -> str:
+    """Mean and standard deviation, in per cent."""
+    if not scores:
+        return MISSING
+    mean = f"{100 * statistics.mean(scores):.1f}"
+    return mean if len(scores) == 1 else f"{mean} ± {100 * statistics.stdev(scores):.1f} (n = {len(scores)})"
 
 
 def show(head: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """A Markdown table."""
+    """Print a Markdown table."""
     for line in (head, ["---"] * len(head), *lines):
         print("|", " | ".join(map(str, line)), "|")
 
 
-def rows_of(name: str, runs: Sequence[Run]) -> None:
-    show(("setup", "measured", "paper"), [(row.label, cell(values(runs, row)), row.published) for row in ROWS[name]])
+def show_rows(name: str, runs: Sequence[Run]) -> None:
+    show(("setup", "measured", "paper"), [(row.label, cell(measured(runs, row)), row.published) for row in ROWS[name]])
     if name in ("table1", "s1"):
-        both = [values(runs, row) for row in (TABLE_1[2], TABLE_1[4])]
-        gain = f"{100 * (statistics.mean(both[1]) - statistics.mean(both[0])):+.1f}" if all(both) else NOT_HERE
+        before, after = (measured(runs, row) for row in (TABLE_1[2], TABLE_1[4]))
+        gain = f"{100 * (statistics.mean(after) - statistics.mean(before)):+.1f}" if before and after else MISSING
         print(f"\nCRF gain: {gain}; paper +3.1")
 
 
-def per_class(runs: Sequence[Run]) -> None:
-    """Table S2, of the working tree's own run."""
-    params = runs[0].params
-    rounds, final = params["rounds"], params["final"]
-    found: dict[str, dict[str, float | None]] = {
-        "segmentation model": of_classes(Path(f"results/details/clustering/{rounds[0]}/class_iou.json")),
-        "+ CRF": of_classes(Path(f"results/details/clustering/{final}/class_iou.json")) if len(rounds) > 1 else {},
+def show_classes(runs: Sequence[Run]) -> None:
+    """Table S2, of the working tree."""
+    rounds, final = runs[0].params["rounds"], runs[0].params["final"]
+    scores: dict[str, dict[str, float | None]] = {
+        "segmentation model": class_iou(rounds[0]),
+        "+ CRF": class_iou(final) if len(rounds) > 1 else {},
         "linear probe": {k.split("class_iou.")[1]: x for k, x in runs[0].metrics.items() if k.startswith("linear class_iou.")},
     }
-    names = list(dict.fromkeys(n for own in found.values() for n in own)) or S2_NAMES
+    names = list(dict.fromkeys(name for by_name in scores.values() for name in by_name)) or list(truth.VOC_CLASSES)
     lines = []
     for name in [*names, "mean"]:
         line = [name]
         for method, numbers in S2.items():
-            known = [x for x in found[method].values() if x is not None]
-            x = found[method].get(name) if name != "mean" else statistics.mean(known) if known else None
-            voc = dict(zip([*S2_NAMES, "mean"], numbers.split(), strict=True))
-            line += [NOT_HERE if x is None else f"{100 * x:.1f}", voc.get(name, "no such class")]
+            measured_classes = [x for x in scores[method].values() if x is not None]
+            mean = statistics.mean(measured_classes) if measured_classes else None
+            x = mean if name == "mean" else scores[method].get(name)
+            published = dict(zip([*truth.VOC_CLASSES, "mean"], numbers.split(), strict=True))
+            line += [MISSING if x is None else f"{100 * x:.1f}", published.get(name, "no such class")]
         lines.append(line)
     show(("class", *(f"{method}{what}" for method in S2 for what in ("", ", paper"))), lines)
 
 
-def of_classes(file: Path) -> dict[str, float | None]:
+def class_iou(name: str) -> dict[str, float | None]:
+    file = Path(f"results/details/clustering/{name}/class_iou.json")
     return {row["class"]: row["iou"] for row in json.loads(file.read_text())} if file.exists() else {}
 
 
-def instances(runs: Sequence[Run]) -> None:
+def show_instances(runs: Sequence[Run]) -> None:
     """Table 3."""
     lines = []
     for (mode, source), papers in TABLE_3.items():
@@ -226,53 +218,50 @@ def instances(runs: Sequence[Run]) -> None:
             where, part = BASELINES.get(source, {}), "detector" if source == "detector" else "masks"
             free = SEGMENTER_ONLY if part == "detector" else MASKS_ONLY
             rows = [Row("", where, f"instances {part}.{mode}.{setting}.{n}", "", free) for n in ("AP50", "AP", "AP75")]
-            known = [values(runs, row) for row in rows]
-            lines.append((f"{mode}-object, {source}", setting, " / ".join(map(cell, known)) if all(known) else NOT_HERE, *papers))
+            scores = [measured(runs, row) for row in rows]
+            text = " / ".join(map(cell, scores)) if all(scores) else MISSING
+            lines.append((f"{mode}-object, {source}", setting, text, *papers))
     show(("mask AP50 / AP / AP75", "classes", "measured", "paper, VOC2012", "paper, COCO20k"), lines)
-    print("\nThe paper does not say which class setting these have; for the other one it gives 8.6 / 2.9 / 1.1 (DINO),")
+    print("\nThe paper does not name the class setting of these numbers; for the other one it gives 8.6 / 2.9 / 1.1 (DINO),")
     print("12.1 / 3.8 / 1.5 (LOST), 15.7 / 6.1 / 4.0 (masks) and 24.8 / 10.7 / 8.0 (detector) on VOC2012, and")
     print("2.0 / 0.7 / 0.4, 3.3 / 1.2 / 0.6, 4.1 / 1.7 / 1.4 and 7.7 / 3.5 / 2.9 on COCO20k.")
 
 
 def grid(name: str, runs: Sequence[Run]) -> list[Any]:
-    """The values of a sweep; those of K are multiples of cluster.k."""
-    key, given, *_ = SWEEPS[name]
-    return sorted({max(2, round(x * runs[0].params[key])) for x in given}) if key == "cluster.k" else given
+    """The values of a sweep."""
+    key, values, *_ = SWEEPS[name]
+    return sorted({max(2, round(x * runs[0].params[key])) for x in values}) if key == "cluster.k" else values
 
 
-def called(metric: str) -> tuple[str, str]:
-    """A metric's name for a table, and a short one for the end of a line; each of its own in a sweep."""
+def titles(metric: str) -> tuple[str, str]:
+    """A metric's name in a table, and a short one in a plot. In a sweep all names differ."""
     long = metric.format(first="segmenter", final="final")
     file, key = long.split(" ")
-    of, kind = file.removeprefix("clustering/"), key.removeprefix("miou").strip("_")
-    return long, key.split(".")[-1] if file == "instances" else f"{of} {kind}".strip()
+    source, kind = file.removeprefix("clustering/"), key.removeprefix("miou").strip("_")
+    return long, key.split(".")[-1] if file == "instances" else f"{source} {kind}".strip()
 
 
-def sweep(name: str, runs: Sequence[Run], out: Path) -> None:
+def show_sweep(name: str, runs: Sequence[Run], out: Path) -> None:
     key, _, metrics, published = SWEEPS[name]
-    free = LINEAR_ONLY
-    found = {m: {x: values(runs, Row("", {key: x}, m, "", free)) for x in grid(name, runs)} for m in metrics}
-    show((key, *(called(m)[0] for m in metrics)), [(str(x), *(cell(found[m][x]) for m in metrics)) for x in grid(name, runs)])
+    values = grid(name, runs)
+    scores = {m: {x: measured(runs, Row("", {key: x}, m, "", LINEAR_ONLY)) for x in values} for m in metrics}
+    show((key, *(titles(m)[0] for m in metrics)), [(str(x), *(cell(scores[m][x]) for m in metrics)) for x in values])
     print(f"\npaper: {published}")
-    xs = [x for x in grid(name, runs) if all(found[m][x] for m in metrics)]
+    xs = [x for x in values if all(scores[m][x] for m in metrics)]
     if len(xs) < 2:
         return print("no plot: fewer than two values were measured")
-    series = {}
+    series = []
     for m in metrics:
-        deviations = [statistics.stdev(found[m][x]) if len(found[m][x]) > 1 else 0.0 for x in xs]
-        series[called(m)[1]] = (
-            [statistics.mean(found[m][x]) for x in xs],
-            deviations,
-        )
-    drawn = page.Html(f"<figure>{charts.lines(xs, series, key)}</figure>")
+        deviations = [statistics.stdev(scores[m][x]) if len(scores[m][x]) > 1 else 0.0 for x in xs]
+        series.append(charts.Series([statistics.mean(scores[m][x]) for x in xs], deviations, titles(m)[1]))
+    data = {"chart": charts.lines(xs, series, key), "published": published}
     out.mkdir(parents=True, exist_ok=True)
-    body = page.join([drawn, page.note(f"Paper: {published}.")])
-    (out / f"{name}.html").write_bytes(page.document(name, "", [page.Section("sweep", key, body)]))
+    (out / f"{name}.html").write_bytes(page.render("sweep", [page.Section("sweep", key, "sweep", data)], name=name))
     print(f"plot: {out / name}.html")
 
 
 def experiments(name: str, runs: Sequence[Run], seeds: Sequence[int]) -> list[list[str]]:
-    """The commands that queue what the table is made of; none for s2, which shows the working tree's own run."""
+    """The commands that queue the experiments of a table; none for s2, which shows the working tree."""
     if name == "s2":
         return []
     if name in SWEEPS:
@@ -280,9 +269,10 @@ def experiments(name: str, runs: Sequence[Run], seeds: Sequence[int]) -> list[li
     else:
         wheres = {tuple(row.where.items()) for row in ROWS.get(name, [])} | {()}
         wheres |= {tuple(where.items()) for where in BASELINES.values()} if name == "table3" else set()
-        known = [dict(w) for w in sorted(wheres, key=str)]
         changes = [
-            " ".join(f"{k}={v}" for k, v in w.items()) for w in known if any(runs[0].params.get(k) != v for k, v in w.items())
+            " ".join(f"{k}={v}" for k, v in where)
+            for where in sorted(wheres, key=lambda where: str(dict(where)))
+            if any(runs[0].params.get(k) != v for k, v in where)
         ]
         changes += [""] if len(seeds) > 1 else []
     commands = []
@@ -298,15 +288,17 @@ def exp_show() -> list[Run]:
         sys.exit(f"dvc exp show failed; run from the root of the repository: {done.stderr.strip()[-300:]}")
     runs = read(json.loads(done.stdout))
     if not runs:
-        sys.exit("nothing is measured yet: run `dvc repro` first")
+        sys.exit("no run has results yet: run `dvc repro` first")
     return runs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=[*ROWS, "s2", "table3", *SWEEPS])
-    parser.add_argument("--run", action="store_true", help="queue the experiments and run them all first")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="of the experiments; otherwise that of params.yaml")
+    parser.add_argument("--run", action="store_true", help="queue the experiments of the table and run them first")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[], help="seeds of the experiments (default: seed of params.yaml)"
+    )
     options = parser.parse_args()
     runs = exp_show()
     commands = experiments(options.table, runs, options.seeds)
@@ -316,18 +308,18 @@ def main() -> None:
             if subprocess.run(command).returncode:
                 sys.exit(f"{' '.join(command)} failed")
         runs = exp_show()
-    about = runs[0].params
-    print(f"\n{options.table}: data.root {about.get('data.root')}, backbone {about.get('backbone.weights')}, in per cent\n")
+    first = runs[0].params
+    print(f"\n{options.table}: data.root {first.get('data.root')}, backbone {first.get('backbone.weights')}, in per cent\n")
     if options.table in ROWS:
-        rows_of(options.table, runs)
+        show_rows(options.table, runs)
     elif options.table == "s2":
-        per_class(runs)
+        show_classes(runs)
     elif options.table == "table3":
-        instances(runs)
+        show_instances(runs)
     else:
-        sweep(options.table, runs, Path("results/sweeps"))
+        show_sweep(options.table, runs, Path("results/sweeps"))
     if commands and not options.run:
-        print("\nexperiments that fill it (--run queues and runs them):", *(" ".join(c) for c in commands), sep="\n  ")
+        print("\nexperiments that fill the gaps (--run queues and runs them):", *(" ".join(c) for c in commands), sep="\n  ")
 
 
 if __name__ == "__main__":

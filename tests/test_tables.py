@@ -1,4 +1,4 @@
-"""The papers' tables from what `dvc exp show` says: which run is of which cell, and what is not measured."""
+"""The papers' tables from `dvc exp show`: which run belongs to which cell, and what is not measured."""
 
 import copy
 from pathlib import Path
@@ -23,7 +23,7 @@ PARAMS = {
 }
 
 
-DETAILS: dict[str, dict[str, Any]] = {}  # of each revision
+DETAILS: dict[str, dict[str, Any]] = {}  # by revision, then file
 
 
 @pytest.fixture(autouse=True)
@@ -41,20 +41,20 @@ def entry(name: str, miou: float, **changed: Any) -> dict[str, Any]:
             node = node[part]
         node[last] = x
     plus = {"masks": 0.0, "detector": 0.1, "r0": 0.2, "r1": 0.3}
-    found: dict[str, Any] = {
+    contents: dict[str, Any] = {
         f"results/details/clustering/{n}/scores.json": {"miou": miou + x, "miou_majority": miou} for n, x in plus.items()
     }
     ap = {"AP50": miou, "AP": miou / 2, "AP75": None}
-    found["results/details/instances.json"] = {
+    contents["results/details/instances.json"] = {
         "detector": {"multi": {"agnostic": ap, "aware": ap}},
         "masks": {"mean_iou": miou, "multi": {"agnostic": ap}},
     }
-    found["results/details/linear.json"] = {"miou": miou, "class_iou": {"cat": miou}}
-    DETAILS[name] = found
+    contents["results/details/linear.json"] = {"miou": miou, "class_iou": {"cat": miou}}
+    DETAILS[name] = contents
     return {"rev": name, "name": name, "data": {"params": {"params.yaml": {"data": params}}}}
 
 
-def shown() -> list[dict[str, Any]]:
+def exp_show() -> list[dict[str, Any]]:
     others = [
         entry("s1", 0.32, seed=1, report__pictures=9),
         entry("box", 0.2, aggregate__shape="box"),
@@ -66,16 +66,16 @@ def shown() -> list[dict[str, Any]]:
     return [entry("workspace", 0.3), {**entry("main", 0.3), "experiments": experiments}]
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
+def table_rows(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     return {row[0]: row[1:] for row in rows}
 
 
-def test_a_cell_is_the_mean_over_seeds_of_runs_that_are_alike(capsys: pytest.CaptureFixture[str]) -> None:
-    runs = tables.read(shown())
+def test_a_cell_is_the_mean_over_seeds_of_its_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tables.read(exp_show())
     assert [run.name for run in runs] == ["workspace", "main", "s1", "box", "other", "probe"]
-    tables.rows_of("s1", runs)
-    rows = said(capsys)
+    tables.show_rows("s1", runs)
+    rows = table_rows(capsys)
     assert rows["ViT masks"] == ["31.0 ± 1.4 (n = 2)", "39.0"]  # box, which comes later, and main are seed 0 again
     assert rows["+ Mask R-CNN (bbox)"] == ["30.0", "31.8"]
     assert rows["+ GrabCut"] == ["not measured here", "38.2"]
@@ -84,48 +84,48 @@ def test_a_cell_is_the_mean_over_seeds_of_runs_that_are_alike(capsys: pytest.Cap
 
 
 def test_every_table_of_rows_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    runs = tables.read(shown())
+    runs = tables.read(exp_show())
     for name in tables.ROWS:
-        tables.rows_of(name, runs)
+        tables.show_rows(name, runs)
     out = capsys.readouterr().out
     assert "CRF gain: +10.0; paper +3.1" in out
     assert "linear probe + CRF | not measured here | 62.8" in out
     alone = [entry("workspace", 0.3, rounds=["r0"], final="r0")]
-    tables.rows_of("table1", tables.read(alone))
-    assert said(capsys)["+ CRF rounds (S1, Table 2)"][0] == "not measured here"
+    tables.show_rows("table1", tables.read(alone))
+    assert table_rows(capsys)["+ CRF rounds (S1, Table 2)"][0] == "not measured here"
 
 
 def test_instances_and_classes(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    runs = tables.read([*shown(), entry("dino", 0.07, mine__method="attention", aggregate__threshold=0.1)])
+    runs = tables.read([*exp_show(), entry("dino", 0.07, mine__method="attention", aggregate__threshold=0.1)])
     more = {f"instances {source}.multi.agnostic.AP75": 0.1 for source in ("masks", "detector")}
     runs = [run._replace(metrics=run.metrics | more) for run in runs if run.name in ("workspace", "dino")]
-    tables.instances(runs)
+    tables.show_instances(runs)
     lines = capsys.readouterr().out.splitlines()
     assert "| multi-object, detector | agnostic | 30.0 / 15.0 / 10.0 | 24.3 / 9.9 / 6.9 | 6.8 / 2.9 / 2.1 |" in lines
     assert any(line.startswith("| single-object, masks | aware | not measured here |") for line in lines)
     assert "| multi-object, masks | agnostic | 30.0 / 15.0 / 10.0 | 12.8 / 4.8 / 0.3 | 3.1 / 1.3 / 0.5 |" in lines
     assert "| multi-object, DINO | agnostic | 7.0 / 3.5 / 10.0 | 6.7 / 1.9 / 0.6 | 1.7 / 0.3 / 0.1 |" in lines
     assert any(line.startswith("| multi-object, LOST | agnostic | not measured here |") for line in lines)
-    tables.per_class(runs)
-    rows = said(capsys)
+    tables.show_classes(runs)
+    rows = table_rows(capsys)
     assert rows["cat"] == ["not measured here", "72.4", "not measured here", "75.7", "30.0", "82.7"]
     assert rows["mean"][-1] == "58.7"
 
 
-def test_the_metrics_of_a_sweep_have_names_of_their_own() -> None:
+def test_the_metrics_of_a_sweep_have_different_names() -> None:
     for _, _, metrics, _ in tables.SWEEPS.values():
-        for names in zip(*map(tables.called, metrics), strict=True):
+        for names in zip(*map(tables.titles, metrics), strict=True):
             assert len(set(names)) == len(metrics)
             assert not any("{" in name for name in names)
-    assert tables.called("clustering/{final} miou_majority") == ("clustering/final miou_majority", "final majority")
+    assert tables.titles("clustering/{final} miou_majority") == ("clustering/final miou_majority", "final majority")
 
 
 def test_a_sweep_is_a_table_and_a_plot(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    runs = tables.read([*shown(), entry("k40", 0.4, cluster__k=40), entry("k40s1", 0.5, cluster__k=40, seed=1)])
+    runs = tables.read([*exp_show(), entry("k40", 0.4, cluster__k=40), entry("k40s1", 0.5, cluster__k=40, seed=1)])
     assert tables.grid("figure3", runs) == [10, 15, 20, 30, 40, 60]
-    tables.sweep("figure3", runs, tmp_path)
-    rows = said(capsys)
+    tables.show_sweep("figure3", runs, tmp_path)
+    rows = table_rows(capsys)
     assert rows["40"][0] == "45.0 ± 7.1 (n = 2)"
     assert rows["20"] == ["31.0 ± 1.4 (n = 2)", "61.0 ± 1.4 (n = 2)", "31.0 ± 1.4 (n = 2)"]
     assert rows["10"] == ["not measured here"] * 3
@@ -135,15 +135,15 @@ def test_a_sweep_is_a_table_and_a_plot(capsys: pytest.CaptureFixture[str], tmp_p
 
 
 def test_commands_that_fill_a_table() -> None:
-    runs = tables.read(shown())
-    own = [" ".join(c) for c in tables.experiments("s1", runs, [])]
-    assert own == [f"dvc exp run --queue -S aggregate.shape={shape}" for shape in ("box", "grabcut")]
+    runs = tables.read(exp_show())
+    commands = [" ".join(c) for c in tables.experiments("s1", runs, [])]
+    assert commands == [f"dvc exp run --queue -S aggregate.shape={shape}" for shape in ("box", "grabcut")]
     assert tables.experiments("figure5", runs, [0, 1])[0][4:] == [
         *("-S", "aggregate.threshold=0.3,0.5,0.6,0.7,0.75,0.8,0.9,0.95"),
         *("-S", "seed=0,1"),
     ]
-    own = [" ".join(c) for c in tables.experiments("table3", runs, [])]
-    assert own == [f"dvc exp run --queue -S mine.method={method}" for method in ("attention", "lost")]
+    commands = [" ".join(c) for c in tables.experiments("table3", runs, [])]
+    assert commands == [f"dvc exp run --queue -S mine.method={method}" for method in ("attention", "lost")]
 
 
 def test_published_means_are_those_of_their_classes() -> None:
