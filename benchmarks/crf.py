@@ -1,13 +1,13 @@
-"""Both methods of the CRF side by side: milliseconds a picture, and the pixels on which their labels agree.
+"""The CRF's two methods: milliseconds per picture, and the fraction of pixels whose labels agree.
 
     python benchmarks/crf.py [--scenes 50] [--photos 50] [--voc ../shared/data/VOC2012] [--run FOLDER]
 
-On drawn scenes of 64 and 96 pixels a side, and on photographs of VOC 2012 with masks. The probabilities are the true masks,
-spoilt: averaged over cells as of a network of that stride, their outlines displaced, noise added, sharpened until the surest
-label of a pixel has 0.7 on average, enlarged bilinearly. Scenes have 7 labels, photographs 5 to 21. The kernels are the
-published ones. `unrefined` is how far dense agrees with the most probable labels: what agreement is worth.
+Pictures are drawn scenes of 64 and 96 pixels a side, and photographs of VOC 2012 that have masks. The probabilities are
+degraded true masks: averaged over cells as large as a network's stride, with displaced outlines and noise, sharpened until the
+largest probability of a pixel is 0.7 on average, enlarged bilinearly. Scenes have 7 labels, photographs 5 to 21. The kernels
+are the published ones. `unrefined`: agreement of dense with the labels before refinement.
 
---run names the folder of a finished demo: the two are compared on its final segmenter's own probabilities, too.
+--run FOLDER also compares them on the probabilities of the final segmenter of a finished demo.
 """
 
 import argparse
@@ -36,8 +36,8 @@ CONFIDENCE = 0.7
 Item = tuple[np.ndarray, np.ndarray]  # probabilities [C, H, W] float32, image [H, W, 3] uint8
 
 
-def spoilt(truth: np.ndarray, labels: int, cell: int, displaced: float, noise: float, rng: np.random.Generator) -> np.ndarray:
-    """Probabilities [C, H, W] float32 of a true label map [H, W]; `displaced` in pixels, 255 is background."""
+def degrade(truth: np.ndarray, labels: int, cell: int, displaced: float, noise: float, rng: np.random.Generator) -> np.ndarray:
+    """Probabilities [C, H, W] float32 from a true label map [H, W]; `displaced` in pixels; 255 counts as background."""
     height, width = truth.shape
     h, w = -(-height // cell), -(-width // cell)
     small = max(2, h // 4), max(2, w // 4)
@@ -51,8 +51,8 @@ def spoilt(truth: np.ndarray, labels: int, cell: int, displaced: float, noise: f
     low, high = 0.1, 60.0
     for _ in range(40):
         middle = (low * high) ** 0.5
-        sure = float((logits * middle).softmax(0).amax(0).mean()) > CONFIDENCE
-        low, high = (low, middle) if sure else (middle, high)
+        above = float((logits * middle).softmax(0).amax(0).mean()) > CONFIDENCE
+        low, high = (low, middle) if above else (middle, high)
     p = (logits * middle).softmax(0).float()
     return torch.nn.functional.interpolate(p[None], (height, width), mode="bilinear")[0].numpy()
 
@@ -64,11 +64,11 @@ def scenes(count: int, size: int) -> Iterator[Item]:
         truth = np.zeros((size, size), int)
         for label, mask in objects:
             truth[mask] = label
-        yield spoilt(truth, 1 + len(demo.CLASSES), 4, 6, 0.25, rng), image
+        yield degrade(truth, 1 + len(demo.CLASSES), 4, 6, 0.25, rng), image
 
 
 def photographs(count: int, voc: Path) -> Iterator[Item]:
-    """Spread over all with masks. Their classes take labels at random among 5 to 21."""
+    """Evenly spaced ones. Their classes get random labels among 5 to 21."""
     files = sorted((voc / "SegmentationClass").glob("*.png"))
     for seed, file in enumerate(files[:: max(1, len(files) // count)][:count]):
         rng = np.random.default_rng(seed)
@@ -78,17 +78,17 @@ def photographs(count: int, voc: Path) -> Iterator[Item]:
         labels = max(int(rng.integers(5, 22)), 1 + len(classes))
         table = np.zeros(256, int)
         table[classes], table[255] = 1 + rng.permutation(labels - 1)[: len(classes)], 255
-        yield spoilt(table[mask], labels, 8, 16, 0.4, rng), image
+        yield degrade(table[mask], labels, 8, 16, 0.4, rng), image
 
 
 def finished(root: Path) -> Iterator[Item]:
-    """The held-out images of a finished run, with its final segmenter's probabilities."""
+    """The evaluation images of a finished run, with the probabilities of its final segmenter."""
     file = root / "params.yaml"
     content = yaml.safe_load(file.read_text())
     net = segmenter.load(root / f"models/segmenter-{content['final']}.safetensors")
-    folder, held_out = str(root / content["data"]["images"]), image_index.eval_images(root / "data/images.json")
+    folder, eval_images = str(root / content["data"]["images"]), image_index.eval_images(root / "data/images.json")
     q = params.group("predict", segmenter.Predict, file)
-    for image, p in segmenter.predict(net, segmenter.load_batches(net, folder, held_out, q)):
+    for image, p in segmenter.predict(net, segmenter.load_batches(net, folder, eval_images, q)):
         yield p.float().cpu().numpy(), np.asarray(photos.read(folder, image))
 
 
@@ -99,7 +99,7 @@ def timed(p: np.ndarray, image: np.ndarray, crf: Crf) -> tuple[np.ndarray, float
 
 
 def compare(name: str, items: Iterator[Item], conv: Crf) -> None:
-    """One line of the table; the two take turns, so that other work on the machine slows both alike."""
+    """Print a line of the table. The two take turns, so that other work on the machine slows both alike."""
     rows = []
     for p, image in items:
         a, dense_ms = timed(p, image, replace(conv, method="dense"))
@@ -133,7 +133,7 @@ def main(words: list[str] | None = None) -> None:
     if options.photos and (options.voc / "SegmentationClass").is_dir():
         compare("photographs of VOC", photographs(options.photos, options.voc), CONV)
     else:
-        print(f"photographs of VOC: skipped, {options.voc} is not there")
+        print(f"photographs of VOC: skipped, no folder {options.voc}")
 
 
 if __name__ == "__main__":

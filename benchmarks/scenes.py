@@ -1,10 +1,10 @@
-"""How far colour alone, or size and aspect ratio alone, tell the demo's classes apart.
+"""Purity of clusters of the demo's true objects by colour alone, and by size and aspect ratio alone.
 
     python benchmarks/scenes.py [--seeds 0 1 2] [--scenes 800] [--against COMMIT]
 
-K-means (K = cluster.k) on the mean colours of the true objects, and on the logarithms of their areas and aspect ratios.
-Prints the purity of the clusters: the share of objects that are of their cluster's most frequent class. --against prints
-the same for the scenes of another commit's unseg/data/demo.py, drawn at `--size` pixels a side.
+K-means (K = cluster.k) clusters the mean colours of the objects, and the logarithms of their areas and aspect ratios. Purity is
+the fraction of objects in the most frequent class of their cluster. --against prints the same for the scenes of another
+commit's unseg/data/demo.py, drawn at `--size` pixels a side.
 """
 
 import argparse
@@ -23,17 +23,17 @@ from unseg.data import demo
 
 
 def module_at(commit: str) -> ModuleType:
-    """unseg/data/demo.py of a commit; the other modules are this tree's."""
+    """unseg/data/demo.py of a commit; it imports the other modules of this tree."""
     show = ("git", "show", f"{commit}:unseg/data/demo.py")
     source = subprocess.run(show, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     module = ModuleType("demo_at_commit")
-    sys.modules[module.__name__] = module  # dataclasses look their module up
+    sys.modules[module.__name__] = module  # dataclasses look up their module
     exec(compile(source, f"{commit}:unseg/data/demo.py", "exec"), module.__dict__)
     return module
 
 
 def cues(scenes: ModuleType, count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of M true objects: mean colours [M, 3], log area and log aspect ratio [M, 2] of unit variance, classes [M]."""
+    """Mean colours [M, 3], log area and log aspect ratio [M, 2] of unit variance, and classes [M] of M true objects."""
     colours, shapes, classes = [], [], []
     for number in range(count):
         image, objects = scenes.scene(np.random.default_rng((seed, False, number)), size)
@@ -47,7 +47,7 @@ def cues(scenes: ModuleType, count: int, size: int, seed: int) -> tuple[np.ndarr
 
 
 def purity(labels: np.ndarray, classes: np.ndarray) -> float:
-    """Share of objects of their cluster's most frequent class; both [M]."""
+    """Fraction of objects in the most frequent class of their cluster; both [M]."""
     return float(sum(np.bincount(classes[labels == k]).max() for k in np.unique(labels)) / len(classes))
 
 
@@ -59,14 +59,14 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--against", metavar="COMMIT")
     parser.add_argument("--size", type=int, default=96, help="pixels a side of the other commit's scenes")
     options = parser.parse_args(words)
-    compared = {"these": (demo, params["demo"]["size"])}
+    compared = {"this tree": (demo, params["demo"]["size"])}
     if options.against:
         compared[options.against] = (module_at(options.against), options.size)
     for name, (scenes, size) in compared.items():
         rows = []
         for seed in options.seeds:
-            *found, classes = cues(scenes, options.scenes, size, seed)
-            clusters = (KMeans(params["cluster"]["k"], n_init=10, random_state=0).fit_predict(x) for x in found)
+            *features, classes = cues(scenes, options.scenes, size, seed)
+            clusters = (KMeans(params["cluster"]["k"], n_init=10, random_state=0).fit_predict(x) for x in features)
             rows.append([purity(labels, classes) for labels in clusters])
             print(f"{name}  seed {seed}  {len(classes)} objects  colour {rows[-1][0]:.3f}  shape {rows[-1][1]:.3f}", flush=True)
         print("{}  mean    colour {:.3f}  shape {:.3f}".format(name, *np.mean(rows, 0)))
