@@ -33,15 +33,19 @@ def test_a_profile_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("none", {}, r"none.yaml: no such profile; there are bad, knot, other, text"),
+        ("none", {}, r"none.yaml: no such profile; there are bad, good, knot, old, other, text"),
         ("../one", {}, r"no such profile"),
         ("bad", {}, r"bad.yaml: group.rat is not a parameter; .*base.yaml lists them all"),
         ("knot", {}, r"knot.yaml: knot extends other extends knot; remove one `extends`"),
         ("text", {}, r"text.yaml holds no parameters"),
         ("other", {"group.x": 1}, r"knot extends"),
+        ("good", {"group.x": 1}, r"--set: group.x is not a parameter"),
+        ("good", {"adopt.threshold": 1}, r"--set: adopt is now called self_train; rename it"),
+        ("old", {}, r"old.yaml: alarms.labels.empty is now called alarms.labels.max_empty; rename it"),
     ],
 )
 def test_profiles_that_cannot_be_used(tmp_path: Path, name: str, changes: dict[str, Any], message: str) -> None:
     texts = {"bad": "group: {rat: 1}", "knot": "extends: other", "other": "extends: knot", "text": "just text"}
+    texts |= {"good": "group: {rate: 1}", "old": "alarms: {labels: {empty: 1}}"}
     with pytest.raises(InputError, match=message):
         profiles.render(name, changes, small_profiles(tmp_path, **texts))

@@ -70,7 +70,7 @@ def value(key: str, kind: type[T], file: str | Path = FILE) -> T:
     node, parent = read(file), ""
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
-            refuse_renamed(parent, node if isinstance(node, dict) else (), file)
+            refuse_renamed([f"{parent}{name}" for name in node] if isinstance(node, dict) else [], file)
             raise InputError(f"{file}: {key} is missing; profiles/base.yaml has every key")
         node, parent = node[part], f"{parent}{part}."
     checked: T = check(key, kind, node, file)
@@ -149,7 +149,7 @@ def build(key: str, kind: Any, values: dict[str, Any], file: str | Path) -> Any:
     names = [f.name for f in fields(kind)]
     for name in values:
         if name not in names:
-            refuse_renamed(f"{key}.", [name], file)
+            refuse_renamed([f"{key}.{name}"], file)
             raise InputError(f"{file}: {key}.{name} is not a parameter; {key} has {', '.join(names)}")
     for name in names:
         if name not in values:
@@ -161,8 +161,9 @@ def build(key: str, kind: Any, values: dict[str, Any], file: str | Path) -> Any:
         raise InputError(f"{file}: {error}") from None
 
 
-def refuse_renamed(parent: str, names: Iterable[str], file: str | Path) -> None:
-    """Raises InputError if a name below parent ("" or, e.g., "croc.views.") is an earlier name of a parameter."""
-    for name in names:
-        if new := RENAMED.get(re.sub(r"\[\d+\]", "[]", f"{parent}{name}")):
-            raise InputError(f"{file}: {parent}{name} is now called {parent}{new}; rename it")
+def refuse_renamed(keys: Iterable[str], file: str | Path) -> None:
+    """Raises InputError if one of these dotted keys is the earlier name of a parameter."""
+    for key in keys:
+        if new := RENAMED.get(re.sub(r"\[\d+\]", "[]", key)):
+            parent = key[: key.rfind(".") + 1]
+            raise InputError(f"{file}: {key} is now called {parent}{new}; rename it")

@@ -1,12 +1,12 @@
-"""Profiles: params.yaml is written from profiles/base.yaml and what profiles/NAME.yaml changes.
+"""Profiles: params.yaml is profiles/base.yaml with the values that profiles/NAME.yaml changes.
 
-base.yaml has every key on a line of its own, with a comment and the paper's value. Every other file has only the values that
-differ, and may name another profile that it starts from (`extends: folder`).
+base.yaml has every key on its own line, with a comment and the paper's value. The other files have only the values that
+differ, and may start from another profile (`extends: folder`).
 """
 
 import re
 from collections.abc import Mapping
-from itertools import takewhile
+from itertools import accumulate, dropwhile, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,12 +18,12 @@ from unseg.core.console import InputError
 T = TypeVar("T")
 FOLDER = Path("profiles")
 BASE = "base"
-COMMENT = 34  # column of the comments
+COMMENT_COLUMN = 34
 LINE = re.compile(r"( *)([a-z_0-9]+):(?: +([^#\s][^#]*?))?(?: +# (.*))?$")
 
 
 def names(folder: Path = FOLDER) -> list[str]:
-    """The profiles there are, without base."""
+    """The names of all profiles but base."""
     return sorted(file.stem for file in folder.glob("*.yaml") if file.stem != BASE)
 
 
@@ -34,40 +34,43 @@ def render(name: str, changes: Mapping[str, Any] | None = None, folder: Path = F
         changes: further values by dotted key, e.g. {"croc.epochs": 3}.
 
     Returns:
-        base.yaml with the profile's header and values; a comment of a changed number ends in base's value.
+        base.yaml with the profile's header and values; the comment of a changed number ends in base's value.
 
     Raises:
-        InputError: no such profile, it is not YAML, or it has a key that base.yaml has not.
+        InputError: no such profile, it is not YAML, or it has a key that base.yaml does not have.
     """
-    base = read(BASE, folder)
+    defaults = params.flatten(read(BASE, folder))
     values: dict[str, Any] = {}
-    origin: dict[str, str] = {}  # key to the place that sets it, for messages
-    for profile, content in lineage(name, folder).items():
-        found = params.flatten({key: value for key, value in content.items() if key != "extends"})
-        values |= found
-        origin |= dict.fromkeys(found, f"{folder / profile}.yaml")
-    values |= changes or {}
-    defaults = params.flatten(base)
-    for key in values:
-        if key not in defaults:
-            raise InputError(f"{origin.get(key, f'--set {key}')}: {key} is not a parameter; {folder / BASE}.yaml lists them all")
-    header = list(takewhile(lambda line: line.startswith("#"), (folder / f"{name}.yaml").read_text("utf-8").splitlines()))
+    for source, content in [*lineage(name, folder).items(), ("--set", changes or {})]:
+        flat = params.flatten({key: x for key, x in content.items() if key != "extends"})
+        check_keys(flat, defaults, source if source == "--set" else f"{folder / source}.yaml", folder)
+        values |= flat
+    header = takewhile(is_comment, (folder / f"{name}.yaml").read_text("utf-8").splitlines())
     lines = [*header, "#", f"# `unseg profile {name}` wrote this file; (base: X) is base.yaml's value of a changed number."]
     path: list[str] = []
-    body = (folder / f"{BASE}.yaml").read_text("utf-8").splitlines()
-    start = next(i for i, line in enumerate(body) if not line.startswith("#"))
-    for line in body[start:]:
+    for line in dropwhile(is_comment, (folder / f"{BASE}.yaml").read_text("utf-8").splitlines()):
         if match := LINE.match(line):
-            indent, key, text, comment = match.groups()
-            path = [*path[: len(indent) // 2], key]
-            dotted = ".".join(path)
-            if dotted in values and values[dotted] != defaults[dotted]:
-                if type(defaults[dotted]) in (int, float):
+            indent, last, text, comment = match.groups()
+            path = [*path[: len(indent) // 2], last]
+            key = ".".join(path)
+            if key in values and values[key] != defaults[key]:
+                if type(defaults[key]) in (int, float):
                     comment = f"{comment} (base: {text})" if comment else f"(base: {text})"
-                line = f"{indent}{key}: {dump(values[dotted])}"
-                line = f"{line.ljust(COMMENT - 1)} # {comment}" if comment else line
+                line = f"{indent}{last}: {dump(values[key])}"
+                line = f"{line.ljust(COMMENT_COLUMN - 1)} # {comment}" if comment else line
         lines.append(line)
     return "\n".join(lines) + "\n"
+
+
+def is_comment(line: str) -> bool:
+    return line.startswith("#")
+
+
+def check_keys(keys: Mapping[str, Any], defaults: Mapping[str, Any], source: str, folder: Path) -> None:
+    for key in keys:
+        if key not in defaults:
+            params.refuse_renamed(accumulate(key.split("."), "{}.{}".format), source)
+            raise InputError(f"{source}: {key} is not a parameter; {folder / BASE}.yaml lists them all")
 
 
 def group(name: str, key: str, kind: type[T], folder: Path = FOLDER) -> T:
@@ -80,15 +83,15 @@ def lineage(name: str, folder: Path) -> dict[str, dict[str, Any]]:
     """The contents of the profile and of those that it extends, the outermost first.
 
     Raises:
-        InputError: one of them cannot be read, or they extend each other.
+        InputError: one cannot be read, or they extend each other.
     """
     chain: dict[str, dict[str, Any]] = {}
-    following: str | None = name
-    while following is not None and following != BASE:
-        if following in chain:
-            raise InputError(f"{folder / name}.yaml: {' extends '.join([*chain, following])}; remove one `extends`")
-        chain[following] = read(following, folder)
-        following = chain[following].get("extends")
+    parent: str | None = name
+    while parent is not None and parent != BASE:
+        if parent in chain:
+            raise InputError(f"{folder / name}.yaml: {' extends '.join([*chain, parent])}; remove one `extends`")
+        chain[parent] = read(parent, folder)
+        parent = chain[parent].get("extends")
     return dict(reversed(chain.items()))
 
 
