@@ -7,7 +7,6 @@ backbone. Prints K-means segmentation mIoU on the held-out scenes (5 K-means see
 size) and the mean IoU of the mined masks with the object that fits best, with means.
 """
 
-import json
 import shutil
 import sys
 import tempfile
@@ -21,8 +20,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.demo import arguments, call, copy
-from unseg.core import image_index, label_maps, storage
-from unseg.evaluation import metrics
+from unseg.core import image_index, instances, label_maps
+from unseg.core.instances import Instance
+from unseg.evaluation import loading, metrics
 from unseg.evaluation.backbones import kmeans, sets
 from unseg.models import vit
 from unseg.models.weights import RANDOM_INIT
@@ -46,10 +46,9 @@ def examples(root: Path, folder: str) -> list[sets.Example]:
     with zipfile.ZipFile(root / "data/truth.zip") as archive:
         archive.extractall(root / "truth")
     classes = range(len(label_maps.class_names(root / "data/truth.zip")))
-    judged = image_index.eval_images(root / "data/images.json")
     return [
         sets.Example(str(root / folder / i.file_name), str(root / f"truth/semantic/{i.file_name}.png"), {c: c for c in classes})
-        for i in judged
+        for i in image_index.eval_images(root / "data/images.json")
     ]
 
 
@@ -57,8 +56,8 @@ def kmeans_miou(shape: vit.Backbone, found: list[sets.Example], size: int) -> fl
     p = kmeans.BackboneKmeans(
         size=size, grid=size, components=50, clusters=None, starts=5, iterations=100, seeds=5, batch=1, precision="fp32"
     )
-    masks, tokens = kmeans.gather(p, vit.load(shape), found)
-    reduced, k = kmeans.reduce(tokens.reshape(-1, tokens.shape[-1]), p.components), len(found[0].names)
+    masks, tokens = kmeans.read_tokens(p, vit.load(shape), found)
+    reduced, k = kmeans.reduce(tokens.reshape(-1, tokens.shape[-1]), p.components), len(found[0].classes)
     mious = []
     for seed in range(p.seeds):
         labels = kmeans.cluster(p, reduced, k, seed).reshape(tokens.shape[:3])
@@ -66,13 +65,13 @@ def kmeans_miou(shape: vit.Backbone, found: list[sets.Example], size: int) -> fl
     return float(np.mean(mious))
 
 
-def fit(root: Path, split: set[int]) -> float:
-    """Mean IoU of the mined masks of some images."""
-    objects = json.loads((root / "truth/instances.json").read_text())["annotations"]
-    masks = storage.read_json(root / "data/masks.json")["annotations"]
-    chosen = ([a for a in part if a["image_id"] in split] for part in (objects, masks))
-    there, mined = chosen
-    return metrics.mask_quality(there, [{**m, "score": 1.0} for m in mined])["mean_iou"]
+def fit(root: Path) -> float:
+    """Mean IoU of the mined masks of the training images."""
+    index = root / "data/images.json"
+    train_images = image_index.train_images(index)
+    objects = loading.read_objects(str(root / "data/truth.zip"), train_images).objects
+    mined = instances.read(root / "data/masks.json", Instance, image_index.read_images(index), train_images)
+    return metrics.mask_quality(objects, [instances.as_detection(x) for x in mined])["mean_iou"]
 
 
 def main() -> None:
@@ -92,8 +91,7 @@ def main() -> None:
             weights = content["backbone"]["weights"]
             shape = vit.Backbone(weights if weights == RANDOM_INIT else str(root / weights), **given)
             side = content["demo"]["size"] // shape.patch * shape.patch
-            every = {i.id for i in image_index.train_images(root / "data/images.json")}
-            rows[kind].append((kmeans_miou(shape, found, side), fit(root, every)))
+            rows[kind].append((kmeans_miou(shape, found, side), fit(root)))
             print(
                 f"seed {seed}  {kind:6}  K-means mIoU {rows[kind][-1][0]:.3f}  mined-mask IoU {rows[kind][-1][1]:.3f}", flush=True
             )

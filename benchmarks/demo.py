@@ -109,9 +109,10 @@ def ceiling(root: Path) -> float:
     stage = (sys.executable, "-m")
     call(supervised, *stage, "stages.train_segmenter", "data/images.json", "truth-train.zip", folder, "s.safetensors", "s.tsv")
     call(supervised, *stage, "stages.predict", "data/images.json", folder, "s.safetensors", "p.zip")
-    judged = [i for i in image_index.eval_images(root / "data/images.json") if i in truth]
-    (found,) = loading.confusions(judged, truth, [label_maps.LabelMaps(supervised / "p.zip")], classes + 1, classes + 1)
-    return metrics.mean(metrics.iou(metrics.rename(found.sum, metrics.match(found.sum, by="iou"))))
+    images, shape = [i for i in image_index.eval_images(root / "data/images.json") if i in truth], (classes + 1, classes + 1)
+    (confusions,) = loading.confusions(images, truth, [label_maps.LabelMaps(supervised / "p.zip")], *shape)
+    counts = loading.total(confusions, *shape)
+    return metrics.mean(metrics.iou(metrics.rename(counts, metrics.match(counts, by="iou"))))
 
 
 def arguments(about: str | None, kinds: Collection[str] = (), shown: Sequence[str] = ()) -> argparse.Namespace:

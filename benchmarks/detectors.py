@@ -9,20 +9,18 @@ Kinds: plain; drop: DropLoss; objects: three masks an image; both; round: one of
 Detectron2's ResNet-50 at the same settings (c4 where Detectron2 is installed).
 """
 
-import contextlib
-import io
 import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.demo import arguments, call, copy
-from unseg.core import image_index, storage
+from unseg.core import image_index, instances
+from unseg.core.instances import Detection, Instance
 from unseg.evaluation import loading, metrics
 
 DROP, OBJECTS = ["detector.drop_iou=0.01"], ["mine.objects=3"]
@@ -49,7 +47,7 @@ def main() -> None:
         for kind, scores in rows.items():
             params = copy(root, seed, [*KINDS[kind], *options.set])
             call(root, "dvc", "repro", "evaluate_instances")
-            scores.append(judged(root, str(params["detections"]), float(params["aggregate"]["threshold"])))
+            scores.append(evaluate(root, str(params["detections"]), float(params["aggregate"]["threshold"])))
             show(f"seed {seed}", kind, scores[-1])
     for kind, scores in rows.items():
         show("mean", kind, np.mean(scores, 0).tolist())
@@ -57,19 +55,19 @@ def main() -> None:
         shutil.rmtree(into)
 
 
-def judged(root: Path, detections: str, sure: float) -> list[float]:
-    """AR@10 of the mined masks; AR@10 and AP50 of all detections; of the sure ones."""
-    asked = {i.id for i in image_index.eval_images(root / "data/images.json")}
-    objects = loading.objects(str(root / "data/truth.zip"), asked)["annotations"]
+def evaluate(root: Path, detections: str, threshold: float) -> list[float]:
+    """AR@10 of the mined masks; AR@10 and AP50 of all detections; of the confident ones."""
+    index = root / "data/images.json"
+    images = image_index.read_images(index), image_index.eval_images(index)
+    objects = loading.read_objects(str(root / "data/truth.zip"), images[1]).objects
 
-    def scores(found: list[dict[str, Any]]) -> dict[str, float]:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return metrics.average_precision(objects, [d for d in found if d["image_id"] in asked], aware=False)[0]
+    def scores(detections: list[Detection]) -> dict[str, float]:
+        return metrics.average_precision(objects, detections, aware=False)[0]
 
-    mined = [{**m, "score": 1.0} for m in storage.read_json(root / "data/masks.json")["annotations"]]
-    found = storage.read_json(root / f"data/{detections}.json")
-    every, some = scores(found), scores([d for d in found if d["score"] >= sure])
-    return [scores(mined)["AR@10"], every["AR@10"], every["AP50"], some["AR@10"], some["AP50"]]
+    mined = [instances.as_detection(x) for x in instances.read(root / "data/masks.json", Instance, *images)]
+    detected = instances.read(root / f"data/{detections}.json", Detection, *images)
+    total, confident = scores(detected), scores([d for d in detected if d.score >= threshold])
+    return [scores(mined)["AR@10"], total["AR@10"], total["AP50"], confident["AR@10"], confident["AP50"]]
 
 
 def show(what: str, kind: str, scores: list[float]) -> None:

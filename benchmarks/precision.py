@@ -31,7 +31,7 @@ from unseg.detection import detector
 from unseg.detection.settings import Detect
 from unseg.engine import batching, environment
 from unseg.engine.precision import autocast
-from unseg.evaluation.label_free.quality import overlap
+from unseg.evaluation.label_free.quality import binary_iou
 from unseg.mining import affinity, crops, miner
 from unseg.models import vit
 from unseg.segmentation import segmenter
@@ -78,7 +78,7 @@ def segmented(every: list[image_index.ImageRecord], root: str, precision: str) -
 
 def fit(masks: Masks, others: Masks) -> float:
     """Mean IoU of each mask with the one of the same image that it fits best, 0 where there is none; nan without masks."""
-    found = [max((overlap(m, o) for o in others[i]), default=0.0) for i, own in masks.items() for m in own]
+    found = [max((binary_iou(m, o) for o in others[i]), default=0.0) for i, own in masks.items() for m in own]
     return float(np.mean(found)) if found else float("nan")
 
 

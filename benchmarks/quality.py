@@ -14,9 +14,7 @@ Prints Spearman's rho with its bootstrap interval of 90 %, and every point of ea
 
 import argparse
 import itertools
-import json
 import sys
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,16 +28,18 @@ from sklearn.metrics import adjusted_mutual_info_score
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from unseg.clustering import algorithms, choice
-from unseg.core import image_index, params, rle, storage
+from unseg.core import image_index, instances, params
 from unseg.core.image_index import ImageRecord
+from unseg.core.instances import Instance
 from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
 from unseg.data import photos
+from unseg.evaluation import loading, metrics
 from unseg.evaluation.label_free import quality, stability
 from unseg.mining import affinity, miner
 from unseg.models import vit
 
 KEEPS, CENTERS, SCALES = (0.1, 0.2, 0.4, 0.6), (True, False), (0.5, 1.0)
-PLAUSIBLE = 0.25  # share of an image; an object that fills more or less is less likely
+PLAUSIBLE = 0.25  # fraction of an image; an object that fills more or less is less likely
 
 
 def regions(truth: str, image: ImageRecord) -> list[tuple[int, np.ndarray]]:
@@ -48,16 +48,9 @@ def regions(truth: str, image: ImageRecord) -> list[tuple[int, np.ndarray]]:
     return [(int(c), own == c) for c in np.unique(own) if c not in (0, IGNORE_LABEL)]
 
 
-def objects(truth: str) -> dict[int, list[dict[str, Any]]]:
-    with zipfile.ZipFile(truth) as archive:
-        if "instances.json" not in archive.namelist():
-            return {}
-        return rle.group_by_image(json.loads(archive.read("instances.json"))["annotations"])
-
-
-def true_objects(truth: str, image: ImageRecord, known: dict[int, list[dict[str, Any]]]) -> list[tuple[int, np.ndarray]]:
-    if known:
-        return [(a["category_id"], rle.decode(a["segmentation"])) for a in known.get(image.id, []) if not a.get("iscrowd")]
+def true_objects(truth: str, image: ImageRecord, objects: dict[int, list[Instance]]) -> list[tuple[int, np.ndarray]]:
+    if objects:
+        return [(x.category_id, x.mask.decode()) for x in objects.get(image.id, []) if not x.iscrowd]
     return regions(truth, image)
 
 
@@ -78,8 +71,8 @@ def mining(options: argparse.Namespace, chosen: Sequence[ImageRecord], truths: d
             return photos.read(options.photos, image)
 
         found = list(miner.mine_first_object(model, chosen, lambda i: i.size, read, own, shape.patch))
-        fit = [max((quality.overlap(mask, m) for _, m in truths[i.id]), default=np.nan) for i, mask in found]
-        flip, crop = stability.remined(model, options.photos, found, own, shape.patch)
+        fit = [max((quality.binary_iou(mask, m) for _, m in truths[i.id]), default=np.nan) for i, mask in found]
+        flip, crop = stability.measure_mining(model, options.photos, found, own, shape.patch)
         areas = [float(mask.mean()) for _, mask in found]
         yield {
             "run": f"{Path(name).stem} keep {keep} center {center} resize {own.resize}",
@@ -92,20 +85,20 @@ def mining(options: argparse.Namespace, chosen: Sequence[ImageRecord], truths: d
         }
 
 
-def classes_of(truths: dict[int, Any], ids: Sequence[int], masks: dict[int, Any]) -> np.ndarray:
+def classes_of(truths: dict[int, Any], ids: Sequence[int], masks: dict[int, Instance]) -> np.ndarray:
     """The class of the object that each mask fits best; 0 for none."""
     found = []
     for id in ids:
-        mask = rle.decode(masks[id]["segmentation"])
-        best = max(((quality.overlap(mask, m), c) for c, m in truths[masks[id]["image_id"]]), default=(0.0, 0))
+        mask = masks[id].mask.decode()
+        best = max(((quality.binary_iou(mask, m), c) for c, m in truths[masks[id].image_id]), default=(0.0, 0))
         found.append(best[1] if best[0] > 0 else 0)
     return np.array(found)
 
 
 def clusters(options: argparse.Namespace, truths: dict[int, Any]) -> Iterator[dict[str, Any]]:
-    masks = {a["id"]: a for a in storage.read_json("data/masks.json")["annotations"]}
+    masks = {x.id: x for x in instances.read("data/masks.json", Instance, image_index.read_images(options.images))}
     stored, p = np.load("data/cls_tokens.npz"), params.group("cluster", algorithms.Clustering)
-    kept = [n for n, id in enumerate(stored["ids"].tolist()) if masks[id]["image_id"] in truths]
+    kept = [n for n, id in enumerate(stored["ids"].tolist()) if masks[id].image_id in truths]
     tokens, true = stored["tokens"][kept], classes_of(truths, stored["ids"][kept].tolist(), masks)
     for whiten, seed in itertools.product(("std", "none", "pca"), options.seeds):
         ks = [k for k in (2, 3, 4, 6, 8, 12, 16, 24) if 4 * k < len(kept)]
@@ -119,7 +112,7 @@ def clusters(options: argparse.Namespace, truths: dict[int, Any]) -> Iterator[di
                 "silhouette": float(tried.silhouette[t].mean()),
                 "stability of halves": float(tried.stability[t].mean()),
                 "score of choose_k": float(tried.score[t].mean()),
-                "balance": quality.evenness(np.bincount(labels, minlength=k)),
+                "balance": quality.balance(np.bincount(labels, minlength=k)),
             }
 
 
@@ -142,20 +135,20 @@ def main() -> None:
     parser.add_argument("--images", default="data/images.json")
     parser.add_argument("--photos", default="data/raw/demo/images")
     parser.add_argument("--truth", default="data/truth.zip")
-    parser.add_argument("--count", type=int, default=60, help="judged images for the sweep over mining")
+    parser.add_argument("--count", type=int, default=60, help="evaluation images for the sweep over mining")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
-    judged, known = image_index.eval_images(options.images), objects(options.truth)
     maps = LabelMaps(options.truth, "semantic/")
-    judged = [image for image in judged if image in maps]
-    if not judged:
-        sys.exit(f"{options.truth} has no truth of a judged image; this benchmark measures against truth")
-    chosen = image_index.evenly_spaced(judged, options.count)
+    images = [image for image in image_index.eval_images(options.images) if image in maps]
+    if not images:
+        sys.exit(f"{options.truth} has no truth of an evaluation image; this benchmark measures against truth")
+    objects = metrics.group_by_image(loading.read_objects(options.truth, images).objects)
+    chosen = image_index.evenly_spaced(images, options.count)
     if options.weights:
-        truths = {image.id: true_objects(options.truth, image, known) for image in chosen}
+        truths = {image.id: true_objects(options.truth, image, objects) for image in chosen}
         report("mining", list(mining(options, chosen, truths)))
     if Path("data/cls_tokens.npz").exists():
-        report("clusters", list(clusters(options, {image.id: true_objects(options.truth, image, known) for image in judged})))
+        report("clusters", list(clusters(options, {image.id: true_objects(options.truth, image, objects) for image in images})))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""J, F and J&F of the objects of videos, carried on from their first frame by a ViT's patch tokens."""
+"""J, F and J&F of the objects of videos, propagated from their first frame by a ViT's patch tokens."""
 
 from typing import Any
 
@@ -11,29 +11,29 @@ from unseg.evaluation.backbones.video import BackboneVideo
 from unseg.models import vit
 
 PROTOCOL = (
-    "labels of the first frame carried on by similarity of frozen patch tokens; DAVIS's J and F, means over objects, "
+    "labels of the first frame propagated by similarity of frozen patch tokens; DAVIS's J and F, means over objects, "
     "the first and the last frame left out"
 )
 
 
-def main(weights: str, root: str, sequences: str, name: str, out: str) -> None:
+def main(weights: str, root: str, sequences: str, name: str, results: str) -> None:
     p = params.group("backbone_video", BackboneVideo)
-    fresh = vit.Backbone(weights, **{key: params.value(f"backbone.{key}", int) for key in ("patch", "width", "depth", "heads")})
-    shape = vit.shape_of(weights, fresh)
-    sets.check_size("backbone_video", p.size, shape.patch, weights)
+    shape = sets.read_shape(weights, "backbone_video", p.size)
     if p.multiple % shape.patch:
-        raise InputError(f"params.yaml: backbone_video.multiple is {p.multiple}; it must be one of the patch, {shape.patch}")
+        raise InputError(
+            f"params.yaml: backbone_video.multiple is {p.multiple}; it must be a multiple of the patch, {shape.patch}"
+        )
     model = vit.load(shape).to(environment.device())
     scores = {}
-    for sequence in track(davis.find(root, sequences.removeprefix(f"{root}/")), "videos"):
+    for sequence in track(davis.find_sequences(root, sequences.removeprefix(f"{root}/")), "videos"):
         truth = davis.read_masks(sequence)
-        scores[sequence.name] = davis.objects(truth, video.follow(p, model, sequence, truth[0]))
+        scores[sequence.name] = davis.score_objects(truth, video.segment(p, model, sequence, truth[0]))
     about = {"backbone": name, "sequences": len(scores), "objects": sum(map(len, scores.values()))}
     lists = {
-        "each": [{"sequence": key} | rounded(davis.summary([value])) for key, value in scores.items()],
-        "protocols": protocols.described({"J&F": PROTOCOL}),
+        "per_sequence": [{"sequence": key} | rounded(davis.summary([x])) for key, x in scores.items()],
+        "protocols": protocols.to_records({"J&F": PROTOCOL}),
     }
-    storage.write_json(out, about | rounded(davis.summary(list(scores.values()))) | lists)
+    storage.write_json(results, about | rounded(davis.summary(list(scores.values()))) | lists)
 
 
 def rounded(tree: Any) -> Any:

@@ -18,7 +18,7 @@ MAY = {  # which stages may import what, now or later (tests/test_imports.py: at
     "timm": VIT,
     "torchvision": {"train_detector", "detect", "pretrain", "evaluate_backbone_linear"},
 }
-NAMES = ("${item}", "${item.backbone.name}", "${item.set.kind}", "${item.set.share}")  # words of commands that are no paths
+NAMES = ("${item}", "${item.backbone.name}", "${item.set.kind}", "${item.set.fraction}")  # words of commands that are no paths
 
 
 def path_of(module: str) -> Path | None:

@@ -1,8 +1,8 @@
-"""Linear segmentation: how far a ViT's frozen patch tokens tell classes apart (docs/spec/croc.md, 9.1).
+"""Linear segmentation: how well a linear layer tells classes apart by a ViT's frozen patch tokens (docs/spec/croc.md, 9.1).
 
-This is evaluation: it learns from ground truth, and nothing learns from it.
+This is for evaluation only: the probe is trained on ground truth, and no other stage uses it.
 
-Shapes: B images, S pixels a side, C classes, h x w tokens.
+Shapes: S pixels a side, C classes.
 """
 
 import random
@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from unseg.core.console import track
+from unseg.core.params import PositiveFraction, PositiveInt, Precision
 from unseg.engine import batching, environment
 from unseg.engine.checkpoint import Checkpoint
-from unseg.engine.precision import check_precision
 from unseg.evaluation import metrics
 from unseg.evaluation.backbones import sets
 from unseg.evaluation.backbones.sets import Example
-from unseg.evaluation.probe import Schedule, fit_layer, fresh_layer
+from unseg.evaluation.probe import Schedule, fit_layer, new_layer
 from unseg.pretraining import views
 
 
@@ -33,22 +33,19 @@ from unseg.pretraining import views
 class BackboneLinear:
     """The `backbone_linear` group of params.yaml."""
 
-    size: int  # S
-    crop_min_scale: float  # share of the photograph's area that a training crop has at least
-    grid: int  # labels a side in training
-    precision: str  # fp32 | bf16 | auto, of the ViT
+    size: PositiveInt  # S
+    crop_min_scale: PositiveFraction  # of the photograph's area that a training crop has at least
+    grid: PositiveInt  # labels a side in training
+    precision: Precision  # of the ViT
     head: Schedule
 
     def __post_init__(self) -> None:
-        check_precision("backbone_linear.precision", self.precision)
-        if not 0 < self.crop_min_scale <= 1:
-            raise ValueError(f"backbone_linear.crop_min_scale is {self.crop_min_scale}; it must be above 0 and at most 1")
-        if not 1 <= self.grid <= self.size:
-            raise ValueError(f"backbone_linear.grid is {self.grid}; it must be from 1 to size, {self.size}")
+        if self.grid > self.size:
+            raise ValueError(f"backbone_linear.grid is {self.grid}; it must be at most size, {self.size}")
 
 
 @dataclass(frozen=True)
-class Crops(Dataset[Any]):
+class CropDataset(Dataset[Any]):
     """(index, seed) to a random-resized crop [3, S, S] and its labels [grid, grid] int64."""
 
     examples: list[Example]
@@ -60,43 +57,46 @@ class Crops(Dataset[Any]):
     def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, Tensor]:
         index, seed = draw
         rng = random.Random(seed)
-        photo, mask = sets.both(self.examples[index])
+        photo, mask = sets.read_pair(self.examples[index])
         x, y, w, h = views.random_crop_box(rng, photo.size, self.p.crop_min_scale)
         box, square = (x, y, x + w, y + h), (self.p.size, self.p.size)
         photo = photo.resize(square, Pillow.Resampling.BILINEAR, box)
         mask = mask.resize(square, Pillow.Resampling.NEAREST, box)
         if rng.random() < 0.5:
             photo, mask = ImageOps.mirror(photo), ImageOps.mirror(mask)
-        labels = sets.thin(np.array(mask), self.p.grid)
+        labels = sets.subsample(np.array(mask), self.p.grid)
         return batching.to_tensor(photo), torch.from_numpy(labels.astype(np.int64))
 
 
-def learn(
+def train(
     p: BackboneLinear, model: VisionTransformer, classes: int, examples: list[Example], seed: int, checkpoint: Checkpoint
 ) -> nn.Conv2d:
-    """Train the layer; the ViT stays as it is."""
+    """Train the layer on the frozen ViT."""
     torch.manual_seed(seed)
     device = environment.device()
     model.to(device).eval().requires_grad_(False)
-    layer = fresh_layer(model.embed_dim, classes).to(device)
-    dataset = Crops(examples, p)
-    fit_layer(p.head, layer, lambda x: sets.tokens(model, x.to(device), p.precision), dataset, len(dataset), seed, checkpoint)
+    layer = new_layer(model.embed_dim, classes).to(device)
+
+    def features(x: Tensor) -> Tensor:
+        return sets.extract_tokens(model, x.to(device), p.precision)
+
+    fit_layer(p.head, layer, features, CropDataset(examples, p), seed, checkpoint)
     return layer
 
 
 @torch.no_grad()
-def judge(p: BackboneLinear, model: VisionTransformer, layer: nn.Conv2d, examples: list[Example]) -> np.ndarray:
+def evaluate(p: BackboneLinear, model: VisionTransformer, layer: nn.Conv2d, examples: list[Example]) -> np.ndarray:
     """The confusion [C, C] over all pixels of the examples as S x S squares."""
     classes = layer.out_channels
     counts = np.zeros((classes, classes), np.int64)
-    for mask, found in track(sets.every(model, examples, p.size, p.precision), "judge", len(examples)):
-        logits = F.interpolate(layer(found[None]), mask.shape, mode="bilinear", align_corners=False)[0]  # [C, S, S]
+    for mask, tokens in track(sets.masks_and_tokens(model, examples, p.size, p.precision), "evaluate", len(examples)):
+        logits = F.interpolate(layer(tokens[None]), mask.shape, mode="bilinear", align_corners=False)[0]  # [C, S, S]
         counts += metrics.confusion(mask, logits.argmax(0).cpu().numpy(), classes, classes)
     return counts
 
 
-def part_of(examples: list[Example], share: float, seed: int) -> list[Example]:
-    """A random share of the examples, one at least, in their order."""
-    count = max(1, round(share * len(examples)))
+def random_subset(examples: list[Example], fraction: float, seed: int) -> list[Example]:
+    """A random fraction of the examples, at least one, in their order."""
+    count = max(1, round(fraction * len(examples)))
     chosen = np.random.default_rng(seed).permutation(len(examples))[:count]
     return [examples[i] for i in sorted(chosen)]

@@ -1,4 +1,4 @@
-"""What can be said of a run without truth: shares, balance, stability and agreement of what its stages made. Pure functions.
+"""Quality measures without ground truth: fractions, balance, stability and agreement of the outputs of stages.
 
 Stability of clusters: the adjusted Rand index of K-means runs from other seeds (von Luxburg, arXiv:1007.1075). Silhouette:
 Rousseeuw 1987, on the tokens as K-means sees them.
@@ -10,145 +10,131 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from annotated_types import Ge
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from unseg.clustering import algorithms
 from unseg.core.console import track
 from unseg.core.image_index import ImageRecord
+from unseg.core.instances import Instance
 from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
-from unseg.core.rle import decode
-
-Record = dict[str, Any]
+from unseg.evaluation.metrics import mean
 
 
 @dataclass(frozen=True)
 class Quality:
     """The `quality` group of params.yaml."""
 
-    images: int  # photographs, evenly spaced, that are mined again flipped and cropped; 0 for none
-    seeds: int  # more runs of K-means, for its stability; 0 for none
-    objects: int  # masks at the most, drawn at random, for the silhouette
-
-    def __post_init__(self) -> None:
-        for key in ("images", "seeds", "objects"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"quality.{key} is {getattr(self, key)}; it must be at least 0")
+    images: Annotated[int, Ge(0)]  # photographs, evenly spaced, that are mined again flipped and cropped; 0 for none
+    seeds: Annotated[int, Ge(0)]  # additional runs of K-means, for its stability; 0 for none
+    objects: Annotated[int, Ge(0)]  # masks, drawn at random, for the silhouette, at most
 
 
-def overlap(one: np.ndarray, two: np.ndarray) -> float:
-    """IoU of two masks [H, W]; 1 where both are empty."""
-    union = np.count_nonzero(one | two)
-    return np.count_nonzero(one & two) / union if union else 1.0
+def binary_iou(a: np.ndarray, b: np.ndarray) -> float:
+    """IoU of two masks [H, W]; 1 if both are empty."""
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 1.0
 
 
 def border(mask: np.ndarray) -> float:
-    """Share of the image's outermost pixels that a mask [H, W] covers."""
+    """The fraction of the image's outermost pixels that a mask [H, W] covers."""
     rim = np.ones(mask.shape, bool)
     rim[1:-1, 1:-1] = False
     return float(mask[rim].mean())
 
 
-def evenness(counts: np.ndarray) -> float:
-    """Entropy of counts [K] over that of equal ones; 1 for a single cluster, 0 where nothing was counted."""
+def balance(counts: np.ndarray) -> float:
+    """Entropy of counts [K], divided by that of equal counts; 1 for a single cluster, 0 if all counts are 0."""
     p = counts[counts > 0] / max(1, counts.sum())
     return float(-(p * np.log(p)).sum() / math.log(len(counts))) if len(counts) > 1 else 1.0
 
 
-def silhouette(tokens: np.ndarray, labels: np.ndarray, p: algorithms.Clustering, at_most: int, seed: int) -> float:
-    """Mean silhouette of at most so many of the tokens [M, D] in their clusters [M]; nan for fewer than two clusters."""
-    chosen = np.random.default_rng(seed).permutation(len(tokens))[:at_most]
-    kinds = len(np.unique(labels[chosen]))
-    if not 2 <= kinds < len(chosen):
+def silhouette(tokens: np.ndarray, labels: np.ndarray, p: algorithms.Clustering, max_tokens: int, seed: int) -> float:
+    """Mean silhouette of at most max_tokens of the tokens [M, D] in their clusters [M]; nan for fewer than two clusters."""
+    sample = np.random.default_rng(seed).permutation(len(tokens))[:max_tokens]
+    if not 2 <= len(np.unique(labels[sample])) < len(sample):
         return math.nan
-    return float(silhouette_score(algorithms.normalise(tokens, tokens, p.whiten, p.components)[chosen], labels[chosen]))
+    return float(silhouette_score(algorithms.normalise(tokens, tokens, p.whiten, p.components)[sample], labels[sample]))
 
 
 def seed_stability(tokens: np.ndarray, labels: np.ndarray, p: algorithms.Clustering, seeds: Sequence[int]) -> float:
-    """Mean adjusted Rand index of each two of: the clusters [M] there are, and K-means of the tokens [M, D] from each seed.
+    """Mean adjusted Rand index over all pairs of these clusterings: labels [M], and K-means of tokens [M, D] from each seed.
 
-    1: always the same clusters; 0: no more alike than chance; nan without seeds or without tokens.
+    1 for equal clusters, 0 for chance, nan without seeds or tokens.
     """
-    alone = replace(p, support=None)
     if not seeds or not len(tokens):
         return math.nan
-    runs = [labels, *(algorithms.cluster(tokens, tokens, alone, seed) for seed in seeds)]
+    p = replace(p, support=None)
+    runs = [labels, *(algorithms.cluster(tokens, tokens, p, seed) for seed in seeds)]
     return float(np.mean([adjusted_rand_score(a, b) for a, b in combinations(runs, 2)]))
 
 
-def solid(labels: np.ndarray) -> np.ndarray:
+def foreground(labels: np.ndarray) -> np.ndarray:
     """Foreground of a label map, [H, W] bool."""
     return np.asarray((labels > 0) & (labels != IGNORE_LABEL))
 
 
 class Agreement(NamedTuple):
-    """Of two label maps of an image."""
+    """Agreement of two label maps of an image."""
 
-    foreground: float  # IoU of what is not background
+    foreground: float  # IoU
     common: int  # pixels that are foreground in both
-    same: int  # of these, those of the same cluster
+    same: int  # those of them that have the same cluster in both
 
 
-def agreement(one: np.ndarray, two: np.ndarray) -> Agreement:
-    both = solid(one) & solid(two)
-    return Agreement(overlap(solid(one), solid(two)), int(both.sum()), int((both & (one == two)).sum()))
+def agreement(a: np.ndarray, b: np.ndarray) -> Agreement:
+    common = foreground(a) & foreground(b)
+    return Agreement(binary_iou(foreground(a), foreground(b)), int(common.sum()), int((common & (a == b)).sum()))
 
 
-def mean(values: Sequence[float]) -> float:
-    """The mean of what is not nan; nan if nothing is."""
-    known = [v for v in values if not math.isnan(v)]
-    return float(np.mean(known)) if known else math.nan
-
-
-def of_masks(images: Sequence[ImageRecord], mined: Sequence[Record]) -> dict[str, float]:
-    """Shares, over all images, of the masks that were mined on them."""
+def measure_masks(images: Sequence[ImageRecord], masks: Sequence[Instance]) -> dict[str, float]:
+    """Fractions of the images without a mask, of an image that a mask covers, and of its border."""
     return {
-        "mask_missing": 1 - len({a["image_id"] for a in mined}) / max(1, len(images)),
-        "mask_area": mean([a["area"] / math.prod(a["segmentation"]["size"]) for a in mined]),
-        "mask_border": mean([border(decode(a["segmentation"])) for a in mined]),
+        "mask_missing": 1 - len({x.image_id for x in masks}) / max(1, len(images)),
+        "mask_area": mean([x.mask.area / math.prod(x.mask.size) for x in masks]),
+        "mask_border": mean([border(x.mask.decode()) for x in masks]),
     }
 
 
-def of_clusters(tokens: np.ndarray, labels: np.ndarray, p: algorithms.Clustering, q: Quality, seed: int) -> dict[str, float]:
-    """Balance, silhouette and stability of the clusters [M] of the training images' tokens [M, D]."""
+def measure_clusters(tokens: np.ndarray, labels: np.ndarray, p: algorithms.Clustering, q: Quality, seed: int) -> dict[str, float]:
+    """Balance, silhouette and stability of the clusters [M] of the train images' tokens [M, D]."""
     counts = np.bincount(labels, minlength=p.k)
-    seeds = range(seed + 1, seed + 1 + q.seeds)
     return {
-        "cluster_balance": evenness(counts),
+        "cluster_balance": balance(counts),
         "cluster_largest": float(counts.max(initial=0) / max(1, counts.sum())),
         "clusters_empty": int((counts == 0).sum()),
         "cluster_silhouette": silhouette(tokens, labels, p, q.objects, seed),
-        "cluster_stability": seed_stability(tokens, labels, p, seeds),
+        "cluster_stability": seed_stability(tokens, labels, p, range(seed + 1, seed + 1 + q.seeds)),
     }
 
 
-def of_pseudo_labels(learned: Sequence[ImageRecord], labels: LabelMaps, final: LabelMaps) -> dict[str, float]:
-    """What the segmenter learned from; against its own answer where an image has both."""
+def measure_pseudo_labels(images: Sequence[ImageRecord], labels: LabelMaps, final: LabelMaps) -> dict[str, float]:
+    """Foreground and void of the train images' pseudo-labels, and their agreement with the final segmentation."""
     painted, void, kept = [], [], []
-    for image in track([i for i in learned if i in labels], "read pseudo-labels"):
-        own = labels[image]
-        painted.append(float(solid(own).mean()))
-        void.append(float((own == IGNORE_LABEL).mean()))
+    for image in track([i for i in images if i in labels], "read pseudo-labels"):
+        pseudo_label = labels[image]
+        painted.append(float(foreground(pseudo_label).mean()))
+        void.append(float((pseudo_label == IGNORE_LABEL).mean()))
         if image in final:
-            kept.append(overlap(solid(own), solid(final[image])))
+            kept.append(binary_iou(foreground(pseudo_label), foreground(final[image])))
     return {"label_painted": mean(painted), "label_void": mean(void), "label_kept": mean(kept)}
 
 
-def of_steps(judged: Sequence[ImageRecord], maps: dict[str, LabelMaps], k: int) -> dict[str, float]:
-    """How well the label maps of each two steps agree on the judged images, and how many of K clusters the last one uses."""
-    pairs = list(combinations(maps, 2))
-    found: dict[tuple[str, str], list[Agreement]] = {pair: [] for pair in pairs}
+def measure_steps(images: Sequence[ImageRecord], maps: dict[str, LabelMaps], k: int) -> dict[str, float]:
+    """Agreement of the label maps of each two steps on the images, and how many of K clusters the last step uses."""
+    agreements: dict[tuple[str, str], list[Agreement]] = {pair: [] for pair in combinations(maps, 2)}
     used: set[int] = set()
-    for image in track(judged, "read predictions"):
-        own = {step: maps[step][image] for step in maps}
-        used |= set(np.unique(own[list(maps)[-1]]).tolist())
-        for one, two in pairs:
-            found[one, two].append(agreement(own[one], own[two]))
+    for image in track(images, "read predictions"):
+        labels = {step: maps[step][image] for step in maps}
+        used |= set(np.unique(labels[list(maps)[-1]]).tolist())
+        for a, b in agreements:
+            agreements[a, b].append(agreement(labels[a], labels[b]))
     numbers: dict[str, float] = {}
-    for (one, two), those in found.items():
-        common = sum(a.common for a in those)
-        numbers[f"foreground_{one}_{two}"] = mean([a.foreground for a in those])
-        numbers[f"cluster_{one}_{two}"] = sum(a.same for a in those) / common if common else math.nan
+    for (a, b), pairs in agreements.items():
+        common = sum(x.common for x in pairs)
+        numbers[f"foreground_{a}_{b}"] = mean([x.foreground for x in pairs])
+        numbers[f"cluster_{a}_{b}"] = sum(x.same for x in pairs) / common if common else math.nan
     return numbers | {"clusters_used": len(used & set(range(1, k + 1)))}

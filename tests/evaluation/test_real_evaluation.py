@@ -54,10 +54,10 @@ PARAMS: dict[str, Any] = {
     "quality": {"images": 3, "seeds": 2, "objects": 100},
     "choose": {"ks": [2, 3], "repeats": 2, "objects": 100, "starts": 1},
     "alarms": {
-        "masks": {"least": 50, "missing": 0.5, "smallest": 0.0, "largest": 1.0},
-        "clusters": {"least": 50, "largest": 1.0},
-        "labels": {"least": 50, "empty": 1.0},
-        "segmentation": {"least": 50, "clusters": 2},
+        "masks": {"min_images": 50, "max_missing": 0.5, "min_area": 0.0, "max_area": 1.0},
+        "clusters": {"min_masks": 50, "max_fraction": 1.0},
+        "labels": {"min_images": 50, "max_empty": 1.0},
+        "segmentation": {"min_images": 50, "min_clusters": 2},
     },
 }
 for key in prepare.PRECISION_KEYS:

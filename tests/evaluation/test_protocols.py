@@ -100,7 +100,7 @@ def test_the_probe_is_judged_with_and_without_a_crf(tmp_path: Path, monkeypatch:
     probability = torch.tensor(np.where(half == np.arange(2)[:, None, None], 0.7, 0.3))  # [2, 12, 12]
     probability[:, 6, 2] = torch.tensor([0.4, 0.6])
     monkeypatch.setattr(segmenter, "load_batches", lambda *_: [])
-    monkeypatch.setattr(segmenter, "every_probability", lambda *_: [(image, probability)])
+    monkeypatch.setattr(segmenter, "predict", lambda *_: [(image, probability)])
     net = SimpleNamespace(labels=2)
     known = {image: half.astype(np.uint8)}
     crf = Crf("conv", 5, smooth_xy=1, smooth_weight=3, bilateral_xy=20, bilateral_rgb=10, bilateral_weight=4, window=12, stride=1)

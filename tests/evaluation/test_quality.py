@@ -2,10 +2,11 @@
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import factories
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,6 @@ from test_clustering import blobs, clustering
 from stages import choose_k, cluster, evaluate_quality, mine
 from unseg.clustering import choice
 from unseg.clustering.algorithms import cluster as clusters_of
-from unseg.core import alarms
 from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
 from unseg.core.label_maps import write_label_maps
@@ -25,7 +25,7 @@ from unseg.core.rle import coco_annotation, decode, encode
 from unseg.core.storage import read_json, write_json, write_npz
 from unseg.evaluation.label_free import quality, stability
 from unseg.models import vit
-from unseg.report import unlabelled
+from unseg.report import label_free
 
 # ---- pure functions
 
@@ -115,53 +115,6 @@ def test_a_view_shows_what_it_says(tmp_path: Path) -> None:
     assert np.asarray(views[1].read(tmp_path)).shape[:2] == views[1].size == (6, 4)
 
 
-# ---- alarms
-
-MASKS = alarms.MaskAlarm(least=4, missing=0.5, smallest=0.1, largest=0.9)
-
-
-@pytest.mark.parametrize(
-    ("areas", "message"),
-    [
-        ([0.5], r"m.json: collapse: 75% of 4 images have no mask; alarms.masks.missing is 0.5"),
-        ([0.05] * 4, "a mask covers 5.00% of its image on average; alarms.masks.smallest is 0.1"),
-        ([0.95] * 4, "a mask covers 95.0% of its image on average; try mine.center: true; alarms.masks.largest is 0.9"),
-    ],
-)
-def test_an_alarm_of_masks(areas: list[float], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        MASKS.look("m.json", areas, 4)
-    MASKS.look("m.json", areas, 3)  # too few to tell
-    for at_the_limit in ([0.5] * 2, [0.125] * 4, [0.875] * 4):
-        replace(MASKS, smallest=0.125, largest=0.875).look("m.json", at_the_limit, 4)
-
-
-def test_alarms_of_clusters_labels_and_segmentation() -> None:
-    clusters = alarms.ClusterAlarm(least=10, largest=0.9)
-    clusters.look("c", np.array([9, 1]))
-    clusters.look("c", np.array([9, 0]))
-    clusters.look("c", np.array([20]))  # one was asked for
-    with pytest.raises(InputError, match=r"c: collapse: one cluster holds 95.0% of 20 masks; alarms.clusters.largest is 0.9"):
-        clusters.look("c", np.array([19, 1]))
-    labels = alarms.LabelAlarm(least=4, empty=0.5)
-    labels.look("l", [True, True, False, False])
-    labels.look("l", [False] * 3)
-    with pytest.raises(InputError, match="75% of 4 pseudo-labels are all background"):
-        labels.look("l", [True, False, False, False])
-    segmentation = alarms.SegmentationAlarm(least=4, clusters=2)
-    segmentation.look("s", 2, 8, 4)
-    segmentation.look("s", 1, 1, 4)
-    segmentation.look("s", 0, 8, 3)
-    with pytest.raises(InputError, match="1 of 8 clusters occur in the final segmentation of 4 images"):
-        segmentation.look("s", 1, 8, 4)
-
-
-@pytest.mark.parametrize("key", ["missing", "smallest", "largest"])
-def test_a_limit_is_a_share(key: str) -> None:
-    with pytest.raises(ValueError, match=rf"alarms.masks.{key} is 1.5; it must be from 0 to 1"):
-        alarms.MaskAlarm(**{**asdict(MASKS), key: 1.5})
-
-
 # ---- choice of K
 
 
@@ -174,7 +127,7 @@ def test_the_number_of_blobs_is_recommended(true: int) -> None:
     tokens, _ = blobs((30,) * true)
     tried = choice.sweep(tokens, clustering(), choosing_of(2, 3, 4, 5, 6, 200), 0)
     assert tried.ks == [2, 3, 4, 5, 6]  # halves of 75 cannot make 200
-    advice = choice.advise(tried)
+    advice = choice.recommend(tried)
     assert advice.best == true
     assert advice.as_good == [true]
     assert advice.wins[tried.ks.index(true)] == 1
@@ -183,7 +136,7 @@ def test_the_number_of_blobs_is_recommended(true: int) -> None:
 
 def test_where_there_are_no_clusters_many_k_are_as_good() -> None:
     noise = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
-    advice = choice.advise(choice.sweep(noise, clustering(), choosing_of(2, 3, 4, 5), 0))
+    advice = choice.recommend(choice.sweep(noise, clustering(), choosing_of(2, 3, 4, 5), 0))
     assert len(advice.as_good) > 1
 
 
@@ -213,7 +166,7 @@ def test_few_clusters_are_not_preferred_for_being_few() -> None:
     p = clustering(whiten="none")
     tried = choice.sweep(tokens, p, choosing_of(2, 3, 4, 6, 8), 0)
     assert tried.stability[0].min() == pytest.approx(1)
-    assert choice.advise(tried).best == 6
+    assert choice.recommend(tried).best == 6
 
 
 def test_advice_by_hand() -> None:
@@ -221,11 +174,11 @@ def test_advice_by_hand() -> None:
     stability_ = np.array([[0.25] * 4, [0.81, 0.81, 0.81, 0.49], [0.81, 0.64, 0.64, 0.81]])
     tried = choice.Trial([4, 6, 8], stability_ + 0.1, silhouette, 0 * silhouette + 0.1, 0 * silhouette)
     assert np.allclose(tried.score[1], [0.9, 0.9, 0.9, 0.7])
-    advice = choice.advise(tried)  # means 0.5, 0.85, 0.85: the smaller of equals; 8 cannot be told from it
+    advice = choice.recommend(tried)  # means 0.5, 0.85, 0.85: the smaller of equals; 8 cannot be told from it
     assert (advice.best, advice.as_good) == (6, [6, 8])
     assert advice.wins == pytest.approx([0, 2.5 / 4, 1.5 / 4])
     once = choice.Trial([4, 6], np.array([[0.2], [0.9]]), np.ones((2, 1)), *np.zeros((2, 2, 1)))
-    assert choice.advise(once).as_good == [4, 6]  # of one repeat nothing is known
+    assert choice.recommend(once).as_good == [4, 6]  # of one repeat nothing is known
     worse = choice.Trial([2], np.array([[0.4]]), np.array([[0.9]]), np.array([[0.5]]), np.array([[0.1]]))
     assert worse.score.tolist() == [[0]]  # less stable than noise
 
@@ -259,8 +212,8 @@ PARAMS: dict[str, Any] = {
     "quality": {"images": 4, "seeds": 2, "objects": 10},
     "choose": {"ks": [2], "repeats": 2, "objects": 100, "starts": 1},
     "alarms": {
-        "masks": {"least": 50, "missing": 0.5, "smallest": 0.0, "largest": 1.0},
-        "segmentation": {"least": 50, "clusters": 2},
+        "masks": {"min_images": 50, "max_missing": 0.5, "min_area": 0.0, "max_area": 1.0},
+        "segmentation": {"min_images": 50, "min_clusters": 2},
     },
 }
 FILES = ("masks.json", "tokens.npz", "instances.json", "labels.zip", "m.zip", "d.zip", "f.zip")
@@ -302,7 +255,7 @@ def go() -> dict[str, Any]:
 
 def test_the_stage_writes_what_the_report_shows(run: None) -> None:
     numbers = go()
-    assert {key for key, _, _ in unlabelled.QUALITY} < numbers.keys()
+    assert {key for key, _, _ in label_free.QUALITY} < numbers.keys()
     assert (numbers["images"], numbers["judged"], numbers["mined_again"], numbers["seeds"]) == (6, 2, 4, [0])
     assert numbers["mask_missing"] == 0
     assert numbers["clusters_used"] == 2
@@ -313,9 +266,9 @@ def test_the_stage_writes_what_the_report_shows(run: None) -> None:
     first = Path("quality.json").read_bytes()
     go()
     assert Path("quality.json").read_bytes() == first
-    names = {fact.name for fact in unlabelled.quality(numbers)}
+    names = {fact.name for fact in label_free.quality(numbers)}
     assert "silhouette of clusters" in names
-    assert unlabelled.quality(numbers)[-1].value == "2 of 2"
+    assert label_free.quality(numbers)[-1].value == "2 of 2"
 
 
 def test_stability_is_one_where_mining_sees_no_sides(run: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +288,7 @@ def test_stability_is_one_where_mining_sees_no_sides(run: None, monkeypatch: pyt
 
 def test_a_collapsed_segmentation_fails_after_it_was_measured(run: None) -> None:
     content = yaml.safe_load(Path("params.yaml").read_text())
-    content["alarms"]["segmentation"]["least"] = 2
+    content["alarms"]["segmentation"]["min_images"] = 2
     Path("params.yaml").write_text(yaml.safe_dump(content))
     go()
     write_label_maps("f.zip", [(f"{i}.png", np.zeros((SIDE, SIDE), np.uint8)) for i in (4, 5)])
@@ -346,7 +299,7 @@ def test_a_collapsed_segmentation_fails_after_it_was_measured(run: None) -> None
 
 def test_mining_that_collapses_fails_and_leaves_its_masks(run: None) -> None:
     content = yaml.safe_load(Path("params.yaml").read_text())
-    content["alarms"]["masks"] = {"least": 2, "missing": 0.5, "smallest": 0.0, "largest": 0.01}
+    content["alarms"]["masks"] = {"min_images": 2, "max_missing": 0.5, "min_area": 0.0, "max_area": 0.01}
     Path("params.yaml").write_text(yaml.safe_dump(content))
     Path("masks.json").unlink()
     with pytest.raises(InputError, match=r"masks.json: collapse: a mask covers"):
@@ -358,11 +311,11 @@ def test_clusters_that_collapse_fail_and_are_left(run: None) -> None:
     tokens = np.eye(4)[[0, 0, 0, 1, 0, 0]] + 0.001 * np.random.default_rng(0).normal(size=(N, 4))
     write_npz("tokens.npz", ids=np.arange(N), tokens=tokens.astype(np.float32))
     content = yaml.safe_load(Path("params.yaml").read_text())
-    content["alarms"]["clusters"] = {"least": 4, "largest": 0.75}
+    content["alarms"]["clusters"] = {"min_masks": 4, "max_fraction": 0.75}
     content["cluster"]["whiten"] = "none"
     Path("params.yaml").write_text(yaml.safe_dump(content))
     cluster.main("tokens.npz", "masks.json", "instances.json")  # of four to learn from three: at the limit
-    content["alarms"]["clusters"]["largest"] = 0.7
+    content["alarms"]["clusters"]["max_fraction"] = 0.7
     Path("params.yaml").write_text(yaml.safe_dump(content))
     Path("instances.json").unlink()
     with pytest.raises(InputError, match=r"instances.json: collapse: one cluster holds 75.0% of 4 masks"):
@@ -385,12 +338,12 @@ def test_choice_of_k_as_a_stage(run: None) -> None:
         60,
         [2, 3, 4],
     )  # not of held-out ones
-    assert "K 3 fits best" in unlabelled.choice(chosen, 8)
-    assert "above chance: there may" not in unlabelled.choice(chosen, 8)
+    assert "K 3 fits best" in factories.section_html("choice", label_free.choice(chosen, 8))
+    assert "above chance: there may" not in factories.section_html("choice", label_free.choice(chosen, 8))
     faint = {**chosen, "tried": [{**row, "score": 0.05} for row in chosen["tried"]]}
-    assert "above chance: there may" in unlabelled.choice(faint, 8)
+    assert "above chance: there may" in factories.section_html("choice", label_free.choice(faint, 8))
     content["choose"]["ks"] = []
     Path("params.yaml").write_text(yaml.safe_dump(content))
     choose_k.main("images.json", "tokens.npz", "masks.json", "k.json")
     assert "choose.ks" in read_json("k.json")["needs"]
-    assert "Not tried" in unlabelled.choice(read_json("k.json"), 8)
+    assert "Not tried" in factories.section_html("choice", label_free.choice(read_json("k.json"), 8))
