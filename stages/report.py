@@ -1,6 +1,6 @@
-"""One self-contained HTML page of what each stage made and how good it is, and its contact sheets as pictures.
+"""One self-contained HTML page about what each stage made and how good it is, and its contact sheets as pictures.
 
-Clusters get their classes' colours here, from what evaluate_clustering matched; nothing is learned from it.
+Clusters get the colours of their classes, as evaluate_clustering has matched them; nothing is learned from it.
 """
 
 import csv
@@ -8,93 +8,105 @@ import math
 from pathlib import Path
 
 from unseg.clustering import naming
-from unseg.core import params, streams
+from unseg.core import params
 from unseg.core.console import InputError, run
 from unseg.core.image_index import eval_images, read_images, train_images
+from unseg.core.instances import Detection, Instance, Lookup, read, read_by_image
 from unseg.core.label_maps import LabelMaps, class_names
-from unseg.core.rle import group_by_image
 from unseg.core.storage import atomic_write, read_json
-from unseg.report import backbones, page, pictures, sections, sheets, unlabelled
+from unseg.report import backbones, label_free, page, pictures, sections, sheets
 from unseg.report.page import Section
 
 
 def main(
+    index: str,
     images: str,
-    root: str,
     truth: str,
     masks: str,
     instances: str,
     detections: str,
     labels: str,
     predictions: str,
-    said: str,
+    clusters: str,
     results: str,
     output: str,
-    folder: str,
+    sheets_folder: str,
 ) -> None:
-    report, final = params.group("report", page.Report), params.value("final", str)
-    first, found, clustered = params.value("rounds", list[str])[0], Path(results), read_json(instances)
-    details = found / "details"
-    steps = [f"clustering/{step}/scores.json" for step in dict.fromkeys(("masks", "detector", first, final))]
-    rows = ("ViT masks", "+ detector", f"+ segmentation model ({first})", f"+ CRF round ({final})")
-    metrics = {name: read_json(details / name) for name in (*steps, "linear.json", "instances.json")}
-    scores = metrics[steps[-1]]
-    single, confusion, ious = (
-        read_json(details / f"clustering/{final}/{name}.json") for name in ("image_iou", "confusion", "class_iou")
-    )
-    by_step = {name: read_json(details / step.replace("scores", "class_iou")) for name, step in zip(rows, steps, strict=False)}
-    trainings = {"Detector": read_tsv(found / "detector.tsv")}
-    trainings[f"Segmenter {final}"] = read_tsv(found / f"segmenter-{final}.tsv")
-    precision, chosen = (read_json(found / f"{name}.json") for name in ("precision_recall", "choose_k"))
-    numbers = read_json(details / "quality.json")
+    p, final = params.group("report", page.Report), params.value("final", str)
+    first, root = params.value("rounds", list[str])[0], Path(results)
+    details, clustering = root / "details", root / "details/clustering" / final
+    components = {  # name: folder below results/details/clustering
+        "ViT masks": "masks",
+        "+ detector": "detector",
+        f"+ segmentation model ({first})": first,
+        f"+ CRF round ({final})": final,
+    }
+    if first == final:
+        del components[f"+ CRF round ({final})"]
+    files = [*(f"clustering/{step}/scores.json" for step in components.values()), "linear.json", "instances.json"]
+    metrics = {name: read_json(details / name) for name in files}
+    by_component = {name: metrics[f"clustering/{step}/scores.json"] for name, step in components.items()}
+    class_ious = {name: read_json(details / f"clustering/{step}/class_iou.json") for name, step in components.items()}
+    scores, ious = metrics[f"clustering/{final}/scores.json"], read_json(clustering / "class_iou.json")
+    image_ious, confusion = read_json(clustering / "image_iou.json"), read_json(clustering / "confusion.json")
+    trainings = {"Detector": "detector.tsv", f"Segmenter {final}": f"segmenter-{final}.tsv"}
+    histories = {name: read_tsv(root / file) for name, file in trainings.items()}
+    precision, chosen = read_json(root / "precision_recall.json"), read_json(root / "choose_k.json")
+    quality = read_json(details / "quality.json")
     listed = [params.value(name, list) for name in ("backbones", "sets", "videos")]
-    compared = backbones.read(found / "backbones", *listed)
+    backbone_scores = backbones.read(root / "backbones", *listed)
 
-    classes, matched = class_names(truth), {row["cluster"]: c for c, row in enumerate(ious) if row["cluster"] is not None}
-    count = 1 + max((c["id"] for c in clustered["categories"]), default=-1)
-    names = naming.read(said, count, naming.fingerprint(instances))
-    scheme = pictures.renamed(pictures.scheme(count, classes, matched), names)
-    made = sheets.ReportData(
-        root=root,
-        images=read_images(images),
-        judged=eval_images(images),
-        learned=train_images(images),
-        rejected=len(read_json(Path(images).with_name("rejected.json"))["rejected"]),
-        mined=group_by_image(read_json(masks)["annotations"]),
-        cluster={a["id"]: a["category_id"] for a in clustered["annotations"]},
-        detections=streams.Lookup(detections),
+    records, classes = read_images(index), class_names(truth)
+    matched = {row["cluster"]: c for c, row in enumerate(ious) if row["cluster"] is not None}
+    count = 1 + max((c["id"] for c in read_json(instances)["categories"]), default=-1)
+    names = naming.read(clusters, count, naming.fingerprint(instances))
+    scheme = pictures.apply_names(pictures.scheme(count, classes, matched), names)
+    data = sheets.ReportData(
+        root=images,
+        images=records,
+        eval_images=eval_images(index),
+        train_images=train_images(index),
+        rejected=len(read_json(Path(index).with_name("rejected.json"))["rejected"]),
+        mined=dict(read_by_image(masks, Instance, records)),
+        cluster={x.id: x.category_id for x in read(instances, Instance, records, clusters=count)},
+        detections=Lookup(detections, Detection),
         labels=LabelMaps(labels),
         predictions=LabelMaps(predictions),
         truth=LabelMaps(truth, "semantic/"),
         classes=classes,
         scheme=scheme,
     )
-    judged, learned = sheets.contacts(made, report.pictures)
-    failures = sheets.failures(made, single, report.pictures)
-    cards = sheets.cluster_cards(made, report.exemplars)
-    sheets.write_sheets(Path(folder), judged, learned, cards)
+    eval_rows, train_rows = sheets.contact_sheets(data, p.pictures)
+    failures = sheets.failures(data, image_ious, p.pictures)
+    cards = sheets.cluster_cards(data, p.exemplars)
+    sheets.write_sheets(Path(sheets_folder), eval_rows, train_rows, cards, scheme)
 
-    body = page.join([unlabelled.facts(unlabelled.quality(numbers)), unlabelled.missing(metrics)])
-    without = Section("quality", "Quality without labels", body)
-    table = sections.components([(name, metrics[step]) for name, step in zip(rows, steps, strict=False)])
-    scored = Section("components", "Components", table)
-    parts = [
-        *((scored, without) if "miou" in scores else (without, scored)),
-        Section("judged", "Judged images", page.join([sections.legend(scheme, classes), sections.contact(judged)])),
-        *([Section("learned", "Training images", sections.contact(learned))] if learned else []),
-        *([Section("failures", "Failure cases", sections.contact(failures))] if failures else []),
-        Section("clusters", "Clusters", sections.clusters(cards, scheme, classes)),
-        Section("choice", "Choice of K", unlabelled.choice(chosen, len(scheme.clusters))),
-        Section("classes", "Classes", sections.classes(ious, confusion, scores, scheme, by_step)),
-        Section("instances", "Instances", sections.instances(metrics["instances.json"])),
-        Section("linear", "Linear probe", sections.linear(metrics["linear.json"])),
-        *([Section("backbones", "Backbones", backbones.section(compared, [b["name"] for b in listed[0]]))] if compared else []),
-        Section("curves", "Curves", sections.curves(trainings, precision)),
-        Section("numbers", "All numbers", sections.everything(metrics | {"quality.json": numbers})),
+    colours = {"scheme": scheme, "classes": classes}
+    legend = {"legend": sections.legend(scheme, classes), **colours}
+    without_labels = {"facts": label_free.quality(quality), "missing": label_free.missing(metrics)}
+    first_sections = [
+        Section("components", "Components", "components", sections.components(by_component)),
+        Section("quality", "Quality without labels", "quality", without_labels),
     ]
-    lead = page.join([sections.about(made), sections.headline(sections.telling(numbers, scores, metrics))])
+    parts = [
+        *(first_sections if "miou" in scores else reversed(first_sections)),
+        Section("evaluation", "Evaluation images", "contact", {"rows": eval_rows, **legend}),
+        *([Section("training", "Training images", "contact", {"rows": train_rows})] if train_rows else []),
+        *([Section("failures", "Failure cases", "contact", {"rows": failures})] if failures else []),
+        Section("clusters", "Clusters", "clusters", {"cards": cards, **colours}),
+        Section("choice", "Choice of K", "choice", label_free.choice(chosen, count)),
+        Section("classes", "Classes", "classes", sections.classes(ious, confusion, scores, scheme, class_ious)),
+        Section("instances", "Instances", "instances", metrics["instances.json"]),
+        Section("linear", "Linear probe", "linear", metrics["linear.json"]),
+        Section("curves", "Curves", "curves", sections.curves(histories, precision)),
+        Section("numbers", "All numbers", "numbers", metrics | {"quality.json": quality}),
+    ]
+    if backbone_scores:
+        table = backbones.table(backbone_scores, [b["name"] for b in listed[0]])
+        parts.insert(-2, Section("backbones", "Backbones", "backbones", table))
+    headline = sections.headline(quality, scores, metrics)
     with atomic_write(output) as part:
-        part.write_bytes(page.document("unseg report", lead, parts))
+        part.write_bytes(page.render("report", parts, data=data, headline=headline))
 
 
 def read_tsv(path: Path) -> dict[str, list[float]]:

@@ -41,3 +41,11 @@ def instance(mask: np.ndarray, image_id: int = 1, category_id: int = 0, id: int 
 def detection(mask: np.ndarray, score: float = 0.9, image_id: int = 1, category_id: int = 0) -> Detection:
     encoded = masks.encode(mask)
     return Detection(image_id, category_id, encoded, encoded.bbox, score)
+
+
+def section_html(template: str, data: Any) -> str:
+    """A section of the report, as HTML."""
+    from unseg.report.page import TEMPLATES, Section
+
+    section = Section("id", "title", template, data)
+    return TEMPLATES.get_template(f"sections/{template}.html.j2").render(section=section)

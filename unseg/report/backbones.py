@@ -1,4 +1,4 @@
-"""The report's section that sets backbones side by side: results/backbones/<evaluation>-<set>-<backbone>.json.
+"""The report's section that compares backbones: results/backbones/<evaluation>-<set>-<backbone>.json.
 
 The evaluations are CrOC's (arXiv:2303.13245; docs/spec/croc.md, section 9): evaluations/dvc.yaml runs them.
 """
@@ -6,18 +6,19 @@ The evaluations are CrOC's (arXiv:2303.13245; docs/spec/croc.md, section 9): eva
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from unseg.core.storage import read_json
-from unseg.report.page import DASH, Html, join, note, percent, sentence, table
-from unseg.report.sheets import Record
+from unseg.report.page import DASH, percent, sentence
 
+Record = dict[str, Any]
 MEASURES = {"linear": "linear mIoU", "kmeans": "K-means mIoU", "video": "J&F"}  # by evaluation
 
 
 def read(folder: Path, backbones: Sequence[Record], sets: Sequence[Record], videos: Sequence[Record]) -> list[tuple[str, Record]]:
-    """Each score's `<evaluation>-<set>` and content: of the evaluations, sets and backbones listed in params.yaml, in that order.
+    """`<evaluation>-<set>` and content of each score whose evaluation, set and backbone is in params.yaml, in that order.
 
-    Files of others, which an earlier run has left, are passed over.
+    Other files, which an earlier run has left, are ignored.
     """
     data = {"linear": sets, "kmeans": sets, "video": videos}
     columns = [f"{kind}-{each['name']}" for kind in MEASURES for each in data[kind]]
@@ -25,19 +26,19 @@ def read(folder: Path, backbones: Sequence[Record], sets: Sequence[Record], vide
     return [(column, read_json(file)) for (column, _), file in files.items() if file.exists()]
 
 
-def section(scores: Sequence[tuple[str, Record]], names: Sequence[str]) -> Html:
-    """A row a backbone (names, in order), a column an evaluation; below, its protocol and how many were judged."""
+def table(scores: Sequence[tuple[str, Record]], names: Sequence[str]) -> dict[str, Any]:
+    """A row for each backbone, a column for each evaluation; notes give its protocol and number of images."""
     cells = {(content["backbone"], column): content for column, content in scores}
     columns = dict(scores)  # each with one of its contents
-    rows = [(name, *(cell(cells.get((name, column))) for column in columns)) for name in names]
-    heads, protocols, judged = [], {}, defaultdict(list)
+    heads, protocols, counts = [], {}, defaultdict(list)
     for column, content in columns.items():
-        kind, _, where = column.partition("-")
-        heads.append(f"{MEASURES[kind]}, {where}")
+        kind, _, data_set = column.partition("-")
+        heads.append(f"{MEASURES[kind]}, {data_set}")
         protocols[kind] = sentence(content["protocols"][0]["protocol"])
-        judged[kind].append(f"{where} {content.get('images', content.get('sequences'))}")
-    words = [note(f"{MEASURES[kind]}: {protocol} Judged: {', '.join(judged[kind])}.") for kind, protocol in protocols.items()]
-    return join([table("backbones", ("backbone", *heads), rows), *words])
+        counts[kind].append(f"{data_set} {content.get('images', content.get('sequences'))}")
+    notes = [f"{MEASURES[kind]}: {text} Evaluated on: {', '.join(counts[kind])}." for kind, text in protocols.items()]
+    rows = [(name, [cell(cells.get((name, column))) for column in columns]) for name in names]
+    return {"heads": heads, "rows": rows, "notes": notes}
 
 
 def cell(content: Record | None) -> str:

@@ -1,14 +1,14 @@
-"""Two or more runs on one page: what differs in their params and numbers, and the same pictures side by side.
+"""Two or more runs on one page: the params and numbers that differ, and the same pictures side by side.
 
 `unseg compare RUN RUN [RUN ...] -o PAGE.html`. A run is a folder as `dvc repro` leaves it (a clone, or a work
-tree of Git, see docs/evaluation.md). The first is what the others are compared with. Clusters have the colours of their classes;
+tree of Git, see docs/evaluation.md). The others are compared with the first. Clusters have the colours of their classes;
 without truth, of the clusters of the first run that they share most pixels with.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -20,13 +20,13 @@ from unseg.core.storage import read_json
 from unseg.data import photos
 from unseg.evaluation import metrics
 from unseg.report import pictures, sheets
-from unseg.report.page import DASH, Html, Section, document, fold, html, join, note, percent, table
-from unseg.report.sections import contact, plain, scalars
+from unseg.report.page import DASH, Section, percent, plain, render, scalars
 from unseg.report.sheets import Row, Tile
 
 Record = dict[str, Any]
-PICTURES = 24  # on the page, at the most
-LEADING = ("miou", "pixel_accuracy", "AP50", "mean_iou")  # last parts of the numbers that are shown first
+Source = Literal["params", "numbers", "class_iou"]  # fields of ComparedRun
+PICTURES = 24  # images on the page, at most
+HEADLINE = ("miou", "pixel_accuracy", "AP50", "mean_iou")  # last parts of the numbers that are shown first
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ComparedRun:
     params: Record  # by dotted key
     numbers: Record  # by file and dotted key
     root: Path  # of the photographs
-    judged: dict[str, ImageRecord]  # by file name
+    eval_images: dict[str, ImageRecord]  # by file name
     predictions: LabelMaps
     truth: LabelMaps
     classes: list[str]  # background first; empty without truth
@@ -45,168 +45,186 @@ class ComparedRun:
     class_iou: dict[str, float | None]
     image_iou: dict[str, float | None]
 
+    def prediction(self, file_name: str) -> np.ndarray:
+        """The final label map of an evaluation image, [H, W] uint8."""
+        return self.predictions[self.eval_images[file_name]]
+
+
+class ValueRow(NamedTuple):
+    """A value of each run, and the differences to the first run."""
+
+    key: str
+    values: list[str]
+    gains: list[str]
+
 
 def read(folder: Path, name: str) -> ComparedRun:
-    """Raises: InputError, where the folder holds no finished run."""
+    """Raises InputError if the folder holds no finished run."""
     file, details = folder / "params.yaml", folder / "results/details"
     if not file.exists():
         raise InputError(f"{file}: no such file; name a folder in which `dvc repro` ran")
     final = params.value("final", str, file)
     files = sorted([*details.glob("*.json"), *details.glob("clustering/*/scores.json")])
-    found = {f.relative_to(details).as_posix(): read_json(f) for f in files}
-    own = details / "clustering" / final
-    if not (own / "image_iou.json").exists():
-        raise InputError(f"{folder} holds no finished run of this version of unseg ({own}/image_iou.json); run `dvc repro` there")
-    ious, single = read_json(own / "class_iou.json"), read_json(own / "image_iou.json")
+    scores = {f.relative_to(details).as_posix(): read_json(f) for f in files}
+    clustering = details / "clustering" / final
+    if not (clustering / "image_iou.json").exists():
+        missing = clustering / "image_iou.json"
+        raise InputError(f"{folder} holds no finished run of this version of unseg ({missing}); run `dvc repro` there")
+    ious, image_ious = read_json(clustering / "class_iou.json"), read_json(clustering / "image_iou.json")
     return ComparedRun(
         name=name,
         params={key: str(x) if isinstance(x, list) else x for key, x in params.flatten(params.read(file)).items()},
-        numbers={f"{file}: {key}": x for file, content in found.items() for key, x in scalars(content)},
+        numbers={f"{file}: {key}": x for file, content in scores.items() for key, x in scalars(content)},
         root=folder / params.value("data.images", str, file),
-        judged={image.file_name: image for image in eval_images(folder / "data/images.json")},
+        eval_images={image.file_name: image for image in eval_images(folder / "data/images.json")},
         predictions=LabelMaps(folder / f"data/predictions/{final}.zip"),
         truth=LabelMaps(folder / "data/truth.zip", "semantic/"),
         classes=class_names(folder / "data/truth.zip"),
         matched={row["cluster"]: c for c, row in enumerate(ious) if row["cluster"] is not None},
         class_iou={row["class"]: row["iou"] for row in ious},
-        image_iou={row["file_name"]: row["iou"] for row in single},
+        image_iou={row["file_name"]: row["iou"] for row in image_ious},
     )
 
 
-def shared(runs: Sequence[ComparedRun]) -> list[str]:
-    """The file names of the images that all runs judged, at one size.
+def read_runs(folders: Sequence[Path]) -> list[ComparedRun]:
+    """Runs by the names of their folders, or by whole paths if two have the same name. Raises InputError as `read`."""
+    names = [folder.resolve().name for folder in folders]
+    unique = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+    return [read(folder, name) for folder, name in zip(folders, unique, strict=True)]
 
-    Raises:
-        InputError: there is none.
-    """
-    first = runs[0].judged
-    names = [n for n in first if all(n in r.judged and r.judged[n].size == first[n].size for r in runs)]
+
+def common_images(runs: Sequence[ComparedRun]) -> list[str]:
+    """The file names of the evaluation images that all runs have, at the same size. Raises InputError if there are none."""
+    first = runs[0].eval_images
+    names = [n for n in first if all(n in r.eval_images and r.eval_images[n].size == first[n].size for r in runs)]
     if not names:
-        raise InputError(f"{', '.join(r.name for r in runs)}: no judged image is in all of them; compare runs on the same images")
+        raise InputError(f"{', '.join(r.name for r in runs)} have no evaluation image in common; compare runs on the same images")
     return names
 
 
-def changes(runs: Sequence[ComparedRun], names: Sequence[str]) -> dict[str, float]:
-    """How much each image changed: the largest difference of its mIoU to the first run's; without truth, of its labels: the
-    share of pixels that have another cluster, clusters renamed. Larger is more; below 0: worse than in the first run."""
-    if all(run.image_iou.get(n) is not None for run in runs for n in names[:1]):
-        found = {}
+def image_changes(runs: Sequence[ComparedRun], names: Sequence[str]) -> dict[str, float]:
+    """How much each image changed: the largest difference of its mIoU to the first run's, below 0 if it is worse.
+
+    Without truth, the fraction of pixels that have another cluster, after the clusters are matched.
+    """
+    if all(run.image_iou.get(names[0]) is not None for run in runs):
+        gains = {}
         for n in names:
-            known = [run.image_iou.get(n) for run in runs]
-            gains = [x - known[0] for x in known[1:] if x is not None and known[0] is not None]
-            found[n] = max(gains, key=abs) if gains else 0.0
-        return found
-    likes = [np.arange(256), *(equal(runs[0], other, names) for other in runs[1:])]
-    parts = {}
+            first, *others = (run.image_iou.get(n) for run in runs)
+            gains[n] = max((x - first for x in others if x is not None and first is not None), key=abs, default=0.0)
+        return gains
+    luts, fractions = matched_luts(runs, names), {}
     for n in names:
-        maps = [like[run.predictions[run.judged[n]]] for run, like in zip(runs, likes, strict=True)]
-        parts[n] = max(float((other != maps[0]).mean()) for other in maps[1:])
-    return parts
+        first_map, *maps = (lut[run.prediction(n)] for run, lut in zip(runs, luts, strict=True))
+        fractions[n] = max(float((other != first_map).mean()) for other in maps)
+    return fractions
 
 
-def equal(first: ComparedRun, other: ComparedRun, names: Sequence[str]) -> np.ndarray:
-    """Of each label of the other run the first run's label that it shares most with, one to one: [256]; 254 for none."""
+def matched_luts(runs: Sequence[ComparedRun], names: Sequence[str]) -> list[np.ndarray]:
+    """For each run, a table [256] from its labels to those of the first run."""
+    return [np.arange(256), *(match_labels(runs[0], other, names) for other in runs[1:])]
+
+
+def match_labels(first: ComparedRun, other: ComparedRun, names: Sequence[str]) -> np.ndarray:
+    """[256]: for each label of the other run the label of the first run with the largest IoU, one to one; 254 for none."""
     counts = np.zeros((255, 255), np.int64)
     for n in track(names, "compare"):
-        counts += metrics.confusion(first.predictions[first.judged[n]], other.predictions[other.judged[n]], 255, 255)
-    found = metrics.match(counts, by="iou", fixed_background=True)
-    return np.append(np.where(found < 0, 254, found), 255)
+        counts += metrics.confusion(first.prediction(n), other.prediction(n), 255, 255)
+    matched = metrics.match(counts, by="iou", fixed_background=True)
+    return np.append(np.where(matched < 0, 254, matched), 255)
 
 
 def schemes(runs: Sequence[ComparedRun], names: Sequence[str]) -> list[pictures.Scheme]:
-    """Colours of each run's clusters, alike for what is alike."""
+    """The colours of each run's clusters; matched clusters have the same colour."""
     ks = [int(run.params["cluster.k"]) for run in runs]
-    if all(run.classes == runs[0].classes and run.classes for run in runs):
+    if runs[0].classes and all(run.classes == runs[0].classes for run in runs):
         return [pictures.scheme(k, run.classes, run.matched) for k, run in zip(ks, runs, strict=True)]
-    own = ["background", *(f"cluster {k}" for k in range(ks[0]))]
-    likes = [np.arange(256), *(equal(runs[0], other, names) for other in runs[1:])]
+    clusters = ["background", *(f"cluster {k}" for k in range(ks[0]))]
     return [
-        pictures.scheme(k, own, {c: int(like[c + 1]) for c in range(k) if 0 < like[c + 1] < len(own)})
-        for k, like in zip(ks, likes, strict=True)
+        pictures.scheme(k, clusters, {c: int(lut[c + 1]) for c in range(k) if 0 < lut[c + 1] < len(clusters)})
+        for k, lut in zip(ks, matched_luts(runs, names), strict=True)
     ]
 
 
-def rows(runs: Sequence[ComparedRun], names: Sequence[str], among: Sequence[str]) -> list[Row]:
-    """A row of pictures for each name: the photograph, each run's final segmentation, the truth."""
-    colours, made = schemes(runs, among), []
-    first = runs[0]
+def contact_rows(runs: Sequence[ComparedRun], names: Sequence[str], scheme_images: Sequence[str]) -> list[Row]:
+    """Pictures of each image: the photograph, each run's final segmentation, the truth.
+
+    Args:
+        scheme_images: the images by which clusters are matched for their colours.
+    """
+    first, rows = runs[0], []
+    colours = schemes(runs, scheme_images)
     for n in track(names, "draw"):
-        image = first.judged[n]
+        image = first.eval_images[n]
         photo = pictures.tile(photos.read(first.root, image), sheets.TILE)
         tiles = [Tile("photograph", photo)]
-        for run, colour in zip(runs, colours, strict=True):
-            tags = {k + 1: name or f"cluster {k}" for k, name in enumerate(colour.names)}
-            labels, iou = run.predictions[run.judged[n]], run.image_iou.get(n)
-            words = f"mIoU {percent(iou)}; " if iou is not None else ""
-            drawn = pictures.paint(photo, pictures.fit(labels, photo), *colour.table(), tags)
-            tiles.append(Tile(run.name, drawn, words + sheets.shares(labels, tags)))
+        for run, scheme in zip(runs, colours, strict=True):
+            tags = {k + 1: scheme.title(k) for k in range(len(scheme.clusters))}
+            drawn, iou = sheets.draw_labels(run.name, photo, run.prediction(n), scheme.table(), tags), run.image_iou.get(n)
+            tiles.append(drawn if iou is None else drawn._replace(note=f"mIoU {percent(iou)}; {drawn.note}"))
         if image in first.truth:
-            labels, tags = first.truth[image], dict(enumerate(first.classes))
-            drawn = pictures.paint(photo, pictures.fit(labels, photo), *colours[0].truth_table(), tags)
-            tiles.append(Tile("truth", drawn, sheets.shares(labels, tags)))
-        made.append((n, tiles))
-    return made
+            table, classes = colours[0].truth_table(), dict(enumerate(first.classes))
+            tiles.append(sheets.draw_labels("truth", photo, first.truth[image], table, classes))
+        rows.append((n, tiles))
+    return rows
 
 
-def side_by_side(runs: Sequence[ComparedRun], which: str, keys: Iterable[str]) -> Html:
-    """A table of values by key, with the difference to the first run where there are two numbers."""
-    lines = []
+def side_by_side(runs: Sequence[ComparedRun], source: Source, keys: Iterable[str]) -> list[ValueRow]:
+    """The values by key, and the difference to the first run if both are numbers."""
+    rows = []
     for key in keys:
-        values = [getattr(run, which).get(key) for run in runs]
-        gains = [f"{b - values[0]:+.4g}" if number(b) and number(values[0]) else DASH for b in values[1:]]
-        lines.append((key, *map(plain, values), *gains))
-    head = ("", *(run.name for run in runs), *(f"{run.name} − {runs[0].name}" for run in runs[1:]))
-    return table(which, head, lines)
+        values = [getattr(run, source).get(key) for run in runs]
+        gains = [f"{x - values[0]:+.4g}" if is_number(x) and is_number(values[0]) else DASH for x in values[1:]]
+        rows.append(ValueRow(key, [*map(plain, values)], gains))
+    return rows
 
 
-def differing(runs: Sequence[ComparedRun], which: str) -> list[str]:
+def differing(runs: Sequence[ComparedRun], source: Source) -> list[str]:
     """The keys whose values are not the same in all runs, in the order in which they first occur."""
-    keys = dict.fromkeys(key for run in runs for key in getattr(run, which))
-    return [key for key in keys if len({plain(getattr(run, which).get(key)) for run in runs}) > 1]
+    keys = dict.fromkeys(key for run in runs for key in getattr(run, source))
+    return [key for key in keys if len({plain(getattr(run, source).get(key)) for run in runs}) > 1]
 
 
 def compare(runs: Sequence[ComparedRun]) -> bytes:
     """The page."""
-    names = shared(runs)
-    change = changes(runs, names)
+    names = common_images(runs)
+    change = image_changes(runs, names)
     ranked = sorted(names, key=lambda n: (-abs(change[n]), n))[:PICTURES]
     ranked.sort(key=lambda n: (change[n], n))
-    known = dict.fromkeys(key for run in runs for key in run.numbers)
-    leading = [key for key in known if key.rpartition(".")[2].rpartition(" ")[2] in LEADING]
-    rest = [key for key in differing(runs, "numbers") if key not in leading]
-    changed = differing(runs, "params")
-    body = side_by_side(runs, "params", changed) if changed else note("All params are the same.")
-    parts = [Section("params", "Params that differ", body)]
-    more = fold(f"{len(rest)} more numbers that differ", side_by_side(runs, "numbers", rest)) if rest else ""
-    parts.append(Section("numbers", "Numbers", join([side_by_side(runs, "numbers", leading), more])))
+    keys = dict.fromkeys(key for run in runs for key in run.numbers)
+    headline = [key for key in keys if key.rpartition(".")[2].rpartition(" ")[2] in HEADLINE]
+    others = [key for key in differing(runs, "numbers") if key not in headline]
+    run_names = [run.name for run in runs]
+    head = ["", *run_names, *(f"{name} − {run_names[0]}" for name in run_names[1:])]
+
+    def section(title: str, source: Source, keys: Iterable[str], others: Iterable[str] = ()) -> Section:
+        rows, more = side_by_side(runs, source, keys), side_by_side(runs, source, others)
+        return Section(source, title, "differences", {"label": source, "head": head, "rows": rows, "others": more})
+
+    sections = [
+        section("Params that differ", "params", differing(runs, "params")),
+        section("Numbers", "numbers", headline, others),
+    ]
     if classes := dict.fromkeys(c for run in runs for c in run.class_iou):
-        parts.append(Section("classes", "IoU of each class", side_by_side(runs, "class_iou", classes)))
-    how = "from the most that was lost to the most that was gained" if runs[0].image_iou else "from the least to the most changed"
-    words = note(f"Of {len(names)} images in all runs the {len(ranked)} that changed most, {how}.")
-    parts.append(Section("pictures", "Pictures", join([words, contact(rows(runs, ranked, names))])))
-    lead = Html(f'<p class="lead">{html(" · ".join(run.name for run in runs))}: {len(names)} judged images in common.</p>')
-    return document("unseg comparison", lead, parts)
+        sections.append(section("IoU of each class", "class_iou", classes))
+    order = "from the largest loss to the largest gain" if runs[0].image_iou else "from the least to the most changed"
+    note = f"Of {len(names)} images in all runs the {len(ranked)} that changed most, {order}."
+    sections.append(Section("pictures", "Pictures", "contact", {"note": note, "rows": contact_rows(runs, ranked, names)}))
+    return render("compare", sections, runs=runs, count=len(names))
 
 
-def opened(folders: Sequence[Path]) -> list[ComparedRun]:
-    """Runs by the names of their folders, or by whole paths where two have one name. Raises: InputError."""
-    names = [folder.resolve().name for folder in folders]
-    named = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
-    return [read(folder, name) for folder, name in zip(folders, named, strict=True)]
-
-
-def spoken(runs: Sequence[ComparedRun]) -> str:
-    """Params and leading numbers that differ, for a terminal: each run's value, and the difference to the first run's."""
+def summary(runs: Sequence[ComparedRun]) -> str:
+    """The params and numbers that differ, for a terminal: each run's value, and the difference to the first run's."""
     lines = [" | ".join(run.name for run in runs)]
-    for which in ("params", "numbers"):
-        keys = differing(runs, which)
-        lines.append(which if keys else f"{which}: no difference")
-        for key in keys:
-            values = [getattr(run, which).get(key) for run in runs]
-            gains = [b - values[0] for b in values[1:] if number(b) and number(values[0])]
-            lines.append(f"  {key}: {' | '.join(map(plain, values))}" + "".join(f" ({gain:+.4g})" for gain in gains))
+    sources: tuple[Source, ...] = ("params", "numbers")
+    for source in sources:
+        keys = differing(runs, source)
+        lines.append(source if keys else f"{source}: no difference")
+        for row in side_by_side(runs, source, keys):
+            gains = "".join(f" ({gain})" for gain in row.gains if gain != DASH)
+            lines.append(f"  {row.key}: {' | '.join(row.values)}{gains}")
     return "\n".join(lines)
 
 
-def number(x: object) -> bool:
+def is_number(x: object) -> bool:
     return isinstance(x, int | float) and not isinstance(x, bool)

@@ -1,8 +1,10 @@
 """Drawing for the report: colours, label maps laid over photographs, sheets of tiles.
 
-Colours: seven of Okabe and Ito's (background is the dimmed photograph, so black is left out), then colours of the golden
-angle, each as far as can be from those before it to normal, deuteranope and protanope eyes (OKLab, Ottosson 2020; dichromacy
-after Machado et al. 2009). Colour is never the only carrier: regions have outlines and tags, clusters without a class stripes.
+Colours: seven of Okabe and Ito's (without black: the background is the dimmed photograph), then colours of the golden angle,
+each as far as possible from those before it in normal, deuteranope and protanope vision (OKLab, Ottosson 2020; dichromacy after
+Machado et al. 2009). colorcet's glasbey_light has 256 colours where a report may need 334, and among the first 20 of them a
+colour-blind reader sees two 0.004 apart (here 0.06; 0.02 is just noticeable). Regions also have outlines and tags, and clusters
+without a class stripes.
 
 Shapes: H rows, W columns of a tile; N colours; pixels are uint8 RGB unless said otherwise.
 """
@@ -20,16 +22,16 @@ from unseg.clustering.naming import ClusterNames
 from unseg.core.label_maps import IGNORE_LABEL
 
 OKABE_ITO = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
-CANDIDATES = 2048  # colours to choose from after those
-DIM, INK = 0.6, 0.6  # brightness of what is background; weight of the colour where something is painted
+CANDIDATES = 2048  # further colours to choose from
+DIM, INK = 0.6, 0.6  # brightness of the background; weight of the colour in a region
 QUALITY = 80  # of JPEGs
-SMALL = 500_000  # bytes that a sheet may have
-LETTERS = 24  # of a tag
+MAX_BYTES = 500_000  # of a sheet
+MAX_LETTERS = 24  # of a tag
 GAP, HEAD = 6, 22  # pixels between the tiles of a sheet, and above them
 
 RGB_TO_LMS = np.array([[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]])
 LMS_TO_LAB = np.array([[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]])
-EYES = np.array(
+VISION = np.array(
     [
         np.eye(3),
         [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],  # deuteranope
@@ -44,33 +46,33 @@ def palette(count: int) -> np.ndarray:
     light, chroma, hue = 0.48 + 0.44 * (i * 0.7549 % 1), 0.04 + 0.14 * (i * 0.5698 % 1), np.deg2rad(i * 137.50776)
     lab = np.stack([light, chroma * np.cos(hue), chroma * np.sin(hue)], 1)  # [CANDIDATES, 3]
     linear = (lab @ np.linalg.inv(LMS_TO_LAB).T) ** 3 @ np.linalg.inv(RGB_TO_LMS).T
-    drawn = (255 * linear.clip(0, 1) ** (1 / 2.2)).round().astype(np.uint8)
-    pool = np.concatenate([np.array(OKABE_ITO, np.uint8), drawn])
-    seen = perceived(pool)  # [eyes, N, 3]
-    near = np.full(len(pool), np.inf)  # distance to the nearest colour that is taken
+    candidates = (255 * linear.clip(0, 1) ** (1 / 2.2)).round().astype(np.uint8)
+    pool = np.concatenate([np.array(OKABE_ITO, np.uint8), candidates])
+    lab_by_vision = oklab(pool)  # [visions, N, 3]
+    distance = np.full(len(pool), np.inf)  # to the nearest chosen colour
     chosen = list(range(min(count, len(OKABE_ITO))))
     for k in range(count):
         if k == len(chosen):
-            chosen.append(int(near.argmax()))
-        near = np.minimum(near, np.linalg.norm(seen - seen[:, [chosen[k]]], axis=2).min(0))
+            chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.linalg.norm(lab_by_vision - lab_by_vision[:, [chosen[k]]], axis=2).min(0))
     return pool[chosen]
 
 
-def perceived(colours: np.ndarray) -> np.ndarray:
-    """OKLab coordinates of [N, 3] uint8 as seen by each kind of EYES, [eyes, N, 3]; a distance of 0.02 can just be seen."""
-    linear = np.einsum("eij,nj->eni", EYES, (colours / 255.0) ** 2.2).clip(0, 1)
+def oklab(colours: np.ndarray) -> np.ndarray:
+    """OKLab coordinates of [N, 3] uint8 in each kind of VISION, [visions, N, 3]; a distance of 0.02 is just noticeable."""
+    linear = np.einsum("eij,nj->eni", VISION, (colours / 255.0) ** 2.2).clip(0, 1)
     return np.asarray(np.cbrt(linear @ RGB_TO_LMS.T) @ LMS_TO_LAB.T)
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """Who has which colour: a cluster that stands for a class has the class's, any other one of its own."""
+    """The colours and names of clusters and classes; a cluster that is matched to a class has the colour of the class."""
 
     clusters: np.ndarray  # [K, 3] uint8
     classes: np.ndarray  # [C, 3] uint8, background (drawn as the dimmed photograph) included
-    names: tuple[str | None, ...]  # of the K clusters' classes; None: stands for none
-    said: tuple[str | None, ...] = ()  # of the K clusters, by people (clusters.yaml); none where nothing is said
-    label_lut: np.ndarray = field(default_factory=lambda: np.arange(256, dtype=np.uint8))  # the label that each label turns into
+    names: tuple[str | None, ...]  # [K], of the matched classes; None: no class
+    user_names: tuple[str | None, ...]  # [K], from clusters.yaml
+    label_lut: np.ndarray = field(default_factory=lambda: np.arange(256, dtype=np.uint8))  # [256], merges of clusters.yaml
 
     def table(self) -> tuple[np.ndarray, np.ndarray]:
         """For a map of clusters (0 background, k + 1): colours [256, 3] and stripes [256] bool."""
@@ -80,48 +82,53 @@ class Scheme:
             striped[1 : len(self.clusters) + 1] = [name is None for name in self.names]
         return table, striped
 
-    def title(self, cluster: int) -> str:
-        """What people call it, or else the class it stands for, or else its number."""
-        said = self.said[cluster] if self.said else None
-        return said or self.names[cluster] or f"cluster {cluster}"
-
-    def fate(self, cluster: int) -> str:
-        """What clusters.yaml makes of it, in words: "merged into dog", "ignored", or nothing."""
-        label = int(self.label_lut[cluster + 1])
-        if label == cluster + 1:
-            return ""
-        return "ignored" if label == IGNORE_LABEL else f"merged into {self.title(label - 1) if label else 'background'}"
-
     def truth_table(self) -> tuple[np.ndarray, np.ndarray]:
         """For a map of classes; nothing is striped."""
         table = np.zeros((256, 3), np.uint8)
         table[: len(self.classes)] = self.classes
         return table, np.zeros(256, bool)
 
+    def title(self, cluster: int) -> str:
+        """The user's name, or else the class, or else the number."""
+        return self.user_names[cluster] or self.names[cluster] or f"cluster {cluster}"
+
+    def merge_note(self, cluster: int) -> str:
+        """What clusters.yaml does with it: "merged into dog", "ignored", or ""."""
+        label = int(self.label_lut[cluster + 1])
+        if label == cluster + 1:
+            return ""
+        return "ignored" if label == IGNORE_LABEL else f"merged into {self.title(label - 1) if label else 'background'}"
+
+    def remarks(self, cluster: int) -> str:
+        """The user's name and the merge, to follow the number: ", dog (merged into cat)" or ""."""
+        name, merged = self.user_names[cluster], self.merge_note(cluster)
+        return (f", {name}" if name else "") + (f" ({merged})" if merged else "")
+
 
 def scheme(clusters: int, classes: Sequence[str], matched: dict[int, int]) -> Scheme:
     """Colours for clusters 0..K-1 and classes (background first, empty without truth).
 
     Args:
-        matched: class of each matched cluster; a cluster that stands for background counts as one without a class here,
-            so that it can be told from what was left unpainted.
+        matched: class of each matched cluster. A cluster that is matched to background counts as one without a class, so that
+            it differs from unpainted background.
     """
     objects = max(len(classes) - 1, 0)
     colours = palette(objects + clusters)
-    spare = iter(range(objects, objects + clusters))
-    named = {k: c for k, c in matched.items() if c > 0}
-    own = [named[k] - 1 if k in named else next(spare) for k in range(clusters)]
-    of_classes = np.concatenate([np.full((1, 3), 128, np.uint8), colours[:objects]])[: len(classes)]
-    return Scheme(colours[own], of_classes, tuple(classes[named[k]] if k in named else None for k in range(clusters)))
+    unused = iter(range(objects, objects + clusters))
+    class_of = {k: c for k, c in matched.items() if c > 0}
+    indices = [class_of[k] - 1 if k in class_of else next(unused) for k in range(clusters)]
+    class_colours = np.concatenate([np.full((1, 3), 128, np.uint8), colours[:objects]])[: len(classes)]
+    names = tuple(classes[class_of[k]] if k in class_of else None for k in range(clusters))
+    return Scheme(colours[indices], class_colours, names, (None,) * clusters)
 
 
-def renamed(scheme: Scheme, clusters: ClusterNames) -> Scheme:
-    """The scheme with what people say of the clusters: names, colours, merges."""
-    colours, becomes = scheme.clusters.copy(), clusters.label_lut()
+def apply_names(scheme: Scheme, clusters: ClusterNames) -> Scheme:
+    """The scheme with the names, colours and merges of clusters.yaml."""
+    colours = scheme.clusters.copy()
     for k, entry in clusters.entries.items():
         colours[k] = entry.colour or colours[k]
-    said = tuple(clusters.entry(k).name for k in range(clusters.count))
-    return replace(scheme, clusters=colours, said=said, label_lut=becomes)
+    names = tuple(clusters.entry(k).name for k in range(clusters.count))
+    return replace(scheme, clusters=colours, user_names=names, label_lut=clusters.label_lut())
 
 
 def tile(photo: Pillow.Image, side: int) -> np.ndarray:
@@ -131,7 +138,7 @@ def tile(photo: Pillow.Image, side: int) -> np.ndarray:
     return np.asarray(photo.resize((width, height), Pillow.Resampling.LANCZOS))
 
 
-def fit(labels: np.ndarray, photo: np.ndarray) -> np.ndarray:
+def resize_labels(labels: np.ndarray, photo: np.ndarray) -> np.ndarray:
     """A map or mask at the size of a tile, nearest neighbour: [H, W]."""
     rows, cols = photo.shape[:2]
     return cv2.resize(labels.astype(np.uint8), (cols, rows), interpolation=cv2.INTER_NEAREST_EXACT).astype(labels.dtype)
@@ -142,11 +149,11 @@ def grey(photo: np.ndarray) -> np.ndarray:
     return np.repeat((photo @ np.array([0.299, 0.587, 0.114]))[..., None], 3, 2)
 
 
-def edge(labels: np.ndarray) -> np.ndarray:
+def outline(labels: np.ndarray) -> np.ndarray:
     """Pixels with a neighbour (4) of another label, [H, W] bool."""
-    around = np.pad(labels, 1, mode="edge")
-    sides = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
-    return np.asarray(np.logical_or.reduce([labels != side for side in sides]))
+    padded = np.pad(labels, 1, mode="edge")
+    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    return np.asarray(np.logical_or.reduce([labels != n for n in neighbours]))
 
 
 def paint(
@@ -159,12 +166,12 @@ def paint(
     if striped.any():
         out[striped[labels] & lines & shown] *= 0.4
     out[(labels == IGNORE_LABEL) & lines] = 255
-    rim = edge(labels) & shown
+    rim = outline(labels) & shown
     out[rim] = table[labels[rim]]
     picture = out.clip(0, 255, out).astype(np.uint8)
-    there = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
-    places = [(spot, tags[k]) for k in there if tags and k not in (0, IGNORE_LABEL) and (spot := middle(labels == k))]
-    return lettered(picture, places, "mm")
+    present = np.flatnonzero(np.bincount(labels[shown], minlength=1)).tolist()
+    places = [(xy, tags[k]) for k in present if tags and k in tags and (xy := tag_position(labels == k))]
+    return draw_text(picture, places, "mm")
 
 
 def stripes(shape: tuple[int, ...]) -> np.ndarray:
@@ -173,8 +180,8 @@ def stripes(shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray((rows + cols) % 8 < 3)
 
 
-def middle(mask: np.ndarray) -> tuple[int, int] | None:
-    """xy of the pixel farthest from the outline; None where there is no room for a tag."""
+def tag_position(mask: np.ndarray) -> tuple[int, int] | None:
+    """xy of the pixel farthest from the outline; None if there is no room for a tag."""
     left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
     within = mask[top : top + height, left : left + width]
     depth = cv2.distanceTransform(np.pad(within, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
@@ -184,7 +191,7 @@ def middle(mask: np.ndarray) -> tuple[int, int] | None:
     return (left + int(col), top + int(row)) if depth[row, col] > 6 else None
 
 
-def boxed(
+def draw_instances(
     photo: np.ndarray,
     masks: Sequence[np.ndarray],
     labels: Sequence[int],
@@ -194,14 +201,15 @@ def boxed(
 ) -> np.ndarray:
     """Instances over a photograph, the first on top: masks [H, W] bool, their boxes, and a tag at each box's corner.
 
-    labels point into table and striped, as those of a map do.
+    Args:
+        labels: of each mask, as in a label map; indices into table and striped.
     """
     base, lines = grey(photo), stripes(photo.shape[:2])
     out = DIM * base
     for mask, label in reversed(list(zip(masks, labels, strict=True))):
         out[mask] = (1 - INK) * base[mask] + INK * table[label]
         out[mask & lines & striped[label]] *= 0.4
-        out[mask & edge(mask)] = table[label]
+        out[mask & outline(mask)] = table[label]
     image = Pillow.fromarray(out.clip(0, 255).astype(np.uint8))
     draw, corners = ImageDraw.Draw(image), []
     for mask, label, text in reversed(list(zip(masks, labels, tags, strict=True))):
@@ -209,15 +217,15 @@ def boxed(
         if rows.size:
             draw.rectangle((cols[0], rows[0], cols[-1], rows[-1]), outline=tuple(table[label].tolist()), width=2)
             corners.append(((int(cols[0]) + 4, int(rows[0]) + 2), text))
-    return lettered(np.asarray(image), corners, "la")
+    return draw_text(np.asarray(image), corners, "la")
 
 
-def lettered(picture: np.ndarray, places: Sequence[tuple[tuple[int, int], str]], anchor: str) -> np.ndarray:
-    """White letters with a dark rim at xy places, moved inwards where they would cross the picture's border."""
+def draw_text(picture: np.ndarray, places: Sequence[tuple[tuple[int, int], str]], anchor: str) -> np.ndarray:
+    """White text with a dark rim at xy places, moved inwards where it would cross the picture's border."""
     image = Pillow.fromarray(picture)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     for xy, text in places:
-        line = " ".join(text.encode("utf-8", "replace").decode().split())[:LETTERS]
+        line = " ".join(text.encode("utf-8", "replace").decode().split())[:MAX_LETTERS]
         left, top, right, bottom = draw.textbbox(xy, line, font, anchor, stroke_width=2)
         x = xy[0] - max(0, right - image.width) + max(0, -left)
         y = xy[1] - max(0, bottom - image.height) + max(0, -top)
@@ -226,9 +234,10 @@ def lettered(picture: np.ndarray, places: Sequence[tuple[tuple[int, int], str]],
 
 
 def crop(photo: Pillow.Image, mask: np.ndarray, side: int) -> np.ndarray:
-    """A square around the object in mask ([H, W] bool at the photograph's size, not empty), all else dimmed: [S, S, 3].
+    """A square around the object, the rest dimmed, black beyond the photograph: [S, S, 3].
 
-    Beyond the photograph's border there is black.
+    Args:
+        mask: [H, W] bool at the photograph's size, not empty.
     """
     rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     span = round(1.15 * max(rows[-1] - rows[0] + 1, cols[-1] - cols[0] + 1))
@@ -247,16 +256,16 @@ def sheet(rows: Sequence[Sequence[np.ndarray | None]], heads: Sequence[str], nam
     heights = [max((t.shape[0] for t in row if t is not None), default=HEAD) for row in rows]
     top = HEAD if heads else GAP
     canvas = np.full((top + sum(heights) + sum(above) + GAP * len(rows), GAP + columns * (side + GAP), 3), 24, np.uint8)
-    words = [((GAP + j * (side + GAP), 3), head) for j, head in enumerate(heads)]
+    texts = [((GAP + j * (side + GAP), 3), head) for j, head in enumerate(heads)]
     for row, name, space, height in zip(rows, names, above, heights, strict=True):
-        words.append(((GAP, top + 3), name))
+        texts.append(((GAP, top + 3), name))
         top += space
         for j, picture in enumerate(row):
             if picture is not None:
                 h, w = picture.shape[:2]
                 canvas[top : top + h, GAP + j * (side + GAP) :][:, :w] = picture
         top += height + GAP
-    return lettered(canvas, words, "la")
+    return draw_text(canvas, texts, "la")
 
 
 def jpeg(picture: np.ndarray) -> bytes:
@@ -265,8 +274,8 @@ def jpeg(picture: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def small_png(picture: np.ndarray, limit: int = SMALL) -> bytes:
-    """A PNG of 256 colours and at most `limit` bytes: smaller and smaller until it fits, down to 64 pixels across."""
+def small_png(picture: np.ndarray, limit: int = MAX_BYTES) -> bytes:
+    """A PNG of 256 colours and at most `limit` bytes, made smaller until it fits, down to 64 pixels across."""
     image = Pillow.fromarray(picture)
     while True:
         buffer = io.BytesIO()

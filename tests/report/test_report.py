@@ -6,11 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
+import factories
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,11 +21,11 @@ from PIL import Image as Pillow
 from stages import evaluate_clustering, evaluate_instances, report
 from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord, eval_images, evenly_spaced
+from unseg.core.instances import instance
 from unseg.core.label_maps import LabelMaps, write_label_maps
-from unseg.core.rle import coco_annotation, encode
 from unseg.core.storage import encode_png, read_json, to_json, write_json, write_zip
 from unseg.data import demo
-from unseg.report import backbones, charts, comparison, page, pictures, sections, sheets, unlabelled
+from unseg.report import backbones, charts, comparison, label_free, page, pictures, sections, sheets
 from unseg.serving.cli.main import main
 
 K = 7
@@ -32,6 +33,7 @@ SERIES = ("stability", "silhouette", "chance_stability", "chance_silhouette", "s
 HOSTILE = '<img src=x onerror="alert(1)">&amp;.png'
 CLASSES = ["background", *demo.CLASSES[:-1], "<b>cres'cent</b>"]
 EMPTY = {"meta", "img", "br"}  # tags that are never closed
+STYLE = (Path(page.__file__).parent / "templates/style.css").read_text()
 
 
 def project(
@@ -59,24 +61,25 @@ def project(
             labels[mask] = c
             cluster = (c + 1) % 6 if rng.random() < 0.8 else 6
             guess[np.roll(mask, 3, 1)] = cluster + 1
-            objects.append(coco_annotation(len(objects) + 1, i + 1, c, encode(mask)))
-            rle, score = encode(np.roll(mask, 2, 0)), round(float(rng.uniform(0.3, 1)), 3)
-            detections.append({**coco_annotation(0, i + 1, cluster, rle), "score": score})
+            objects.append(factories.instance(mask, i + 1, c, len(objects) + 1).to_coco())
+            score = round(float(rng.uniform(0.3, 1)), 3)
+            detections.append(factories.detection(np.roll(mask, 2, 0), score, i + 1, cluster))
         semantic[name], predicted[name] = labels, guess
         pseudo[name] = np.where(np.arange(size)[:, None] < 4, 255, guess).astype(np.uint8)
         if i != 1:
-            masks.append({**detections[-1], "id": len(masks) + 1})
-    detections.sort(key=lambda d: (d["image_id"], -d["score"]))
+            last = detections[-1]
+            masks.append(instance(len(masks) + 1, i + 1, last.category_id, last.mask).to_coco())
+    detections.sort(key=lambda d: (d.image_id, -d.score))
     clusters = [{"id": k, "name": f"cluster {k}"} for k in range(K)]
     write_json(root / "data/images.json", {"images": index})
     write_json(root / "data/rejected.json", {"rejected": [{"file_name": "a.txt", "reason": "no image"}]})
     objects_only = {"annotations": [{**m, "category_id": 0} for m in masks], "categories": [{"id": 0, "name": "object"}]}
     write_json(root / "data/masks.json", {"images": index} | objects_only)
     write_json(root / "data/instances.json", {"images": index, "annotations": masks, "categories": clusters})
-    write_json(root / "data/detections.json", detections)
-    learned, judged = ([r["file_name"] for r in part] for part in (index[:train], index[train:]))
-    write_label_maps(root / "data/labels-r0.zip", [(name, pseudo[name]) for name in learned])
-    write_label_maps(root / "data/predictions/r1.zip", [(name, predicted[name]) for name in judged])
+    write_json(root / "data/detections.json", [d.to_coco() for d in detections])
+    train_names, eval_names = ([r["file_name"] for r in part] for part in (index[:train], index[train:]))
+    write_label_maps(root / "data/labels-r0.zip", [(name, pseudo[name]) for name in train_names])
+    write_label_maps(root / "data/predictions/r1.zip", [(name, predicted[name]) for name in eval_names])
     members = [("classes.json", json.dumps({"classes": CLASSES if truth else []}).encode())]
     if truth:
         members += [(f"semantic/{name}.png", encode_png(labels)) for name, labels in semantic.items()]
@@ -102,7 +105,7 @@ def evaluate() -> None:
     evaluate_instances.main("data/images.json", "data/truth.zip", *made, *results)
     known = bool(json.loads(Path("results/details/instances.json").read_text())["images"])
     missing = {"images": 0, "needs": "ground truth: data/truth.zip has no semantic map of an image to learn from"}
-    quality = {key: 0.25 for key, _, _ in unlabelled.QUALITY} | {"images": 5, "clusters": K, "clusters_used": 6.0, "seeds": [0]}
+    quality = {key: 0.25 for key, _, _ in label_free.QUALITY} | {"images": 5, "clusters": K, "clusters_used": 6.0, "seeds": [0]}
     write_json("results/details/quality.json", quality | {"mask_flip": None})
     tried = [{"k": k, "wins": k == 6} | {f"{n}{s}": k / 20 for n in SERIES for s in ("", "_std")} for k in (4, 6, 8)]
     write_json("results/choose_k.json", {"best": 6, "as_good": [6, 8], "tried": tried, "repeats": 5, "objects": 4, "seeds": [0]})
@@ -138,7 +141,7 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.text += data if self.open[-1:] != ["style"] else ""
+        self.text += data.replace("\n", " ") if self.open[-1:] != ["style"] and not re.fullmatch(r"\s*\n\s*", data) else ""
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
@@ -200,7 +203,7 @@ def test_text_can_be_told_from_its_ground_in_both_schemes() -> None:
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    for block in re.findall(r":root\{(.*?)\}", page.STYLE):
+    for block in re.findall(r":root\{(.*?)\}", STYLE):
         colours = {name: light(value) for name, value in re.findall(r"--(\w+):#(\w+)", block)}
         for ground in ("paper", "panel"):
             for ink, least in {"ink": 7, "soft": 4.5, "warn": 4.5, "accent": 3}.items():
@@ -224,8 +227,8 @@ def test_every_scalar_of_every_metrics_file_is_there(full: tuple[Path, str]) -> 
     files = [*details.glob("clustering/*/scores.json"), *details.glob("*.json")]
     assert len(files) == 4 + 3
     for file in files:
-        for key, x in sections.scalars(read_json(file)):
-            assert f"{key}{sections.plain(x)}" in text  # cells of a row follow each other
+        for key, x in page.scalars(read_json(file)):
+            assert f"{key}{page.plain(x)}" in text  # cells of a row follow each other
 
 
 def test_quality_without_labels_and_the_choice_of_k_are_there(full: tuple[Path, str]) -> None:
@@ -253,15 +256,16 @@ def test_failures_are_the_worst_images_the_worst_first(full: tuple[Path, str]) -
 
 
 def test_what_a_class_is_taken_for() -> None:
-    rows = [
+    ious = [
         {"class": "a", "iou": 0.5, "cluster": 0},
         {"class": "b", "iou": 0.0, "cluster": None},
         {"class": "c", "iou": None, "cluster": None},
     ]
-    counts = np.array([[6, 0, 0, 2], [3, 0, 0, 1], [0, 0, 0, 0]])
+    counts, names = np.array([[6, 0, 0, 2], [3, 0, 0, 1], [0, 0, 0, 0]]), ["a", "b", "c", "(no class)"]
     scheme = pictures.scheme(1, ["a", "b", "c"], {0: 1})
     dash, space = "\N{EN DASH}", "\N{NO-BREAK SPACE}"
-    text = Reader(sections.class_bars(rows, ["a", "b", "c", "(no class)"], counts, scheme)).text
+    cells = [{"pixels": n, "prediction": name} for row in counts.tolist() for n, name in zip(row, names, strict=True)]
+    text = Reader(factories.section_html("classes", sections.classes(ious, cells, {}, scheme, {}))).text
     assert f"a50.075.066.7(no class) 25{space}%0" in text
     assert f"b0.00.0{dash}a 75{space}%none" in text
     assert f"cabsent{dash}{dash}{dash}{dash}none" in text
@@ -269,7 +273,10 @@ def test_what_a_class_is_taken_for() -> None:
 
 def test_lines_stay_apart_from_each_other() -> None:
     assert charts.spaced([10, 10, 5], 4) == [10, 14, 5]
-    drawn = charts.lines([2, 3], {"<a>": ([0.5, 0.5], [0, 0.1]), "b": ([-0.1, 0.5], [0.2, 0])}, "<x>")
+    chart = charts.lines([2, 3], [charts.Series([0.5, 0.5], [0, 0.1], "<a>"), charts.Series([-0.1, 0.5], [0.2, 0], "b")], "<x>")
+    assert chart.y_ticks[0] <= -0.3
+    assert abs(chart.series[0].name_y - chart.series[1].name_y) > 0.06
+    drawn = factories.section_html("sweep", {"chart": chart, "published": "1"})
     assert Reader(drawn).open == []
     assert "<a>" not in drawn
 
@@ -281,15 +288,15 @@ def test_the_component_table_is_the_papers(full: tuple[Path, str]) -> None:
     assert f"+ detector{miou}42.0+0.0" in text
     assert f"+ segmentation model (r0){miou}45.8+0.0" in text
     assert f"+ CRF round (r1){miou}48.9+0.0" in text
-    rows = [(str(i), {"miou": i / 10, "images": 1, "protocols": [{"number": "miou", "protocol": "p"}]}) for i in range(4)]
-    assert "330.048.9+10.0" in Reader(sections.components(rows)).text
+    scores = {str(i): {"miou": i / 10, "images": 1, "protocols": [{"number": "miou", "protocol": "p"}]} for i in range(4)}
+    assert "330.048.9+10.0" in Reader(factories.section_html("components", sections.components(scores))).text
 
 
 @pytest.mark.parametrize(("rounds", "rows"), [(["r1"], ["(r1)45.8"]), (["r0", "rx", "r1"], ["(r0)45.8", "(r1)48.9"])])
 def test_of_the_rounds_the_first_and_the_final_one_are_reported(bare: Path, rounds: list[str], rows: list[str]) -> None:
     text = Path("params.yaml").read_text()
     Path("params.yaml").write_text(text.replace("[r0, r1]", f"[{', '.join(rounds)}]"))
-    reader = Reader(write_report().replace(page.html(sections.UNMEASURED), ""))
+    reader = Reader(write_report().replace("not measured here", ""))
     assert re.findall(r"\(r\w\)4[58]\.[89]", reader.text) == rows
     assert ("clustering/r0/scores.json" in reader.text) == ("r0" in rounds)
     assert "Segmenter r1" in reader.text
@@ -299,12 +306,12 @@ def test_of_the_rounds_the_first_and_the_final_one_are_reported(bare: Path, roun
 def test_sheets_are_small_and_bytes_stay(full: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     root, text = full
     monkeypatch.chdir(root)
-    names = ["clusters.png", "contact-judged.png", "contact-train.png"]
+    names = ["clusters.png", "contact-eval.png", "contact-train.png"]
     before = {name: (root / "results/pictures" / name).read_bytes() for name in names}
     assert write_report("again.html", "again") == text
     assert {p.name: p.read_bytes() for p in Path("again").iterdir()} == before
     assert sorted(p.name for p in (root / "results/pictures").iterdir()) == names
-    assert max(map(len, before.values())) <= pictures.SMALL
+    assert max(map(len, before.values())) <= pictures.MAX_BYTES
 
 
 def test_without_truth_the_page_says_what_needs_it(bare: Path) -> None:
@@ -313,7 +320,7 @@ def test_without_truth_the_page_says_what_needs_it(bare: Path) -> None:
     assert "What it needs".lower() in text
     for step in ("masks", "detector", "r0", "r1"):
         assert f"clustering/{step}/scores.json" in text
-    assert text.count(sections.UNMEASURED) >= 8
+    assert text.count("not measured here") >= 8
     assert text.index("Quality without labels") < text.index("Components")
     assert "truth cluster" not in text
     assert "striped" not in text
@@ -365,25 +372,25 @@ def test_an_image_one_pixel_wide_and_nothing_found(bare: Path) -> None:
         write_label_maps(f"data/{name}.zip", [(r["file_name"], blank) for r in index["images"]])
     text = Reader(write_report()).text
     assert "all background" in text
-    assert "none was found" not in text  # no column at all
-    assert "Training images" not in text  # they are all judged ones
+    assert "no mask" not in text  # no column at all
+    assert "Training images" not in text  # they are all evaluation images
 
 
 def test_half_characters_in_names_do_not_stop_the_page() -> None:
-    text = page.document("t", page.named("a\udcffb"), [])
-    assert b"a?b" in text
+    text = page.render("sweep", [], name="a\udcffb")
+    assert b"<h1>a?b</h1>" in text
     picture = np.zeros((40, 90, 3), np.uint8)
-    assert pictures.lettered(picture, [((5, 5), "a\udcffb\n" + "x" * 500)], "la").shape == picture.shape
+    assert pictures.draw_text(picture, [((5, 5), "a\udcffb\n" + "x" * 500)], "la").shape == picture.shape
 
 
 def test_a_report_needs_pictures() -> None:
-    with pytest.raises(ValueError, match=r"report\.pictures is 0"):
-        page.Report(pictures=0, exemplars=3)
+    with pytest.raises(InputError, match=r"report\.pictures is 0"):
+        factories.group("report", page.Report, pictures=0)
 
 
 def test_the_stage_does_not_import_torch() -> None:
     words = "import sys, stages.report; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", words], cwd=Path(__file__).parents[1], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", words], cwd=Path(__file__).parents[2], check=False).returncode == 0
 
 
 # ------------------------------------------------------------------------------------------ pictures and numbers
@@ -391,7 +398,7 @@ def test_the_stage_does_not_import_torch() -> None:
 
 @pytest.mark.parametrize(("count", "least"), [(7, 0.07), (20, 0.06), (64, 0.03), (255, 0.012)])
 def test_colours_can_be_told_apart_by_all_eyes(count: int, least: float) -> None:
-    seen = pictures.perceived(pictures.palette(count))
+    seen = pictures.oklab(pictures.palette(count))
     distance = np.linalg.norm(seen[:, :, None] - seen[:, None], axis=3)
     assert distance[:, ~np.eye(count, dtype=bool)].min() > least
     np.testing.assert_array_equal(pictures.palette(count)[:7], pictures.OKABE_ITO)
@@ -399,7 +406,7 @@ def test_colours_can_be_told_apart_by_all_eyes(count: int, least: float) -> None
 
 
 def test_perceived_lightness_of_white_black_and_grey() -> None:
-    lab = pictures.perceived(np.array([[255, 255, 255], [0, 0, 0], [128, 128, 128]], np.uint8))[0]
+    lab = pictures.oklab(np.array([[255, 255, 255], [0, 0, 0], [128, 128, 128]], np.uint8))[0]
     np.testing.assert_allclose(lab[:, 0], [1, 0, 0.6], atol=0.01)
     np.testing.assert_allclose(lab[:, 1:], 0, atol=2e-3)
 
@@ -443,7 +450,7 @@ def test_boxed_by_hand() -> None:
     mask[10:30, 5:25] = True
     table = np.zeros((256, 3), np.uint8)
     table[1], table[2] = (200, 0, 0), (0, 200, 0)
-    out = pictures.boxed(photo, [mask, mask], [1, 2], ["", ""], table, np.zeros(256, bool))
+    out = pictures.draw_instances(photo, [mask, mask], [1, 2], ["", ""], table, np.zeros(256, bool))
     assert out[20, 15].tolist() == [160, 40, 40]  # the first hides the second
     assert out[10, 5].tolist() == out[29, 24].tolist() == [200, 0, 0]
     assert out[35, 35].tolist() == [60, 60, 60]
@@ -465,7 +472,7 @@ def test_tiles_have_the_side_asked_for(rows: int, cols: int) -> None:
     photo = pictures.tile(Pillow.new("L", (cols, rows)).convert("RGB"), 60)
     assert max(photo.shape[:2]) == 60
     assert min(photo.shape[:2]) >= 1
-    assert pictures.fit(np.ones((rows, cols), bool), photo).all()
+    assert pictures.resize_labels(np.ones((rows, cols), bool), photo).all()
 
 
 def test_a_sheet_that_does_not_fit_shrinks() -> None:
@@ -487,7 +494,7 @@ def test_spread_takes_evenly(items: list[int], count: int) -> None:
 
 def test_shares_in_words() -> None:
     labels = np.array([[0, 1, 1, 255]], np.uint8)
-    assert sheets.shares(labels, {1: "cat"}) == "cat 50\N{NO-BREAK SPACE}%, void 25\N{NO-BREAK SPACE}%"
+    assert sheets.describe_areas(labels, {1: "cat"}) == "cat 50\N{NO-BREAK SPACE}%, void 25\N{NO-BREAK SPACE}%"
 
 
 @given(st.floats(-1e6, 0, allow_subnormal=False), st.floats(1e-6, 1e6))
@@ -500,16 +507,18 @@ def test_ticks_hold_the_range(low: float, high: float) -> None:
 
 
 def test_curves_and_grids_are_whole_svg() -> None:
-    one: Any = [5.0]
+    macros = page.TEMPLATES.get_template("charts.html.j2").module
     for drawn in (
-        charts.curve(one, one, "<x>", "<y>"),
-        charts.curve([1, 2, 3], [-1, 0, 0.5], "step", "loss"),
-        charts.heat(np.array([[0.5, 0.5], [np.nan, np.nan]]), ["<a>", "b" * 99], ["<a>", "b"]),
-        charts.heat(np.eye(81), [str(i) for i in range(81)], [str(i) for i in range(81)]),
-        charts.bar(2.0),
+        macros.figure(charts.curve([5.0], [5.0], "<x>", "<y>")),  # type: ignore[attr-defined]
+        macros.figure(charts.curve([1, 2, 3], [-1, 0, 0.5], "step", "loss")),  # type: ignore[attr-defined]
+        macros.heat(np.array([[0.5, 0.5], [np.nan, np.nan]]), ["<a>", "b" * 99], ["<a>", "b"]),  # type: ignore[attr-defined]
+        macros.heat(np.eye(81), [str(i) for i in range(81)], [str(i) for i in range(81)]),  # type: ignore[attr-defined]
+        macros.bar(2.0),  # type: ignore[attr-defined]
     ):
         assert Reader(drawn).open == []
         assert "nan" not in drawn
+        assert not re.search("<[xya]>", drawn.replace("<a>b", ""))
+        assert "b" * 15 not in re.sub("<title>.*?</title>", "", drawn)
 
 
 # Backbones
@@ -565,14 +574,14 @@ def test_backbones_side_by_side(tmp_path: Path) -> None:
     (tmp_path / "README").write_text("no score")
     found = backbones.read(tmp_path, *LISTED)
     assert [column for column, _ in found] == ["linear-voc", "linear-my-voc", "linear-my-voc", "kmeans-voc", "video-davis"]
-    drawn = backbones.section(found, ["my-dino", "croc"])
+    drawn = factories.section_html("backbones", backbones.table(found, ["my-dino", "croc"]))
     cells = re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", drawn)
     assert cells[:5] == ["backbone", "linear mIoU, voc", "linear mIoU, my-voc", "K-means mIoU, voc", "J&amp;F, davis"]
     assert cells[5:10] == ["my-dino", page.DASH, "50.0", page.DASH, page.DASH]
     assert cells[10:] == ["croc", "12.5", "25.0", "10.0 ± 1.2", "47.4"]
     assert "<img" not in drawn
-    assert "linear mIoU: 1x1. Judged: voc 1449, my-voc 381." in drawn
-    assert "J&amp;F: Carried on. Judged: davis 3." in drawn
+    assert "linear mIoU: 1x1. Evaluated on: voc 1449, my-voc 381." in drawn
+    assert "J&amp;F: Carried on. Evaluated on: davis 3." in drawn
 
 
 def test_the_page_shows_backbones_where_there_are_scores(full: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -605,9 +614,9 @@ def test_an_image_shows_its_best_detection_at_least(scores: list[float], drawn: 
     for n, score in enumerate(scores):
         mask = np.zeros((240, 240), bool)
         mask[10 + 75 * n : 60 + 75 * n, 20:200] = True
-        detections.append({"category_id": 0, "segmentation": encode(mask), "score": score})
-    data = SimpleNamespace(detections={1: detections}, scheme=pictures.scheme(1, [], {}))
-    tile = sheets.detected(data, image, photo)  # type: ignore[arg-type]
+        detections.append(factories.detection(mask, score))
+    data = SimpleNamespace(detections={image: detections}, scheme=pictures.scheme(1, [], {}))
+    tile = sheets.draw_detections(data, image, photo)  # type: ignore[arg-type]
     assert tile.note == note
     painted = [tile.pixels[40 + 75 * n : 55 + 75 * n, 150:190].any() for n in range(len(scores))]  # type: ignore[index]
     assert painted == [n < drawn for n in range(len(scores))]
@@ -617,7 +626,7 @@ def test_an_image_shows_its_best_detection_at_least(scores: list[float], drawn: 
 
 
 def other_run(root: Path, truth: bool = True) -> Path:
-    """The same images as `full`, judged worse: everything is shifted, clusters are renamed, cluster.k is another."""
+    """The same images as `full`, predicted worse: everything is shifted, clusters are renamed, cluster.k is another."""
     project(root, truth=truth, names={1: "sub folder,ä.png", 3: HOSTILE})
     text = (root / "params.yaml").read_text()
     (root / "params.yaml").write_text(text.replace("k: 7", "k: 9").replace("report: {", "data: {images: photos}\nreport: {"))
@@ -659,8 +668,8 @@ def test_two_runs_side_by_side(
     moved = eval_images(first / "data/images.json")[0].file_name
     heads = re.findall(r"<h4><bdi>(.*?)</bdi></h4>", text)
     assert len(heads) == 3
-    assert heads[0] == page.html(moved)  # lost most
-    assert "3 judged images in common" in reader.text
+    assert heads[0] == escape(moved)  # lost most
+    assert "3 evaluation images in common" in reader.text
     again = compared(first, first)
     assert "All params are the same" in again
     assert "params: no difference" in capsys.readouterr().out
@@ -675,11 +684,11 @@ def test_without_truth_runs_are_compared_by_what_they_say(bare: Path, tmp_path: 
     second = other_run(tmp_path / "second", truth=False)
     shutil.copytree("results", second / "results", dirs_exist_ok=True)
     runs = [comparison.read(bare, "one"), comparison.read(second, "two")]
-    names = comparison.shared(runs)
+    names = comparison.common_images(runs)
     assert len(names) == 2  # the third has another name there
-    likes = comparison.equal(runs[0], runs[1], names)
+    likes = comparison.match_labels(runs[0], runs[1], names)
     assert likes[0] == 0
-    change = comparison.changes(runs, names)
+    change = comparison.image_changes(runs, names)
     assert change[names[0]] > 0.05  # moved
     assert change[names[1]] == 0  # renamed only
     assert "from the least to the most changed" in comparison.compare(runs).decode()
@@ -696,5 +705,5 @@ def test_what_cannot_be_compared(bare: Path, tmp_path: Path) -> None:
     index = read_json(tmp_path / "other/data/images.json")
     index["images"] = [{**r, "width": 65} for r in index["images"]]
     write_json(tmp_path / "other/data/images.json", index)
-    with pytest.raises(SystemExit, match="no judged image is in all of them"):
+    with pytest.raises(SystemExit, match="no evaluation image in common"):
         main(["compare", str(bare), str(tmp_path / "other"), "-o", "x.html"])

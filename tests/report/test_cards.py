@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
+import factories
 import numpy as np
 import pytest
 from PIL import Image as Pillow
 
 from unseg.clustering.naming import ClusterEntry, ClusterNames
 from unseg.core.image_index import ImageRecord
-from unseg.core.rle import coco_annotation, encode
 from unseg.report import cards, pictures
 
 
 def test_coherence_by_hand() -> None:
-    tokens = cards.centred(np.array([[10.0, 1], [10, 1], [10, -1], [10, -1]]))
+    tokens = cards.centre_tokens(np.array([[10.0, 1], [10, 1], [10, -1], [10, -1]]))
     assert tokens.tolist() == [[0, 1], [0, 1], [0, -1], [0, -1]]  # what all share is gone
     turned = np.array([[1.0, 0], [0.6, 0.8], [0, 1], [-1, 0]])
     cosines = cards.similarity(turned, np.array([0, 0, 0, 1]), 0)
@@ -26,21 +26,21 @@ def test_coherence_by_hand() -> None:
 def test_the_page_shows_the_most_and_the_least_typical(tmp_path: Path) -> None:
     mask = np.zeros((20, 20), bool)
     mask[5:12, 5:12] = True
-    index, found = [], []
+    images, instances = [], []
     angles = np.linspace(0, 1, 15)
     for i in range(15):
         Pillow.fromarray(np.full((20, 20, 3), 10 * i, np.uint8)).save(tmp_path / f"{i}.png")
-        index.append(ImageRecord(i + 1, f"{i}.png", 20, 20, "train"))
-        found.append(coco_annotation(i + 1, i + 1, 0, encode(mask)))
+        images.append(ImageRecord(i + 1, f"{i}.png", 20, 20, "train"))
+        instances.append(factories.instance(mask, i + 1, 0, i + 1))
     tokens = np.stack([np.cos(angles), np.sin(angles)], 1)
-    (card, empty) = cards.cards(str(tmp_path), index, found, tokens, 2)
-    assert card.typical[0][1] == "7.png"  # the middle one of a fan
-    assert {name for _, name in card.odd[:2]} == {"0.png", "14.png"}
+    (card, empty) = cards.cluster_cards(str(tmp_path), images, instances, tokens, 2)
+    assert card.typical[0].file_name == "7.png"  # the middle one of a fan
+    assert {name for _, name in card.atypical[:2]} == {"0.png", "14.png"}
     assert len(card.typical) == cards.TYPICAL
-    assert not {n for _, n in card.typical} & {n for _, n in card.odd}
+    assert not {n for _, n in card.typical} & {n for _, n in card.atypical}
     assert (empty.size, empty.typical) == (0, [])
     said = ClusterNames(2, {0: ClusterEntry(name="<b>dog</b>"), 1: ClusterEntry(ignore=True)})
-    page = cards.document([card, empty], said, pictures.renamed(pictures.scheme(2, [], {}), said), "clusters.yaml").decode()
+    page = cards.document([card, empty], said, pictures.apply_names(pictures.scheme(2, [], {}), said), "clusters.yaml").decode()
     assert "&lt;b&gt;dog&lt;/b&gt;" in page
     assert "<b>dog" not in page
     assert "(ignored)" in page
