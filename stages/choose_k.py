@@ -1,32 +1,35 @@
-"""How many clusters the objects make, without truth: a sweep over K and a recommendation. `cluster.k` stays as it is."""
+"""A sweep over the number of clusters and a recommendation, without truth. `cluster.k` does not change."""
 
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
 from unseg.clustering import choice
 from unseg.clustering.algorithms import Clustering
-from unseg.core import params
+from unseg.core import image_index, instances, params
 from unseg.core.console import run
-from unseg.core.image_index import train_images
-from unseg.core.storage import read_json, write_json
+from unseg.core.instances import Instance
+from unseg.core.storage import write_json
 
 
-def main(index: str, tokens: str, masks: str, out: str) -> None:
+def main(index: str, tokens: str, masks: str, output: str) -> None:
     q, seed = params.group("choose", choice.Choosing), params.value("seed", int)
-    kinds: dict[str, Any] = {"whiten": str, "components": int | None, "algorithm": str, "iterations": int, "neighbors": int}
-    read = {key: params.value(f"cluster.{key}", kind) for key, kind in kinds.items()}
-    p = Clustering(k=2, starts=q.starts, support=None, **read)
-    known, stored = {image.id for image in train_images(index)}, np.load(tokens)
-    image_of = {a["id"]: a["image_id"] for a in read_json(masks)["annotations"]}
-    learned = stored["tokens"][np.array([image_of[i] in known for i in stored["ids"].tolist()], bool)]
-    tried = choice.sweep(learned, p, q, seed)
-    if not tried.ks:
-        return write_json(out, {"needs": f"choose.ks in params.yaml: of {q.ks}, none is possible with {len(learned)} masks"})
-    advice = choice.advise(tried)
+    types = get_type_hints(Clustering, include_extras=True)
+    names = ("whiten", "components", "algorithm", "iterations", "neighbors")
+    values: dict[str, Any] = {name: params.value(f"cluster.{name}", types[name]) for name in names}
+    p = Clustering(k=2, starts=q.starts, support=None, **values)
+    train_ids, stored = {i.id for i in image_index.train_images(index)}, np.load(tokens)
+    in_train = {x.id: x.image_id in train_ids for x in instances.read(masks, Instance, image_index.read_images(index))}
+    train_tokens = stored["tokens"][np.array([in_train[i] for i in stored["ids"].tolist()], bool)]
+    trial = choice.sweep(train_tokens, p, q, seed)
+    if not trial.ks:
+        needs = f"choose.ks in params.yaml: of {q.ks}, none is possible with {len(train_tokens)} masks"
+        return write_json(output, {"needs": needs})
+    advice = choice.recommend(trial)
     print(f"K {advice.best} fits best; not to be told from it: {', '.join(map(str, advice.as_good))}")
-    about = {"objects": min(len(learned), q.objects), "repeats": q.repeats, "seeds": [seed]}
-    write_json(out, about | {"best": advice.best, "as_good": advice.as_good, "tried": choice.rows(tried, advice.wins)})
+    about = {"objects": min(len(train_tokens), q.objects), "repeats": q.repeats, "seeds": [seed]}
+    tried = choice.to_records(trial, advice.wins)
+    write_json(output, about | {"best": advice.best, "as_good": advice.as_good, "tried": tried})
 
 
 if __name__ == "__main__":

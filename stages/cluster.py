@@ -1,34 +1,41 @@
-"""Every mask gets a label: the cluster of its CLS token. Training images' masks are clustered; the others assigned."""
+"""The cluster of each mask, from its CLS token. The masks of training images are clustered, the others assigned."""
+
+from dataclasses import replace
 
 import numpy as np
 
 from unseg.clustering import algorithms
-from unseg.core import alarms, params, storage
+from unseg.core import alarms, image_index, instances, params, storage
 from unseg.core.console import InputError, run
+from unseg.core.instances import Instance
 
 
-def main(tokens: str, masks: str, out: str) -> None:
+def main(tokens: str, masks: str, output: str) -> None:
     p, seed = params.group("cluster", algorithms.Clustering), params.value("seed", int)
     alarm = params.group("alarms.clusters", alarms.ClusterAlarm)
-    stored, coco = np.load(tokens), storage.read_json(masks)
-    learned = {i["id"] for i in coco["images"] if i["split"] != "val"}
-    order = {int(a["id"]): a["image_id"] in learned for a in coco["annotations"]}
-    chosen = np.array([order[int(i)] for i in stored["ids"]], bool)
-    every = stored["tokens"]  # [M, D], read once: an .npz reads at each look
-    fit = every[chosen]
+    images, stored = image_index.read_images(masks), np.load(tokens)
+    objects = instances.read(masks, Instance, images)
+    train_ids = {i.id for i in images if i.split != "val"}
+    in_train = {x.id: x.image_id in train_ids for x in objects}
+    chosen = np.array([in_train[i] for i in stored["ids"].tolist()], bool)
+    all_tokens = stored["tokens"]  # [M, D], read once: an .npz reads on each access
+    fit = all_tokens[chosen]
     if p.support is not None:
         fit = np.concatenate([fit, np.load(p.support)["tokens"]])
     try:
-        labels = algorithms.cluster(every, fit, p, seed)
+        labels = algorithms.cluster(all_tokens, fit, p, seed)
     except ValueError as error:
         raise InputError(f"{tokens}: {error}") from None
-    label_of = dict(zip(stored["ids"].tolist(), labels.tolist(), strict=True))
-    annotations = [{**a, "category_id": label_of[a["id"]]} for a in coco["annotations"]]
-    categories = [{"id": k, "name": f"cluster {k}"} for k in range(p.k)]
-    storage.write_json(out, {"images": coco["images"], "annotations": annotations, "categories": categories})
+    label_by_id = dict(zip(stored["ids"].tolist(), labels.tolist(), strict=True))
+    content = {
+        "images": [vars(i) for i in images],
+        "annotations": [replace(x, category_id=label_by_id[x.id]).to_coco() for x in objects],
+        "categories": [{"id": k, "name": f"cluster {k}"} for k in range(p.k)],
+    }
+    storage.write_json(output, content)
     counts = np.bincount(labels[chosen], minlength=p.k)
     print("objects a cluster:", *counts.tolist())
-    alarm.look(out, counts)
+    alarm.check(output, counts)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""One object mask or more for each image, from the affinity graph of ViT keys."""
+"""Object masks of each image, from the affinity graph of ViT keys."""
 
 import json
-import math
 from collections.abc import Iterator
 from itertools import count
 
-from unseg.core import alarms, image_index, params, storage
+from unseg.core import alarms, image_index, instances, masks, params, storage
 from unseg.core.console import InputError, run
 from unseg.core.image_index import ImageRecord
-from unseg.core.rle import CLASS_AGNOSTIC, coco_annotation, encode
+from unseg.core.instances import CLASS_AGNOSTIC
+from unseg.core.masks import Mask
 from unseg.data import photos
 from unseg.engine.batching import Batches
 from unseg.engine.map_batches import map_batches
@@ -16,39 +16,38 @@ from unseg.mining import affinity, miner
 from unseg.models import vit
 
 
-def main(index: str, folder: str, weights: str, out: str) -> None:
+def main(index: str, images: str, weights: str, output: str) -> None:
     p, backbone = params.group("mine", affinity.Mining), params.group("backbone", vit.Backbone)
     alarm = params.group("alarms.masks", alarms.MaskAlarm)
     if backbone.patch > p.resize:
         raise InputError(f"params.yaml: mine.resize is {p.resize}; it must be at least backbone.patch, {backbone.patch}")
-    images, model = image_index.read_images(index), vit.load(backbone)
-    areas: list[float] = []  # of each image's first mask, as a fraction of the image
+    records, model = image_index.read_images(index), vit.load(backbone)
+    areas: list[float] = []  # fraction of its image that each first mask covers
 
     def mine(batches: Batches[ImageRecord]) -> Iterator[tuple[ImageRecord, bytes]]:
-        for image, masks in miner.objects(model, batches, lambda i: i.size, p, backbone.patch):
-            annotations = [coco_annotation(image.id, image.id, CLASS_AGNOSTIC, encode(mask)) for mask in masks]
-            yield image, storage.json_line(annotations).encode()
+        for image, arrays in miner.mine_objects(model, batches, lambda i: i.size, p, backbone.patch):
+            yield image, storage.json_line([masks.encode(array).counts for array in arrays]).encode()
 
     def annotations(results: Iterator[bytes]) -> Iterator[str]:
-        further = count(1 + max((i.id for i in images), default=0))  # ids of further masks come after those of all images
-        for text in results:
-            for n, a in enumerate(json.loads(text)):
-                a["id"] = next(further) if n else a["id"]
-                if a["area"]:  # a sliver can fall between the pixels of a photograph that is smaller than the grid
-                    areas.extend([] if n else [a["area"] / math.prod(a["segmentation"]["size"])])
-                    yield storage.json_line(a)
+        further_ids = count(1 + max((i.id for i in records), default=0))  # the first mask of an image has the image's id
+        for image, result in zip(records, results, strict=True):
+            for n, counts in enumerate(json.loads(result)):
+                id, mask = next(further_ids) if n else image.id, Mask(image.size, counts)
+                if area := mask.area:  # 0: a narrow mask of patches can miss the pixels of a photograph smaller than the grid
+                    areas.extend([] if n else [area / (image.height * image.width)])
+                    yield storage.json_line(instances.instance(id, image.id, CLASS_AGNOSTIC, mask).to_coco())
 
-    batches = miner.load_batches(images, lambda i: i.size, lambda i: photos.read(folder, i), p, backbone.patch)
-    with map_batches("mine", [p, backbone], [index, folder, weights], batches, mine, lambda i: i.id) as results:
+    batches = miner.load_batches(records, lambda i: i.size, lambda i: photos.read(images, i), p, backbone.patch)
+    with map_batches("mine", [p, backbone], [index, images, weights], batches, mine, lambda i: i.id) as results:
         if results:
             content = {
-                "images": [vars(i) for i in images],
-                "annotations": storage.JsonLines(annotations(results(i.id for i in images))),
+                "images": [vars(i) for i in records],
+                "annotations": storage.JsonLines(annotations(results(i.id for i in records))),
                 "categories": [{"id": CLASS_AGNOSTIC, "name": "object"}],
             }
-            storage.write_json(out, content)
+            storage.write_json(output, content)
     if results:
-        alarm.look(out, areas, len(images))
+        alarm.check(output, areas, len(records))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""CrOC pre-training. (Runs only when params.yaml's backbone.weights is models/croc.safetensors.)"""
+"""CrOC pre-training. It runs only if params.yaml's backbone.weights is models/croc.safetensors."""
 
 from unseg.core import image_index, params
 from unseg.core.console import run
@@ -8,12 +8,12 @@ from unseg.models import vit
 from unseg.pretraining import croc_training
 
 
-def main(index: str, folder: str, weights: str, history: str) -> None:
+def main(index: str, images: str, weights: str, history: str) -> None:
     p, seed = params.group("croc", croc_training.Croc), params.value("seed", int)
     shape = {name: params.value(f"backbone.{name}", int) for name in ("patch", "width", "depth", "heads")}
     backbone = vit.Backbone(weights, **shape)
-    with Checkpoint("croc", [p, shape, seed], [index, folder, p.init]) as checkpoint:
-        model, values = croc_training.train(p, backbone, folder, image_index.train_images(index), seed, checkpoint)
+    with Checkpoint("croc", [p, shape, seed], [index, images, p.init]) as checkpoint:
+        model, values = croc_training.train(p, backbone, images, image_index.train_images(index), seed, checkpoint)
         training.write_weights(weights, model, {"kind": "vit", "backbone": shape})
         training.write_history(history, values)
 

@@ -1,42 +1,41 @@
-"""How many clusters there are, without truth: for each K, how stable K-means is and how well its clusters are apart.
+"""The number of clusters, without truth: for each K, how stable K-means is and how well its clusters are separated.
 
 Stability is Lange et al.'s (Neural Computation 16, 2004) in the form of Ben-Hur et al. (2002): K-means of two random halves of
-the objects must put all objects into like clusters, by the adjusted Rand index (0: no more than chance; 1: alike). Silhouette:
-Rousseeuw 1987. Both favour few clusters even where there are none, so what counts is how much more they are than on a reference
-without clusters: normal noise of the same mean and covariance (after Tibshirani et al.'s gap statistic, 2001). The score is the
-geometric mean of the two gains.
+the objects must assign all objects to similar clusters, by the adjusted Rand index (0: chance level; 1: equal). Silhouette:
+Rousseeuw 1987. Both favour few clusters even if there are none. So the score compares them with a reference without clusters,
+normal noise of the same mean and covariance (after Tibshirani et al.'s gap statistic, 2001). It is the geometric mean of the
+two gains.
 
 Shapes: M objects, D channels, R repeats, T values of K.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from annotated_types import Ge
 from sklearn.metrics import adjusted_rand_score, pairwise_distances, silhouette_score
 
 from unseg.clustering.algorithms import Clustering, cluster, normalise
 from unseg.core.console import track
+from unseg.core.params import PositiveInt
 
-CERTAIN = 2.0  # standard errors of a difference between two K, from which they are told apart
+SIGNIFICANT = 2.0  # standard errors of a difference between two K, from which they are told apart
 
 
 @dataclass(frozen=True)
 class Choosing:
     """The `choose` group of params.yaml."""
 
-    ks: list[int]  # numbers of clusters to try; [] for none
-    repeats: int  # pairs of random halves
-    objects: int  # at the most, drawn at random
-    starts: int  # of each K-means
+    ks: list[Annotated[int, Ge(2)]]  # numbers of clusters to try, rising; [] for none
+    repeats: PositiveInt  # pairs of random halves
+    objects: PositiveInt  # at most, drawn at random
+    starts: PositiveInt  # of each K-means
 
     def __post_init__(self) -> None:
-        if self.ks != sorted(set(self.ks)) or (self.ks and self.ks[0] < 2):
-            raise ValueError(f"choose.ks is {self.ks}; it must be numbers from 2 on, rising")
-        for key in ("repeats", "objects", "starts"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"choose.{key} is {getattr(self, key)}; it must be at least 1")
+        if self.ks != sorted(set(self.ks)):
+            raise ValueError(f"choose.ks is {self.ks}; its numbers must rise")
 
 
 class Trial(NamedTuple):
@@ -50,80 +49,84 @@ class Trial(NamedTuple):
 
     @property
     def score(self) -> np.ndarray:
-        """[T, R], at least 0; what chance gives is the mean over the repeats."""
-        chance = (x.mean(1, keepdims=True) for x in (self.chance_stability, self.chance_silhouette))  # [T, 1] each
-        steadier, apart = (own - by for own, by in zip((self.stability, self.silhouette), chance, strict=True))
-        return np.asarray(np.sqrt(steadier.clip(0) * apart.clip(0)))
+        """[T, R], at least 0; the chance level is the mean over the repeats."""
+        stability = self.stability - self.chance_stability.mean(1, keepdims=True)
+        silhouette = self.silhouette - self.chance_silhouette.mean(1, keepdims=True)
+        return np.asarray(np.sqrt(stability.clip(0) * silhouette.clip(0)))
 
 
 class Recommendation(NamedTuple):
-    best: int  # the K of the highest mean score, the smallest of equals
-    as_good: list[int]  # every K that cannot be told from it: the mean difference is within two standard errors
-    wins: list[float]  # of each K, the share of repeats in which it is the best; ties are shared
+    best: int  # the K with the highest mean score; the smallest of equals
+    as_good: list[int]  # each K whose mean score is within two standard errors of the best
+    wins: list[float]  # for each K, the fraction of repeats in which it is the best; ties count in parts
 
 
 def sweep(tokens: np.ndarray, p: Clustering, q: Choosing, seed: int) -> Trial:
-    """Try each K on tokens [M, D]; those for which a half has too few different rows are left out.
+    """Try each K on tokens [M, D], except those for which a half has too few different rows.
 
-    Each repeat has the same halves for all K, so that their scores can be compared in pairs, and a reference of its own.
+    Each repeat has the same halves for all K, so that their scores can be compared in pairs, and its own reference.
     """
-    chosen = tokens[np.sort(np.random.default_rng(seed).permutation(len(tokens))[: q.objects])]
-    halves = [np.array_split(np.random.default_rng([seed, r]).permutation(len(chosen)), 2) for r in range(q.repeats)]
-    fewest = min((len(np.unique(chosen[half], axis=0)) for pair in halves for half in pair), default=0)
-    ks = [k for k in q.ks if k <= fewest and (p.algorithm != "spectral" or p.neighbors < len(chosen) // 2)]
-    found = np.zeros((4, len(ks), q.repeats))
-    own = replace(p, starts=q.starts, support=None)
+    sample = tokens[np.sort(np.random.default_rng(seed).permutation(len(tokens))[: q.objects])]
+    halves = [np.array_split(np.random.default_rng([seed, r]).permutation(len(sample)), 2) for r in range(q.repeats)]
+    fewest = min((len(np.unique(sample[half], axis=0)) for pair in halves for half in pair), default=0)
+    ks = [k for k in q.ks if k <= fewest and (p.algorithm != "spectral" or p.neighbors < len(sample) // 2)]
+    scores = np.zeros((4, len(ks), q.repeats))
     if not ks:
-        return Trial(ks, *found)
-    apart = distances(chosen, p)
+        return Trial(ks, *scores)
+    sample_distances = distances(sample, p)
     for r in track(range(q.repeats), "try K"):
-        noise = reference(chosen, np.random.default_rng([seed, r, 1]))
-        aside = distances(noise, p)
+        noise = reference(sample, np.random.default_rng([seed, r, 1]))
+        noise_distances = distances(noise, p)
         for t, k in enumerate(ks):
-            found[:2, t, r] = judge(chosen, halves[r], apart, replace(own, k=k), seed + r)
-            found[2:, t, r] = judge(noise, halves[r], aside, replace(own, k=k), seed + r)
-    return Trial(ks, *found)
+            settings = replace(p, k=k, starts=q.starts, support=None)
+            scores[:2, t, r] = score_halves(sample, halves[r], sample_distances, settings, seed + r)
+            scores[2:, t, r] = score_halves(noise, halves[r], noise_distances, settings, seed + r)
+    return Trial(ks, *scores)
 
 
-def judge(tokens: np.ndarray, halves: Sequence[np.ndarray], apart: np.ndarray, p: Clustering, seed: int) -> tuple[float, float]:
-    """Stability and silhouette of tokens [M, D] in p.k clusters of each half (indices); apart: their distances [M, M]."""
-    one, two = (cluster(tokens, tokens[half], p, seed) for half in halves)
-    several = 1 < len(np.unique(one)) < len(tokens)
-    return adjusted_rand_score(one, two), silhouette_score(apart, one, metric="precomputed") if several else 0.0
+def score_halves(
+    tokens: np.ndarray, halves: Sequence[np.ndarray], between: np.ndarray, p: Clustering, seed: int
+) -> tuple[float, float]:
+    """Stability and silhouette of tokens [M, D] in p.k clusters of each half (indices); between: their distances [M, M]."""
+    first, second = (cluster(tokens, tokens[half], p, seed) for half in halves)
+    defined = 1 < len(np.unique(first)) < len(tokens)
+    silhouette = silhouette_score(between, first, metric="precomputed") if defined else 0.0
+    return adjusted_rand_score(first, second), silhouette
 
 
 def distances(tokens: np.ndarray, p: Clustering) -> np.ndarray:
-    """Between tokens as K-means sees them, [M, M]."""
-    apart = pairwise_distances(normalise(tokens, tokens, p.whiten, p.components))
-    np.fill_diagonal(apart, 0)  # silhouette_score insists on it, and rounding leaves a little
-    return np.asarray(apart)
+    """Between tokens [M, D], normalised as for K-means: [M, M]."""
+    between = pairwise_distances(normalise(tokens, tokens, p.whiten, p.components))
+    np.fill_diagonal(between, 0)  # silhouette_score insists on it; rounding leaves small numbers
+    return np.asarray(between)
 
 
 def reference(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Normal noise [M, D] of the mean and the covariance of tokens [M, D]: what they would be without clusters."""
+    """Normal noise [M, D] with the mean and the covariance of tokens [M, D], but without clusters."""
     mean = tokens.mean(0, dtype=np.float64)
     _, scale, axes = np.linalg.svd(tokens - mean, full_matrices=False)
     return np.asarray(mean + rng.normal(size=(len(tokens), len(scale))) * (scale / np.sqrt(len(tokens))) @ axes)
 
 
-def advise(tried: Trial) -> Recommendation:
-    """Which K to take, and how sure that is; tried must have one at least."""
-    score = tried.score
+def recommend(trial: Trial) -> Recommendation:
+    """Which K to take, and how certain that is. The trial must have at least one K."""
+    score = trial.score
     best = int(score.mean(1).argmax())
     behind = score[best] - score  # [T, R]
     error = behind.std(1, ddof=1) / np.sqrt(score.shape[1]) if score.shape[1] > 1 else np.full(len(score), np.inf)
-    close = (behind.mean(1) <= CERTAIN * error) | (behind.mean(1) == 0)
+    close = (behind.mean(1) <= SIGNIFICANT * error) | (behind.mean(1) == 0)
     top = score == score.max(0)
     wins = (top / top.sum(0)).mean(1)
-    return Recommendation(tried.ks[best], [k for k, c in zip(tried.ks, close, strict=True) if c], wins.tolist())
+    return Recommendation(trial.ks[best], [k for k, c in zip(trial.ks, close, strict=True) if c], wins.tolist())
 
 
-def rows(tried: Trial, wins: Sequence[float]) -> list[dict[str, float]]:
-    """For a file: a record a K, means and standard deviations over the repeats."""
-    kinds = {name: getattr(tried, name) for name in ("stability", "silhouette", "chance_stability", "chance_silhouette", "score")}
+def to_records(trial: Trial, wins: Sequence[float]) -> list[dict[str, float]]:
+    """For a JSON file: a record for each K, with means and standard deviations over the repeats."""
+    names = ("stability", "silhouette", "chance_stability", "chance_silhouette", "score")
+    values = {name: getattr(trial, name) for name in names}
     return [
         {"k": k, "wins": round(wins[t], 6)}
-        | {name: round(float(x[t].mean()), 6) for name, x in kinds.items()}
-        | {f"{name}_std": round(float(x[t].std()), 6) for name, x in kinds.items()}
-        for t, k in enumerate(tried.ks)
+        | {name: round(float(x[t].mean()), 6) for name, x in values.items()}
+        | {f"{name}_std": round(float(x[t].std()), 6) for name, x in values.items()}
+        for t, k in enumerate(trial.ks)
     ]

@@ -1,83 +1,62 @@
-"""Object masks of an image, from what a self-supervised ViT finds alike: one (the paper), or several; and two baselines.
+"""Object masks of an image from the features of a self-supervised ViT: one (the paper) or several, and two baselines.
 
-MaskDistill (Van Gansbeke et al., arXiv:2206.06363), section 3.2. Two graphs are read off the last attention
-layer: how much the CLS token attends to each patch (Eq. 1), and how alike each pair of patches is (Eq. 2). The
-patch that CLS likes best is the source; the proposals that resemble it vote on every other patch; the patches
-with a positive vote are the object. The N x N graph is never made: its row s is K k_s, and the sum of its rows
-over the voters is K (sum of k_i), two products of O(N d). (Only `rank: degree` has to see all its signs.)
-What the objects leave of an image can be mined again (`regions`).
+MaskDistill (Van Gansbeke et al., arXiv:2206.06363), section 3.2. The last attention layer gives two quantities: the attention
+of the CLS token to each patch (Eq. 1) and the affinity of each pair of patches (Eq. 2). The patch with the most attention is
+the source; the proposals that are similar to it vote on every other patch; the patches with a positive vote are the object.
+The N x N graph is never built: its row s is K k_s, and the sum of the voters' rows is K (sum of k_i), two products of O(N d).
+(Only `rank: degree` needs all its signs.) `mine_all` removes an object and mines what remains of the image again.
 
-Shapes: B images, H heads, N patches (row-major over a grid of rows x cols), d channels of a head, D = H d.
+Shapes: B images, H heads, N patches (row-major over a grid of rows x cols), P proposals, d channels of a head, D = H d.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
-from unseg.engine.precision import check_precision
-
-RANKS = ("logits", "softmax", "degree")
-METHODS = ("maskdistill", "attention", "lost")
+from unseg.core.params import PositiveFraction, PositiveInt, Precision
 
 
 @dataclass(frozen=True)
 class Mining:
     """The `mine` group of params.yaml."""
 
-    method: str  # maskdistill | attention | lost: the last two are the baselines of Table 3
-    mass: float  # attention: the share of the heads' attention that the mask holds, in (0, 1]
-    patches: int  # lost: proposals
-    objects: int  # masks an image at the most; 1 is the paper
-    stop: float  # no further object where its source is like more than this share of what is left, in (0, 1]
-    resize: int  # shorter side, pixels
-    keep: float  # share of the patches that are proposals, in (0, 1]
-    rank: str  # logits | softmax | degree: how patches are ranked as proposals
+    method: Literal["maskdistill", "attention", "lost"]  # the last two are the baselines of Table 3
+    mass: PositiveFraction  # attention: fraction of the heads' attention inside the mask
+    patches: PositiveInt  # lost: number of proposals
+    objects: PositiveInt  # masks an image, at most; 1 is the paper
+    stop: PositiveFraction  # no further object if its source is similar to more than this fraction of the remaining patches
+    resize: PositiveInt  # shorter side, pixels
+    keep: PositiveFraction  # fraction of the patches that are proposals
+    rank: Literal["logits", "softmax", "degree"]  # how patches are ranked as proposals
     center: bool  # subtract the image's mean key first
-    component: bool  # keep only the 4-connected region that holds the source
-    precision: str  # fp32 | bf16 | auto, of the ViT
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"mine.method is {self.method!r}; it must be one of {', '.join(METHODS)}")
-        if min(self.patches, self.objects) < 1:
-            raise ValueError("mine.patches and mine.objects must be at least 1")
-        for name in ("mass", "stop"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"mine.{name} is {getattr(self, name)}; it must be above 0 and at most 1")
-        if self.resize < 1:
-            raise ValueError(f"mine.resize is {self.resize}; it must be at least 1 pixel")
-        check_precision("mine.precision", self.precision)
-        if self.rank not in RANKS:
-            raise ValueError(f"mine.rank is {self.rank!r}; it must be one of {', '.join(RANKS)}")
-        if not 0 < self.keep <= 1:
-            raise ValueError(f"mine.keep is {self.keep}; it must be above 0 and at most 1")
+    component: bool  # keep only the 4-connected region of the source
+    precision: Precision  # of the ViT
 
 
-class Mined(NamedTuple):
+class ObjectMasks(NamedTuple):
+    """One object of each image."""
+
     masks: Tensor  # [B, N] bool
     source: Tensor  # [B] int64, patch index
-    similar_fraction: Tensor  # [B], share of the patches that are like the source
+    similar_fraction: Tensor  # [B], fraction of the patches that are similar to the source
 
 
-def ranking(query: Tensor, keys: Tensor, rank: str, center: bool) -> Tensor:
-    """How good a proposal each patch is.
+def rank_patches(query: Tensor, keys: Tensor, rank: str, center: bool) -> Tensor:
+    """Score each patch as a proposal: [B, N], higher is better.
 
     Args:
         query, keys: as in `mine`, keys not centred.
-        rank: logits, the CLS token's attention before its softmax, the mean over heads (Eq. 1). softmax, after it, so
-            that a head that prefers the wide background says less of each patch (docs/spec/, B.1.4). degree, without
-            CLS: a patch is the better, the fewer patches its key points along with (LOST, Simeoni et al. 2021, Eq. 1).
-        center: of degree's keys.
-
-    Returns:
-        [B, N], more is better.
+        rank: logits, the attention of the CLS token before its softmax, the mean over heads (Eq. 1). softmax, after it, so
+            that a head that attends to a large background counts less per patch (docs/spec/, B.1.4). degree, without CLS:
+            the fewer patches have a non-negative affinity to a patch, the better (LOST, Simeoni et al. 2021, Eq. 1).
+        center: for degree: subtract the mean key.
     """
     if rank == "degree":
-        rows = concatenated(keys, center)
+        rows = concat_heads(keys, center)
         return torch.stack([-(k @ k.T >= 0).sum(1) for k in rows])  # image by image: one N x N matrix at a time
     attention = torch.einsum("bhd,bhnd->bhn", query, keys)
     if rank == "softmax":
@@ -85,111 +64,102 @@ def ranking(query: Tensor, keys: Tensor, rank: str, center: bool) -> Tensor:
     return attention.mean(1)
 
 
-def concatenated(keys: Tensor, center: bool) -> Tensor:
+def concat_heads(keys: Tensor, center: bool) -> Tensor:
     """[B, H, N, d] to [B, N, D]: a product of whole rows is the sum over heads, H times the mean, of the same sign."""
     keys = keys.transpose(1, 2).flatten(2)
     return keys - keys.mean(1, keepdim=True) if center else keys
 
 
-def mine(query: Tensor, keys: Tensor, keep: float, center: bool, rank: str = "logits", count: int | None = None) -> Mined:
-    """Find one object in each image (section 3.2, Eq. 1 and 2).
+def mine(query: Tensor, keys: Tensor, keep: float, center: bool, rank: str = "logits", count: int | None = None) -> ObjectMasks:
+    """Find one object in each image (section 3.2, Eq. 1 and 2). Its mask contains the source; ties go to the lower patch.
 
     Args:
-        query: [B, H, d], the CLS token's.
-        keys: [B, H, N, d], the patches' keys; CLS is not among them.
-        keep: share of the patches that are proposals; at least one is.
-        center: subtract each image's mean key before the affinity between patches. Not in the paper: where all keys
-            share a large common part, as early in training, every affinity is positive and the mask the whole image.
+        query: [B, H, d] of the CLS token.
+        keys: [B, H, N, d] of the patches, without CLS.
+        keep: fraction of the patches that are proposals; at least one patch is.
+        center: subtract each image's mean key before the affinity. Not in the paper: if all keys have a large common part,
+            as early in training, every affinity is positive and the mask covers the whole image.
         rank: how proposals are ranked; the paper's is logits.
-        count: of proposals, in place of keep.
-
-    Returns:
-        The masks, which always hold their source, and the sources. Ties go to the lower patch index.
+        count: number of proposals, instead of keep.
     """
-    # A stable sort, not topk: topk may break ties differently on another device.
-    order = ranking(query, keys, rank, center).argsort(dim=1, descending=True, stable=True)  # [B, N]
-    keys = concatenated(keys, center)
+    # A stable sort instead of topk, which may break ties differently on another device.
+    order = rank_patches(query, keys, rank, center).argsort(dim=1, descending=True, stable=True)  # [B, N]
+    keys = concat_heads(keys, center)
     source, nodes = order[:, :1], order[:, : count or max(1, int(keep * keys.shape[1]))]  # [B, 1], [B, P]
     proposed = torch.zeros_like(order, dtype=torch.bool).scatter(1, nodes, True)
-    similarity = keys @ keys.take_along_dim(source[..., None], 1).transpose(1, 2)  # [B, N, 1], A_I[s, j]
-    alike = similarity > 0  # [B, N, 1]
-    voters = proposed[..., None] & alike
+    affinity = keys @ keys.take_along_dim(source[..., None], 1).transpose(1, 2)  # [B, N, 1], A_I[s, j]
+    similar = affinity > 0  # [B, N, 1]
+    voters = proposed[..., None] & similar
     votes = keys @ (keys.transpose(1, 2) @ voters.to(keys))  # [B, N, 1], sum over voters of A_I[i, j]
     masks = (votes.squeeze(2) > 0).scatter(1, source, True)
-    return Mined(masks, source.squeeze(1), alike.squeeze(2).float().mean(1))
+    return ObjectMasks(masks, source.squeeze(1), similar.squeeze(2).float().mean(1))
 
 
-def attended(query: Tensor, keys: Tensor, mass: float) -> Mined:
-    """The baseline DINO (MaskDistill, A.4): the fewest patches that hold `mass` of the CLS token's attention.
+def mine_attention(query: Tensor, keys: Tensor, mass: float) -> ObjectMasks:
+    """The baseline DINO (MaskDistill, A.4): the fewest patches that hold the fraction `mass` of the CLS token's attention.
 
-    Each head's attention is that after its softmax, over the patches alone; heads are summed. Source: the patch with most.
+    The attention is after the softmax over the patches, the mean over heads. The source is the patch with the most.
     """
-    attention = ranking(query, keys, "softmax", False)  # [B, N], sums to 1
-    found, order = attention.sort(dim=1, descending=True, stable=True)
-    kept = found.cumsum(1) - found < mass  # [B, N], by rank: what comes before holds less
+    attention = rank_patches(query, keys, "softmax", False)  # [B, N], sums to 1
+    values, order = attention.sort(dim=1, descending=True, stable=True)
+    kept = values.cumsum(1) - values < mass  # [B, N], by rank: the patches before hold less
     masks = torch.zeros_like(kept).scatter(1, order, kept)
-    return Mined(masks, order[:, 0], kept.float().mean(1))
+    return ObjectMasks(masks, order[:, 0], kept.float().mean(1))
 
 
-def first(query: Tensor, keys: Tensor, p: Mining) -> Mined:
-    """The object of each image by the method of params.yaml. LOST (Simeoni et al. 2021) is `mine` by degree."""
+def mine_first(query: Tensor, keys: Tensor, p: Mining) -> ObjectMasks:
+    """The first object of each image by the method of params.yaml. LOST (Simeoni et al. 2021) is `mine` by degree."""
     if p.method == "attention":
-        return attended(query, keys, p.mass)
+        return mine_attention(query, keys, p.mass)
     if p.method == "lost":
         return mine(query, keys, p.keep, p.center, "degree", p.patches)
     return mine(query, keys, p.keep, p.center, p.rank)
 
 
-def regions(query: Tensor, keys: Tensor, mined: Mined, grid: tuple[int, int], p: Mining) -> list[np.ndarray]:
-    """The objects of one image, first of all that in `mined`: each is masked out and what is left mined again.
+def mine_all(query: Tensor, keys: Tensor, mined: ObjectMasks, grid: tuple[int, int], p: Mining) -> list[np.ndarray]:
+    """The objects of one image, as disjoint masks of patches [rows, cols] bool: the remaining patches are mined again.
 
-    It ends with p.objects of them, or where the next source is like more than p.stop of what is left, as the background is
-    like most of itself. The paper has one object an image; Wang et al. (CutLER, arXiv:2301.11320, section 3.2) mask out
-    and cut again. The criterion is ours.
+    It stops after p.objects, or when the next source is similar to more than the fraction p.stop of the remaining patches, as
+    background is to most of itself. The paper has one object an image; Wang et al. (CutLER, arXiv:2301.11320, section 3.2)
+    mask out and cut again. The criterion is ours.
 
     Args:
-        query: [1, H, d]; keys: [1, H, N, d].
-        mined: what `first` gave, of this image alone.
+        query, keys: [1, H, d] and [1, H, N, d].
+        mined: the result of `mine_first` for this image.
         grid: rows and columns of the N patches.
-
-    Returns:
-        Masks of patches [rows, cols] bool, apart from each other.
     """
-    found: list[np.ndarray] = []
-    left = np.ones(keys.shape[2], bool)  # [N]
-    while len(found) < p.objects and left.any():
-        if found:
-            mined = first(query, keys[:, :, torch.from_numpy(left).to(keys.device)], p)
+    masks: list[np.ndarray] = []
+    remaining = np.ones(keys.shape[2], bool)  # [N]
+    while len(masks) < p.objects and remaining.any():
+        if masks:
+            mined = mine_first(query, keys[:, :, torch.from_numpy(remaining).to(keys.device)], p)
             if float(mined.similar_fraction[0]) > p.stop:
                 break
-        places = np.flatnonzero(left)
+        patches = np.flatnonzero(remaining)
         mask = np.zeros(keys.shape[2], bool)
-        mask[places] = mined.masks[0].cpu().numpy()
+        mask[patches] = mined.masks[0].cpu().numpy()
         if p.method == "lost" or (p.component and p.method == "maskdistill"):
-            mask = region_of(mask.reshape(grid), int(places[int(mined.source[0])])).ravel()
-        found.append(mask.reshape(grid))
-        left &= ~mask
-    return found
+            mask = connected_region(mask.reshape(grid), int(patches[int(mined.source[0])])).ravel()
+        masks.append(mask.reshape(grid))
+        remaining &= ~mask
+    return masks
 
 
-def region_of(mask: np.ndarray, source: int) -> np.ndarray:
-    """The 4-connected region of mask [rows, cols] bool that holds patch `source` (row-major), which must be in mask."""
+def connected_region(mask: np.ndarray, source: int) -> np.ndarray:
+    """The 4-connected region of mask [rows, cols] bool with patch `source` (row-major), which must be in the mask."""
     regions, _ = ndimage.label(mask)
     return np.asarray(regions == regions.flat[source])
 
 
 def to_pixels(mask: np.ndarray, resized: tuple[int, int], size: tuple[int, int], patch: int) -> np.ndarray:
-    """A mask of patches to a mask of pixels, nearest neighbour.
+    """Scale a mask of patches to the photograph, by nearest neighbour: [H, W] bool, without the padding.
 
     Args:
         mask: [rows, cols] bool over the padded image.
         resized: (H, W) of the image that the ViT saw, before padding, pixels.
         size: (H, W) of the original image.
         patch: side of a patch, pixels.
-
-    Returns:
-        [H, W] bool; the padding falls away.
     """
-    # In whole numbers: where a pixel's centre lies on the border of two patches, no rounding may choose between them.
+    # Whole numbers, because rounding must not decide for a pixel whose centre lies on the border of two patches.
     rows, cols = ((2 * np.arange(n) + 1) * m // (2 * n) // patch for n, m in zip(size, resized, strict=True))
     return mask[rows[:, None], cols]

@@ -1,49 +1,38 @@
-"""The picture of one object, cut out for its CLS token (MaskDistill, section 3.2: "the masked images")."""
+"""The crop of an object, for its CLS token (MaskDistill, section 3.2: "the masked images")."""
 
-import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge
 from PIL import Image as Pillow
 
-from unseg.core.rle import Rle, boxes_xyxy, decode
+from unseg.core.masks import Mask
+from unseg.core.params import PositiveInt, Precision
 from unseg.data import photos
-from unseg.engine.precision import check_precision
-
-REGIONS = ("masked", "box", "image")
 
 
 @dataclass(frozen=True)
 class Embedding:
     """The `embed` group of params.yaml."""
 
-    # masked: the box, what is not the object blanked (paper) | box: all of it (published code) | image: the whole image, blanked
-    region: str
-    resize: int  # shorter side of the crop, pixels; 0 leaves it at its size
-    longest: int  # longer side at the most, pixels: a sliver would else grow huge
-    precision: str  # fp32 | bf16 | auto, of the ViT
-
-    def __post_init__(self) -> None:
-        if self.region not in REGIONS:
-            raise ValueError(f"embed.region is {self.region!r}; it must be one of {', '.join(REGIONS)}")
-        if self.resize < 0 or self.longest < 1:
-            raise ValueError("embed.resize must be at least 0 and embed.longest at least 1 pixel")
-        check_precision("embed.precision", self.precision)
+    region: Literal["masked", "box", "image"]  # the box with the background blanked (paper), all of it (code), the blanked image
+    resize: Annotated[int, Ge(0)]  # shorter side of the crop, pixels; 0: its original size
+    longest: PositiveInt  # largest longer side, pixels: a narrow crop would become huge
+    precision: Precision  # of the ViT
 
 
-def box_of(rle: Rle, p: Embedding) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of what is cut out, pixels, right and bottom exclusive; at least one pixel."""
-    height, width = rle["size"]
+def crop_box(mask: Mask, p: Embedding) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the crop, pixels, right and bottom exclusive; at least one pixel."""
     if p.region == "image":
-        return 0, 0, width, height
-    x0, y0, x1, y1 = boxes_xyxy([rle])[0]
-    left, top = min(math.floor(x0), width - 1), min(math.floor(y0), height - 1)
-    return left, top, max(math.ceil(x1), left + 1), max(math.ceil(y1), top + 1)
+        return 0, 0, mask.size[1], mask.size[0]
+    x, y, w, h = map(int, mask.bbox)
+    return x, y, x + max(1, w), y + max(1, h)
 
 
-def size_of(rle: Rle, p: Embedding) -> tuple[int, int]:
-    """(H, W) of the crop, resized."""
-    left, top, right, bottom = box_of(rle, p)
+def crop_size(mask: Mask, p: Embedding) -> tuple[int, int]:
+    """(H, W) of the resized crop."""
+    left, top, right, bottom = crop_box(mask, p)
     h, w = size = (bottom - top, right - left)
     if p.resize:
         h, w = photos.short_side(size, p.resize)
@@ -51,11 +40,10 @@ def size_of(rle: Rle, p: Embedding) -> tuple[int, int]:
     return max(1, round(h * scale)), max(1, round(w * scale))
 
 
-def cut(image: Pillow.Image, rle: Rle, p: Embedding, fill: tuple[int, int, int]) -> Pillow.Image:
-    """The object's crop, RGB, resized; blanked with `fill` where `p.region` says so."""
-    box, size = box_of(rle, p), size_of(rle, p)
+def crop(image: Pillow.Image, mask: Mask, p: Embedding, fill: tuple[int, int, int]) -> Pillow.Image:
+    """The resized crop of the object, RGB; pixels outside the mask have the colour `fill`, unless p.region is box."""
     if p.region != "box":
         pixels = np.array(image)
-        pixels[~decode(rle)] = fill
+        pixels[~mask.decode()] = fill
         image = Pillow.fromarray(pixels)
-    return photos.resize(image.crop(box), size)
+    return photos.resize(image.crop(crop_box(mask, p)), crop_size(mask, p))

@@ -1,85 +1,82 @@
-"""CrOC: self-supervised pre-training by clustering two views jointly and matching the clusters.
+"""CrOC: self-supervised pre-training that clusters two views jointly and matches the clusters.
 
-Stegmueller, Lebailly et al., arXiv:2303.13245; "spec" is docs/spec/croc.md. `join_locate_split` is the paper's
-clustering (teacher only), `centroids` pools the tokens of each cluster, `cross_entropy` is DINO's loss, used for the
-CLS tokens and for the centroids.
+Stegmueller, Lebailly et al., arXiv:2303.13245; "spec" is docs/spec/croc.md. `join_locate_split` is the paper's clustering
+(teacher only), `centroids` pools the tokens of each cluster, `cross_entropy` is DINO's loss for CLS tokens and centroids.
 
 Shapes: B images, 2 views, H heads, N patches of a view, T = 2 N tokens of both, d channels of a head, D of a token,
-G = B H clusterings (each head of each image is one), K clusters, O outputs of a head.
+G = B H clusterings (one for each head of each image), K clusters, O outputs of a head.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
+from unseg.core.params import NonNegativeFloat, PositiveFloat, PositiveInt
 from unseg.engine import distributed
+
+QKV = ("queries", "keys", "values")  # in the order of timm's qkv
 
 
 @dataclass(frozen=True)
 class CrocClustering:
     """The `croc.clustering` group of params.yaml."""
 
-    features: str  # queries | keys | values of the teacher's last block, head by head | tokens: the final ones, as one head
-    tokens: int  # K at the start: tokens drawn as seeds
-    centroids_max: int  # clusters at the most; fewer may be chosen, down to 2
-    position_weight: float  # of the distance in the image, against the similarity of features
-    sharpness: float  # Sinkhorn's lambda; the cost is scaled to 0..1
-    iterations: int  # of Sinkhorn
-    token_temperature: float  # of the tokens' marginals and of drawing the seeds
-    cluster_temperature: float  # of the clusters' marginals
-    cost_norm: str  # batch: min and max over the batch (as published) | sample: over each clustering
+    features: Literal["queries", "keys", "values", "tokens"]  # of the teacher's last block, by head; tokens: final ones, one head
+    tokens: PositiveInt  # K at the start: tokens drawn as seeds
+    centroids_max: Annotated[int, Ge(2)]  # largest K that may be chosen
+    position_weight: NonNegativeFloat  # of the distance in the image, relative to the similarity of features
+    sharpness: PositiveFloat  # Sinkhorn's lambda; the cost is scaled to 0..1
+    iterations: PositiveInt  # of Sinkhorn
+    token_temperature: PositiveFloat  # of the tokens' marginals and of drawing the seeds
+    cluster_temperature: PositiveFloat  # of the clusters' marginals
+    cost_norm: Literal["batch", "sample"]  # min and max over the batch (as published) or over each clustering
 
     def __post_init__(self) -> None:
-        if self.features not in FEATURES:
-            raise ValueError(f"croc.clustering.features is {self.features!r}; it must be one of {', '.join(FEATURES)}")
-        if self.cost_norm not in ("batch", "sample"):
-            raise ValueError(f"croc.clustering.cost_norm is {self.cost_norm!r}; it must be batch or sample")
-        if not 2 <= self.centroids_max <= self.tokens:
-            raise ValueError(f"croc.clustering.centroids_max is {self.centroids_max}; it must be from 2 to tokens, {self.tokens}")
-
-
-FEATURES = ("queries", "keys", "values", "tokens")  # the first three in the order of timm's qkv
+        if self.centroids_max > self.tokens:
+            raise ValueError(f"croc.clustering.centroids_max is {self.centroids_max}; it must be at most tokens, {self.tokens}")
 
 
 class ClusterAssignment(NamedTuple):
-    weights: Tensor  # [2, B, H, N, K], one non-zero cluster a token at the most
-    valid: Tensor  # [B, H, K] bool: found in both views
+    weights: Tensor  # [2, B, H, N, K], at most one non-zero cluster per token
+    valid: Tensor  # [B, H, K] bool: the cluster has tokens in both views
     chosen: Tensor  # [B, H] int64: K of each clustering
 
 
 def join_locate_split(
     features: Tensor, positions: Tensor, p: CrocClustering, seeds: Tensor | None = None, noise: Tensor | None = None
 ) -> ClusterAssignment:
-    """Cluster the tokens of both views together, each head of each image for itself (spec section 3).
+    """Cluster the tokens of both views together, separately for each head of each image (spec section 3).
 
     Args:
-        features: [2, B, H, 1 + N, d], the teacher's, CLS first (H = 1 and d = D of whole tokens).
+        features: [2, B, H, 1 + N, d], the teacher's, CLS first (H = 1 and d = D for whole tokens).
         positions: [B, 2, N, 2] xy in pixels of the image.
-        seeds: [G, p.tokens] int64, tokens to start from; drawn by the CLS token's scores where None.
-        noise: [G, T] exponentially distributed, to draw them with; drawn here where None.
+        seeds: [G, p.tokens] int64, tokens to start from; if None, they are drawn by their similarity to the CLS token.
+        noise: [G, T] exponentially distributed, to draw the seeds with; if None, it is drawn here.
 
     Returns:
-        The clusters; images in which the views share nothing have no valid one.
+        The clusters. An image whose views have nothing in common has no valid cluster.
     """
     _, b, h, n, d = features.shape
     z = F.normalize(features.float(), dim=-1).permute(1, 2, 0, 3, 4).reshape(b * h, 2, n, d)  # [G, 2, 1 + N, d]
-    scores = (z[:, :, 1:] @ z[:, :, 0, :, None]).reshape(b * h, -1)  # [G, T], similarity to the view's own CLS
+    scores = (z[:, :, 1:] @ z[:, :, 0, :, None]).reshape(b * h, -1)  # [G, T], similarity to the CLS token of the same view
     z = z[:, :, 1:].reshape(b * h, -1, d)  # [G, T, d]
     x = positions.float().reshape(b, 1, -1, 2).expand(-1, h, -1, -1).reshape(b * h, -1, 2)  # [G, T, 2]
     rho = (scores / p.token_temperature).softmax(-1)  # [G, T]
     if seeds is None:
         noise = torch.empty_like(rho).exponential_() if noise is None else noise
-        # Without replacement, as torch.multinomial draws (it would make the host wait for a GPU, to check its input).
+        # The same draw as torch.multinomial without replacement, which would wait for the GPU to check its input.
         seeds = (rho / noise).topk(min(p.tokens, rho.shape[1])).indices  # [G, K]
     gamma = (scores.gather(1, seeds) / p.cluster_temperature).softmax(-1)  # [G, K]
-    centres, places = gather_rows(z, seeds), gather_rows(x, seeds)  # [G, K, d], [G, K, 2]
+    centres, centre_xy = z.take_along_dim(seeds[..., None], 1), x.take_along_dim(seeds[..., None], 1)  # [G, K, d], [G, K, 2]
 
     costs, plans = [], []
     for k in range(seeds.shape[1], 1, -1):
-        cost = transport_cost(z, x, centres, places, p)  # [G, T, K]
+        cost = transport_cost(z, x, centres, centre_xy, p)  # [G, T, K]
         plan = sinkhorn(cost, rho, gamma, p.sharpness, p.iterations)  # [G, T, K]
         if k <= p.centroids_max:
             costs.append((plan * cost).sum((1, 2)))  # [G]
@@ -88,40 +85,35 @@ def join_locate_split(
             plans.append(F.pad(views, (0, p.centroids_max - k)))
         if k > 2:
             plan = merge(plan, normalise_columns(plan).transpose(1, 2) @ z)  # [G, T, K - 1]
-            share = normalise_columns(plan)
-            centres, places = share.transpose(1, 2) @ z, share.transpose(1, 2) @ x
-            gamma = (rho[:, None] @ share).squeeze(1)
+            weights = normalise_columns(plan)
+            centres, centre_xy = weights.transpose(1, 2) @ z, weights.transpose(1, 2) @ x
+            gamma = (rho[:, None] @ weights).squeeze(1)
             gamma = gamma / gamma.sum(1, keepdim=True)
 
-    best = torch.stack(costs, 1).argmin(1)  # [G]; the first, so the larger K, of equal ones
+    best = torch.stack(costs, 1).argmin(1)  # [G]; of equal costs the first, i.e. the larger K
     split = torch.stack(plans, 1)[torch.arange(len(best), device=best.device), best]  # [G, 2, N, K]
-    top, which = split.max(-1, keepdim=True)
-    hard = torch.zeros_like(split).scatter(-1, which, top)  # [G, 2, N, K]
+    largest, index = split.max(-1, keepdim=True)
+    hard = torch.zeros_like(split).scatter(-1, index, largest)  # [G, 2, N, K]
     valid = (hard.sum(2) > 0).all(1)  # [G, K]
     chosen = min(p.centroids_max, seeds.shape[1]) - best
     weights = hard.unflatten(0, (b, h)).permute(2, 0, 1, 3, 4)
     return ClusterAssignment(weights, valid.unflatten(0, (b, h)), chosen.unflatten(0, (b, h)))
 
 
-def gather_rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of x [G, T, c] by index [G, K]: [G, K, c]."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
-
-
 def normalise_columns(plan: Tensor) -> Tensor:
-    """Each cluster's column scaled to sum 1: [G, T, K]."""
+    """Scale the column of each cluster to sum 1: [G, T, K]."""
     return plan / plan.sum(1, keepdim=True).clamp_min(1e-12)
 
 
-def transport_cost(z: Tensor, x: Tensor, centres: Tensor, places: Tensor, p: CrocClustering) -> Tensor:
+def transport_cost(z: Tensor, x: Tensor, centres: Tensor, centre_xy: Tensor, p: CrocClustering) -> Tensor:
     """M = -similarity + weight * distance, scaled to 0..1 (spec 3.6 a to c). [G, T, K]"""
     similarity = z @ F.normalize(centres, dim=-1).transpose(1, 2)  # [G, T, K]
-    distance = torch.cdist(x, places)  # [G, T, K]
+    distance = torch.cdist(x, centre_xy)  # [G, T, K]
     distance = distance / distance.amax((1, 2), keepdim=True).clamp_min(1e-12)
     cost = p.position_weight * distance - similarity
     if p.cost_norm == "batch":
         low, high = cost.aminmax()
-        bounds = distributed.all_reduce_max(torch.stack([-low, high]))  # of the whole batch, whatever the number of processes
+        bounds = distributed.all_reduce_max(torch.stack([-low, high]))  # over the batches of all processes
         low, high = -bounds[0], bounds[1]
     else:
         low, high = cost.amin((1, 2), keepdim=True), cost.amax((1, 2), keepdim=True)
@@ -129,18 +121,17 @@ def transport_cost(z: Tensor, x: Tensor, centres: Tensor, places: Tensor, p: Cro
 
 
 def sinkhorn(cost: Tensor, rho: Tensor, gamma: Tensor, sharpness: float, iterations: int) -> Tensor:
-    """The transport plan of entropy-regularised optimal transport (spec 3.6 d).
+    """The plan [G, T, K] of entropy-regularised optimal transport (spec 3.6 d).
+
+    Its columns sum to gamma, because they are scaled last, its rows approximately to rho.
 
     Args:
         cost: [G, T, K] in 0..1.
         rho: [G, T] marginal of the tokens, sums to 1.
         gamma: [G, K] marginal of the clusters, sums to 1.
-
-    Returns:
-        [G, T, K]; the columns sum to gamma (the last thing done), the rows nearly to rho.
     """
     kernel = (-sharpness * cost).exp()  # [G, T, K]
-    u, v = torch.ones_like(rho), torch.ones_like(gamma)  # the plan is diag(u) kernel diag(v): no T x K work but two products
+    u, v = torch.ones_like(rho), torch.ones_like(gamma)  # the plan is diag(u) kernel diag(v); an iteration costs two products
     for _ in range(iterations):
         u = rho / (kernel @ v[..., None]).squeeze(2).clamp_min(1e-30)
         v = gamma / (u[:, None] @ kernel).squeeze(1).clamp_min(1e-30)
@@ -148,50 +139,39 @@ def sinkhorn(cost: Tensor, rho: Tensor, gamma: Tensor, sharpness: float, iterati
 
 
 def merge(plan: Tensor, centres: Tensor) -> Tensor:
-    """Join the two clusters with the largest inner product of centres [G, K, d]; the sum becomes the last column."""
+    """Join the two clusters with the largest inner product of centres [G, K, d]; their sum becomes the last column."""
     k = plan.shape[2]
     similarity = centres @ centres.transpose(1, 2)  # [G, K, K]
     similarity = similarity.masked_fill(torch.eye(k, dtype=torch.bool, device=plan.device), -torch.inf)
     pair = similarity.flatten(1).argmax(1)  # [G]
     first, second = pair // k, pair % k
-    number = torch.arange(k, device=plan.device)
-    gone = (number == first[:, None]) | (number == second[:, None])  # [G, K]
-    order = gone.int().argsort(dim=1, stable=True)[:, None].expand_as(plan)  # the others keep their order
+    index = torch.arange(k, device=plan.device)
+    in_pair = (index == first[:, None]) | (index == second[:, None])  # [G, K]
+    order = in_pair.int().argsort(dim=1, stable=True)[:, None].expand_as(plan)  # the others keep their order
     plan = plan.gather(2, order)  # [G, T, K], the pair in the last two columns
     return torch.cat([plan[..., : k - 2], plan[..., k - 2 :].sum(2, keepdim=True)], 2)
 
 
 def centroids(tokens: Tensor, weights: Tensor, norm: Tensor) -> Tensor:
-    """Pool the patch tokens of each cluster (spec section 4).
+    """Pool the patch tokens of each cluster (spec section 4): [2, B, H, K, D], each of length `norm`.
 
     Args:
         tokens: [2, B, N, D], after the final LayerNorm.
         weights: [2, B, H, N, K].
         norm: scalar, the mean norm of the CLS tokens of the same network.
-
-    Returns:
-        [2, B, H, K, D], each of length `norm`.
     """
     pooled = torch.einsum("vbhnk,vbnd->vbhkd", weights.to(tokens.dtype), tokens)
     return F.normalize(pooled.float(), dim=-1) * norm
 
 
 def cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Teacher of one view against student of the other (spec section 5).
-
-    Args:
-        student: [2, M, O] logits.
-        teacher: [2, M, O] probabilities.
-
-    Returns:
-        [M], the mean over the two cross-view pairs.
-    """
+    """Teacher [2, M, O] (probabilities) of a view against student [2, M, O] (logits) of the other: [M], the mean of both."""
     logs = (student.float() / temperature).log_softmax(-1)
     return -(teacher * logs.flip(0)).sum(-1).mean(0)
 
 
 class ProjectionHead(nn.Module):
-    """DINO's projection: a shared MLP to a bottleneck, then one weight-normalised layer for CLS, one for centroids."""
+    """DINO's projection head: a shared MLP to a bottleneck, then one weight-normalised layer for CLS, one for centroids."""
 
     def __init__(
         self, width: int, hidden: int, bottleneck: int, outputs: tuple[int, int], batch_norm: bool, norm_last: bool
@@ -205,36 +185,30 @@ class ProjectionHead(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-        self.last = nn.ModuleList(Prototypes(bottleneck, count, norm_last) for count in outputs)
+        self.last = nn.ModuleList(prototypes(bottleneck, count, norm_last) for count in outputs)
 
-    def forward(self, x: Tensor, which: int) -> Tensor:
-        """x [2, M, D] to logits [2, M, O] of layer `which`: 0 for CLS tokens, 1 for centroids."""
+    def forward(self, x: Tensor, layer: int) -> Tensor:
+        """x [2, M, D] to logits [2, M, O] of the last layer 0 (CLS tokens) or 1 (centroids)."""
         z = self.mlp(x.flatten(0, 1)).unflatten(0, (2, -1))
-        out: Tensor = self.last[which](F.normalize(z, dim=-1))
-        return out
+        logits: Tensor = self.last[layer](F.normalize(z, dim=-1))
+        return logits
 
 
 class HeadBatchNorm(nn.BatchNorm1d):
-    """Batch norm whose statistics are of the rows [M, D] of all processes (nn.SyncBatchNorm knows no CPU)."""
+    """Batch norm with the statistics of the rows [M, D] of all processes (nn.SyncBatchNorm does not run on a CPU)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if distributed.world() == 1 or not self.training:
             return super().forward(x)
         rows = len(x) * distributed.world()
-        mean = distributed.all_reduce_sum(x.float().sum(0)) / rows  # [D]
-        apart = x.float() - mean  # [M, D]
-        variance = distributed.all_reduce_sum(apart.square().sum(0)) / rows  # [D]
-        return (apart * (variance + self.eps).rsqrt() * self.weight + self.bias).to(x.dtype)
+        centred = x.float() - distributed.all_reduce_sum(x.float().sum(0)) / rows  # [M, D]
+        variance = distributed.all_reduce_sum(centred.square().sum(0)) / rows  # [D]
+        return (centred * (variance + self.eps).rsqrt() * self.weight + self.bias).to(x.dtype)
 
 
-class Prototypes(nn.Module):
-    """A linear layer without bias whose rows have norm `gain`: 1 and fixed (norm_last), or learned."""
-
-    def __init__(self, width: int, outputs: int, fixed: bool) -> None:
-        super().__init__()
-        self.direction = nn.Parameter(torch.empty(outputs, width))
-        self.gain = nn.Parameter(torch.ones(outputs, 1), requires_grad=not fixed)
-        nn.init.kaiming_uniform_(self.direction, a=5**0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, F.normalize(self.direction, dim=1) * self.gain)
+def prototypes(width: int, outputs: int, fixed: bool) -> nn.Module:
+    """A weight-normalised linear layer without bias; its rows start with norm 1, and keep it if `fixed`."""
+    layer = weight_norm(nn.Linear(width, outputs, bias=False))
+    norms: Any = layer.parametrizations.weight.original0  # type: ignore[union-attr]
+    nn.init.ones_(norms).requires_grad_(not fixed)
+    return layer

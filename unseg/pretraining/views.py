@@ -1,14 +1,15 @@
 """Two augmented views of an image, and where each of their patches lies in it (CrOC, arXiv:2303.13245; docs/spec/croc.md, 2).
 
-Shapes: B images, 2 views, S pixels a side of a view, N patches of a view (row-major).
+Shapes: B images, S pixels a side of a view, N patches of a view (row-major).
 """
 
 import random
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+from annotated_types import Interval, Len
 from PIL import Image as Pillow
 from PIL import ImageFilter, ImageOps
 from torch import Tensor
@@ -16,7 +17,10 @@ from torch.utils.data import Dataset
 from torchvision.transforms import functional as F
 
 from unseg.core.image_index import ImageRecord
+from unseg.core.params import Fraction, NonNegativeFloat, PositiveFraction, PositiveInt
 from unseg.data import photos
+
+Box = tuple[int, int, int, int]  # xywh, pixels
 
 
 class Views(NamedTuple):
@@ -29,29 +33,22 @@ class Views(NamedTuple):
 class Augmentation:
     """The `croc.views` group of params.yaml."""
 
-    size: int  # S, pixels
-    crop_min_scale: float  # share of the image's area that a crop has at least
-    jitter_prob: float
-    brightness: float  # 0.4: factor from 0.6 to 1.4
-    contrast: float
-    saturation: float
-    hue: float  # turns, either way
-    grey_prob: float
-    blur_probs: list[float]  # first and second view
-    blur: float  # largest sigma, pixels of the view
-    solarise_probs: list[float]
-
-    def __post_init__(self) -> None:
-        if not 0 < self.crop_min_scale <= 1:
-            raise ValueError(f"croc.views.crop_min_scale is {self.crop_min_scale}; it must be above 0 and at most 1")
-        for name in ("blur_probs", "solarise_probs"):
-            if len(getattr(self, name)) != 2:
-                raise ValueError(f"croc.views.{name} must have two numbers, one a view")
+    size: PositiveInt  # S, pixels
+    crop_min_scale: PositiveFraction  # smallest fraction of the image's area that a crop has
+    jitter_prob: Fraction
+    brightness: Fraction  # 0.4: factor from 0.6 to 1.4
+    contrast: Fraction
+    saturation: Fraction
+    hue: Annotated[float, Interval(ge=0, le=0.5)]  # turns, either way
+    grey_prob: Fraction
+    blur_probs: Annotated[list[Fraction], Len(2, 2)]  # of the first and the second view
+    blur: NonNegativeFloat  # largest sigma, pixels of the view
+    solarise_probs: Annotated[list[Fraction], Len(2, 2)]
 
 
 @dataclass(frozen=True)
 class ViewPairs(Dataset[Any]):
-    """(index, seed) to the two views of an image; the seed fixes them."""
+    """Maps (index, seed) to the pixels [2, 3, S, S], crop boxes and flips of the two views of an image."""
 
     root: str
     records: list[ImageRecord]
@@ -60,17 +57,17 @@ class ViewPairs(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, draw: tuple[int, int]) -> tuple[np.ndarray, list[tuple[int, int, int, int]], list[bool]]:
-        index, seed = draw
+    def __getitem__(self, index_and_seed: tuple[int, int]) -> tuple[np.ndarray, list[Box], list[bool]]:
+        index, seed = index_and_seed
         rng = random.Random(seed)
         image = photos.read(self.root, self.records[index])
         pixels, boxes, flips = [], [], []
         for view in (0, 1):
             x, y, w, h = box = random_crop_box(rng, image.size, self.p.crop_min_scale)
-            part = image.resize((self.p.size, self.p.size), Pillow.Resampling.BICUBIC, (x, y, x + w, y + h))
+            crop = image.resize((self.p.size, self.p.size), Pillow.Resampling.BICUBIC, (x, y, x + w, y + h))
             flip = rng.random() < 0.5
-            part = colour_jitter(rng, ImageOps.mirror(part) if flip else part, self.p, view)
-            pixels.append(np.asarray(part).transpose(2, 0, 1))
+            crop = colour_jitter(rng, ImageOps.mirror(crop) if flip else crop, self.p, view)
+            pixels.append(np.asarray(crop).transpose(2, 0, 1))
             boxes.append(box)
             flips.append(flip)
         return np.stack(pixels), boxes, flips
@@ -81,10 +78,10 @@ def collate(items: list[Any]) -> Views:
     return Views(torch.from_numpy(np.stack(pixels)), torch.tensor(boxes, dtype=torch.float32), torch.tensor(flips))
 
 
-def random_crop_box(rng: random.Random, size: tuple[int, int], min_scale: float) -> tuple[int, int, int, int]:
-    """A random-resized crop of an image of size (W, H): x, y, w, h. Area share U(min_scale, 1), log-uniform ratio 3/4 to 4/3.
+def random_crop_box(rng: random.Random, size: tuple[int, int], min_scale: float) -> Box:
+    """A random-resized crop of an image of size (W, H): area fraction U(min_scale, 1), log-uniform ratio 3/4 to 4/3.
 
-    Where ten draws do not fit, the largest central crop of an allowed ratio is taken; it has at least one pixel.
+    If ten draws do not fit into the image: its largest central crop of an allowed ratio, with at least one pixel.
     """
     width, height = size
     for _ in range(10):
@@ -98,8 +95,9 @@ def random_crop_box(rng: random.Random, size: tuple[int, int], min_scale: float)
     return (width - w) // 2, (height - h) // 2, w, h
 
 
+# On Pillow: torchvision.transforms.v2 takes 1.6 ms a pair of 48 pixels and 13.4 ms a pair of 224, this code 0.6 and 9.4 ms.
 def colour_jitter(rng: random.Random, image: Pillow.Image, p: Augmentation, view: int) -> Pillow.Image:
-    """BYOL's colours: jitter, grey, blur, solarisation, the last two with chances of their own in view 0 and view 1."""
+    """BYOL's colours: jitter, grey, blur, solarisation, the last two with the probabilities of view 0 or 1."""
     if rng.random() < p.jitter_prob:
         changes = [
             (F.adjust_brightness, rng.uniform(1 - p.brightness, 1 + p.brightness)),
@@ -120,19 +118,16 @@ def colour_jitter(rng: random.Random, image: Pillow.Image, p: Augmentation, view
 
 
 def positions(boxes_xywh: Tensor, flipped: Tensor, side: int) -> Tensor:
-    """Where the centre of each patch lies in the original image.
+    """Centres of the patches, xy in pixels of the original image: [B, 2, N, 2] float32.
 
     Args:
         boxes_xywh: [B, 2, 4] crops, pixels.
         flipped: [B, 2] bool, mirrored left to right.
         side: patches a side of the view.
-
-    Returns:
-        [B, 2, N, 2] float32: x, y in pixels of the original image.
     """
-    share = (torch.arange(side, device=boxes_xywh.device, dtype=torch.float32) + 0.5) / side  # [side]
-    across = torch.where(flipped[..., None], 1 - share, share)  # [B, 2, side]
+    steps = (torch.arange(side, device=boxes_xywh.device, dtype=torch.float32) + 0.5) / side  # [side]
+    across = torch.where(flipped[..., None], 1 - steps, steps)  # [B, 2, side]
     x = boxes_xywh[..., 0:1] + across * boxes_xywh[..., 2:3]  # [B, 2, side]
-    y = boxes_xywh[..., 1:2] + share * boxes_xywh[..., 3:4]  # [B, 2, side]
+    y = boxes_xywh[..., 1:2] + steps * boxes_xywh[..., 3:4]  # [B, 2, side]
     grid = torch.stack([x[..., None, :].expand(-1, -1, side, -1), y[..., None].expand(-1, -1, -1, side)], -1)
     return grid.flatten(2, 3)  # [B, 2, N, 2]

@@ -1,4 +1,4 @@
-"""CrOC's pre-training killed and resumed, and in two processes (tests/croc_processes.py runs them)."""
+"""CrOC's pre-training killed and resumed, and in two processes (croc_processes.py runs them)."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "UNSEG_WORKERS": "0",
         "UNSEG_DEVICE": "cpu",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(SCRIPT.parents[1]),
+        "PYTHONPATH": str(SCRIPT.parents[2]),
     }
     done = subprocess.run([sys.executable, SCRIPT, folder], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,9 +1,10 @@
-"""The two views of an image and where their patches lie (unseg/pretraining/views.py), against a cropped coordinate map."""
+"""The two views of an image and the positions of their patches (unseg/pretraining/views.py)."""
 
 import random
 from pathlib import Path
 from typing import Any
 
+import factories
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
+from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
 from unseg.pretraining import views
 from unseg.pretraining.views import Augmentation, ViewPairs, collate, positions, random_crop_box
@@ -19,10 +21,10 @@ SIDE = 4  # patches a side of a view
 
 
 def augmentation(**changed: Any) -> Augmentation:
-    """No colours, unless asked for."""
+    """Settings without changes of colour, except the given ones."""
     values = {"size": 32, "crop_min_scale": 0.25, "jitter_prob": 0.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2}
     values |= {"hue": 0.1, "grey_prob": 0.0, "blur_probs": [0.0, 0.0], "blur": 0.6, "solarise_probs": [0.0, 0.0]}
-    return Augmentation(**(values | changed))  # type: ignore[arg-type]
+    return factories.group("croc.views", Augmentation, **(values | changed))
 
 
 def pairs(folder: Path, pixels: np.ndarray, p: Augmentation) -> ViewPairs:
@@ -35,7 +37,7 @@ def noise(height: int = 40, width: int = 56) -> np.ndarray:
 
 
 def ramp(height: int, width: int, step: int) -> np.ndarray:
-    """A picture that tells where its pixels are: red is step * column, green step * row, of pixel centres."""
+    """A picture of its pixels' coordinates: red is step * column, green step * row, of pixel centres."""
     y, x = np.mgrid[:height, :width]
     return (np.stack([x, y, 0 * x], -1) * step).astype(np.uint8)
 
@@ -43,7 +45,7 @@ def ramp(height: int, width: int, step: int) -> np.ndarray:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6))
 def test_positions_equal_a_cropped_coordinate_map(seed: int) -> None:
-    """As published: a map of pixel coordinates is cropped, resized, mirrored, and averaged over each patch."""
+    """The published way: a map of pixel coordinates is cropped, resized, mirrored, and averaged over each patch."""
     rng = np.random.default_rng(seed)
     boxes, flips, want = [], [], []
     for _ in range(2):
@@ -78,7 +80,7 @@ def test_x_decreases_along_the_columns_of_a_flipped_view() -> None:
     assert (got[0, :, :, :, 1].diff(dim=1) > 0).all()
 
 
-def test_what_a_view_shows_is_where_it_says(tmp_path: Path) -> None:
+def test_positions_agree_with_the_pixels_of_a_view(tmp_path: Path) -> None:
     data = pairs(tmp_path, ramp(60, 60, 4), augmentation())
     both = set()
     for seed in range(8):
@@ -87,9 +89,9 @@ def test_what_a_view_shows_is_where_it_says(tmp_path: Path) -> None:
         assert batch.pixels.shape == (1, 2, 3, 32, 32)
         assert batch.pixels.dtype == torch.uint8
         shown = batch.pixels[0].float().unflatten(2, (SIDE, 8)).unflatten(4, (SIDE, 8)).mean((3, 5))  # [2, 3, SIDE, SIDE]
-        said = positions(batch.boxes_xywh, batch.flipped, SIDE)[0].unflatten(1, (SIDE, SIDE))
-        assert torch.allclose(shown[:, 0] / 4 + 0.5, said[..., 0], atol=0.5)
-        assert torch.allclose(shown[:, 1] / 4 + 0.5, said[..., 1], atol=0.5)
+        expected = positions(batch.boxes_xywh, batch.flipped, SIDE)[0].unflatten(1, (SIDE, SIDE))
+        assert torch.allclose(shown[:, 0] / 4 + 0.5, expected[..., 0], atol=0.5)
+        assert torch.allclose(shown[:, 1] / 4 + 0.5, expected[..., 1], atol=0.5)
         both |= set(flips)
     assert both == {True, False}
 
@@ -110,9 +112,9 @@ def test_crops_fit_and_have_the_area_and_ratio_asked_for(seed: int, width: int, 
 def test_crops_of_every_place_and_size() -> None:
     rng = random.Random(0)
     drawn = np.array([random_crop_box(rng, (100, 100), 0.25) for _ in range(2000)])
-    shares = drawn[:, 2] * drawn[:, 3] / 1e4
-    assert 0.24 < shares.min() < 0.3
-    assert shares.max() > 0.95
+    fractions = drawn[:, 2] * drawn[:, 3] / 1e4
+    assert 0.24 < fractions.min() < 0.3
+    assert fractions.max() > 0.95
     assert abs(np.log(drawn[:, 2] / drawn[:, 3]).mean()) < 0.02  # as often wide as tall
     centre = drawn[:, :2] + drawn[:, 2:] / 2
     assert np.allclose(centre.mean(0), 50, atol=1.5)
@@ -139,12 +141,12 @@ def test_views_are_fixed_by_the_seed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("view", [0, 1])
-def test_each_view_has_chances_of_its_own(view: int) -> None:
+def test_each_view_has_its_probabilities(view: int) -> None:
     image = Pillow.fromarray(noise(32, 32))
-    chances = [0.0, 0.0]
-    chances[view] = 1.0
+    probs = [0.0, 0.0]
+    probs[view] = 1.0
     for name in ("blur_probs", "solarise_probs"):
-        p = augmentation(**{name: chances})
+        p = augmentation(**{name: probs})
         assert np.array_equal(views.colour_jitter(random.Random(0), image, p, 1 - view), image)
         assert not np.array_equal(views.colour_jitter(random.Random(0), image, p, view), image)
 
@@ -166,7 +168,17 @@ def test_colours() -> None:
     assert 1.25 < max(ratios) < 1.42
 
 
-@pytest.mark.parametrize(("changed", "key"), [({"crop_min_scale": 0.0}, "crop_min_scale"), ({"blur_probs": [1.0]}, "blur_probs")])
-def test_settings_out_of_range(changed: dict[str, Any], key: str) -> None:
-    with pytest.raises(ValueError, match=rf"croc\.views\.{key}"):
-        augmentation(**changed)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("crop_min_scale", 0.0),
+        ("crop_min_scale", 1.1),
+        ("blur_probs", [1.0]),
+        ("solarise_probs", [0.0, 1.1]),
+        ("hue", 0.6),
+        ("size", 0),
+    ],
+)
+def test_settings_out_of_range(key: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"croc\.views\.{key}"):
+        augmentation(**{key: value})

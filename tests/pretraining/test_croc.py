@@ -1,13 +1,14 @@
-"""CrOC (unseg/pretraining/croc.py, pretraining.py), against the specification.
+"""CrOC (unseg/pretraining/croc.py, croc_training.py), against the specification.
 
-The oracle is the specification's section 3 written out, token by token and cluster by cluster, in float64.
+The oracle is section 3 of the specification, token by token and cluster by cluster, in float64.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import factories
 import numpy as np
 import pytest
 import torch
@@ -34,7 +35,7 @@ SIDE = 4  # patches a side of the small views below
 def clustering(**changed: Any) -> CrocClustering:
     values = {"features": "keys", "tokens": 5, "centroids_max": 4, "position_weight": 4.0, "sharpness": 20.0, "iterations": 5}
     values |= {"token_temperature": 2.0, "cluster_temperature": 2.0, "cost_norm": "batch"}
-    return CrocClustering(**(values | changed))  # type: ignore[arg-type]
+    return factories.group("croc.clustering", CrocClustering, **(values | changed))
 
 
 # ---- the oracle
@@ -84,9 +85,9 @@ def oracle(features: np.ndarray, where: np.ndarray, p: CrocClustering, seeds: np
     state = []
     for image in range(images):
         for head in range(heads):
-            own = [[unit(token) for token in features[v, image, head]] for v in (0, 1)]
-            z = np.array(own[0][1:] + own[1][1:])
-            r = np.array([own[n // patches][0] @ z[n] for n in range(2 * patches)])
+            views = [[unit(token) for token in features[v, image, head]] for v in (0, 1)]
+            z = np.array(views[0][1:] + views[1][1:])
+            r = np.array([views[n // patches][0] @ z[n] for n in range(2 * patches)])
             x = np.concatenate([where[image, 0], where[image, 1]])
             seed = seeds[image * heads + head]
             gamma = softmax(r[seed] / p.cluster_temperature)
@@ -158,15 +159,15 @@ def test_join_locate_split_equals_the_oracle(cost_norm: str, monkeypatch: pytest
             single = join_locate_split(features.float(), where.float(), p, seeds)  # as it is used, in float32
             with monkeypatch.context() as patch:
                 patch.setattr(torch.Tensor, "float", lambda x: x)  # keeps it in float64
-                found = join_locate_split(features, where, p, seeds)
-            # Of more than 25 points, torch.cdist takes the root of a difference: 2.3e-9 was seen on a CPU with AVX512.
-            for got, close in ((found, 1e-8), (single, 1e-4)):
+                double = join_locate_split(features, where, p, seeds)
+            # For more than 25 points torch.cdist takes the root of a difference: an error of 2.3e-9 on a CPU with AVX512.
+            for got, close in ((double, 1e-8), (single, 1e-4)):
                 assert np.array_equal(got.chosen, chosen)
                 assert np.array_equal(got.valid, valid)
                 assert np.allclose(got.weights.numpy(), weights, rtol=0, atol=close)
                 assert np.array_equal(got.weights > 0, weights > 0)
             counts += chosen.flatten().tolist()
-    assert set(counts) == {2, 3, 4}  # each way of choosing K was taken
+    assert set(counts) == {2, 3, 4}  # each K is chosen at least once
 
 
 @pytest.mark.parametrize("cost_norm", ["batch", "sample"])
@@ -191,37 +192,38 @@ def test_the_parts_equal_the_oracle(cost_norm: str) -> None:
     assert np.allclose(got, np.stack([joined(want[i], z[i].numpy()) for i in range(3)]), rtol=0, atol=1e-12)
 
 
-def test_seeds_are_drawn_by_likeness_to_the_views_own_cls_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seeds_are_drawn_by_similarity_to_the_cls_token_of_their_view(monkeypatch: pytest.MonkeyPatch) -> None:
     p = clustering(token_temperature=0.3)
     features, where, _ = draw(0, 2, 2, 3, 4, p)
-    features, taken = features.float(), []
-    real = croc.gather_rows
-    monkeypatch.setattr(croc, "gather_rows", lambda x, index: taken.append(index) or real(x, index))
+    features, centres = features.float(), []
+    real = croc.transport_cost
+    monkeypatch.setattr(croc, "transport_cost", lambda z, x, c, y, p: centres.append((z, c)) or real(z, x, c, y, p))
     torch.manual_seed(5)
     first = join_locate_split(features, where.float(), p)
     unit_length = features / features.norm(dim=-1, keepdim=True)
     r = []
     for image in range(2):
         for head in range(2):
-            own = unit_length[:, image, head]  # [2, 1 + N, d]
-            r.append(torch.cat([own[v, 1:] @ own[v, 0] for v in (0, 1)]))
+            views = unit_length[:, image, head]  # [2, 1 + N, d]
+            r.append(torch.cat([views[v, 1:] @ views[v, 0] for v in (0, 1)]))
     torch.manual_seed(5)
     want = torch.multinomial((torch.stack(r) / 0.3).softmax(1), p.tokens)  # without replacement: its default
-    assert torch.equal(taken[0], want)
+    tokens, seeds = centres[0]
+    assert torch.equal(seeds, tokens.gather(1, want[..., None].expand(-1, -1, 4)))
     torch.manual_seed(5)
     noise = torch.empty(4, 18).exponential_()
     assert all(torch.equal(x, y) for x, y in zip(first, join_locate_split(features, where.float(), p, noise=noise), strict=True))
 
 
 class Count(TorchDispatchMode):
-    """Counts the operations that are done."""
+    """Counts operations."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.done = 0
+        self.operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.done += 1
+        self.operations += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -233,7 +235,7 @@ def test_no_loop_over_images_or_heads() -> None:
         with Count() as count:
             found = join_locate_split(features, where, clustering())
             croc.centroids(tokens, found.weights, torch.ones(()))
-        counts.append(count.done)
+        counts.append(count.operations)
     assert len(set(counts)) == 1
 
 
@@ -378,12 +380,16 @@ def test_cross_entropy_is_between_views() -> None:
 
 @pytest.mark.parametrize("fixed", [True, False])
 def test_prototypes_have_unit_rows_whatever_their_direction(fixed: bool) -> None:
-    layer = croc.Prototypes(6, 4, fixed)
+    layer = croc.prototypes(6, 4, fixed)
+    norms, directions = layer.parametrizations.weight.original0, layer.parametrizations.weight.original1
     x = torch.randn(5, 6)
-    want = torch.stack([x @ (row / row.norm()) for row in layer.direction], 1)
+    want = torch.stack([x @ (row / row.norm()) for row in directions], 1)
     assert torch.allclose(layer(x), want, atol=1e-6)
-    assert layer.gain.requires_grad is not fixed
-    assert layer.direction.requires_grad
+    assert norms.requires_grad is not fixed
+    assert directions.requires_grad
+    # published checkpoints have the names of the older torch.nn.utils.weight_norm
+    layer.load_state_dict({"weight_g": torch.full((4, 1), 2.0), "weight_v": directions.detach().clone()})
+    assert torch.allclose(layer(x), 2 * want, atol=1e-6)
 
 
 def test_head_gives_both_layers_their_bottleneck_at_unit_length() -> None:
@@ -402,37 +408,24 @@ def test_head_gives_both_layers_their_bottleneck_at_unit_length() -> None:
 BACKBONE = vit.Backbone("none", patch=8, width=12, depth=2, heads=2)
 
 
+VIEWS = {
+    "size": 32, "crop_min_scale": 0.25, "jitter_prob": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1,
+    "grey_prob": 0.2, "blur_probs": [1.0, 0.1], "blur": 0.6, "solarise_probs": [0.0, 0.2],
+}  # fmt: skip
+CROC = {
+    "init": RANDOM_INIT, "epochs": 2, "batch": 4, "accumulate": 1, "lr": 0.05, "min_lr": 0.0001, "warmup_epochs": 1.0,
+    "weight_decay": 0.04, "weight_decay_end": 0.4, "ema": 0.9, "clip": 3.0, "freeze_epochs": 1.0, "drop_path": 0.1, "alpha": 1.0,
+    "outputs": 16, "outputs_centroid": 8, "hidden": 16, "bottleneck": 8, "head_batch_norm": False, "norm_last": True,
+    "center_momentum": 0.9, "student_temperature": 0.1, "teacher_temperature": 0.04, "teacher_temperature_end": 0.07,
+    "student_temperature_centroid": 0.1, "teacher_temperature_centroid": 0.04, "teacher_temperature_centroid_end": 0.07,
+    "teacher_warmup_epochs": 1.0, "precision": "fp32", "views": VIEWS,
+}  # fmt: skip
+
+
 def settings_of(clusters: dict[str, Any] | None = None, **changed: Any) -> croc_training.Croc:
-    look = {
-        "size": 32,
-        "crop_min_scale": 0.25,
-        "jitter_prob": 0.8,
-        "brightness": 0.4,
-        "contrast": 0.4,
-        "saturation": 0.2,
-        "hue": 0.1,
-    }
-    look |= {"grey_prob": 0.2, "blur_probs": [1.0, 0.1], "blur": 0.6, "solarise_probs": [0.0, 0.2]}
-    values = {"epochs": 2, "batch": 4, "accumulate": 1, "lr": 0.05, "min_lr": 0.0001, "warmup_epochs": 1.0, "weight_decay": 0.04}
-    values |= {
-        "init": RANDOM_INIT,
-        "weight_decay_end": 0.4,
-        "ema": 0.9,
-        "clip": 3.0,
-        "freeze_epochs": 1.0,
-        "drop_path": 0.1,
-        "alpha": 1.0,
-    }
-    values |= {"outputs": 16, "outputs_centroid": 8, "hidden": 16, "bottleneck": 8, "head_batch_norm": False}
-    values |= {"norm_last": True, "student_temperature": 0.1, "teacher_temperature": 0.04, "teacher_temperature_end": 0.07}
-    values |= {
-        "student_temperature_centroid": 0.1,
-        "teacher_temperature_centroid": 0.04,
-        "teacher_temperature_centroid_end": 0.07,
-    }
-    values |= {"init": RANDOM_INIT, "center_momentum": 0.9}
-    values |= {"teacher_warmup_epochs": 1.0, "precision": "fp32", "views": views.Augmentation(**look)}  # type: ignore[arg-type]
-    return croc_training.Croc(**(values | {"clustering": clustering(**(clusters or {}))} | changed))
+    return factories.group(
+        "croc", croc_training.Croc, **(CROC | {"clustering": asdict(clustering(**(clusters or {})))} | changed)
+    )
 
 
 def batch_of(images: int, seed: int = 0) -> views.Views:
@@ -442,19 +435,19 @@ def batch_of(images: int, seed: int = 0) -> views.Views:
     return views.Views(pixels, boxes, torch.rand(images, 2, generator=g) < 0.5)
 
 
-def step_of(p: croc_training.Croc, seed: int = 0) -> croc_training.Step:
+def network(p: croc_training.Croc, seed: int = 0) -> croc_training.StudentTeacher:
     torch.manual_seed(seed)
-    return croc_training.Step(p, BACKBONE).train()
+    return croc_training.StudentTeacher(p, BACKBONE).train()
 
 
-def nothing_found(*_: Any, **__: Any) -> ClusterAssignment:
+def no_clusters(*_: Any, **__: Any) -> ClusterAssignment:
     shape = (2, 3, 2, 16, 4)
     return ClusterAssignment(torch.zeros(shape), torch.zeros(3, 2, 4, dtype=torch.bool), torch.full((3, 2), 2))
 
 
 def test_a_batch_without_a_valid_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = step_of(settings_of())
-    monkeypatch.setattr(net, "clusters", nothing_found)
+    net = network(settings_of())
+    monkeypatch.setattr(net, "cluster", no_clusters)
     out = net(batch_of(3), 0.04, 0.04)
     assert out["centroid"].item() == 0
     assert out["loss"].item() == out["cls"].item() > 0
@@ -468,7 +461,7 @@ def test_a_batch_without_a_valid_cluster(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(("images", "precision"), [(1, "fp32"), (3, "fp32"), (3, "bf16")])
 def test_gradients_reach_the_student_alone(images: int, precision: str) -> None:
-    net = step_of(settings_of(precision=precision))
+    net = network(settings_of(precision=precision))
     out = net(batch_of(images), 0.04, 0.04)
     assert all(torch.isfinite(v) for v in out.values())
     assert 2 <= out["clusters"] <= 4
@@ -478,29 +471,29 @@ def test_gradients_reach_the_student_alone(images: int, precision: str) -> None:
     assert out["kl"] >= 0
     out["centroid"].backward(retain_graph=True)  # L_c
     assert all(x.grad is None and not x.requires_grad for x in net.teacher.parameters())
-    assert net.student.head.last[1].direction.grad.any()
-    assert net.student.head.last[0].direction.grad is None
+    assert net.student.head.last[1].parametrizations.weight.original1.grad.any()
+    assert net.student.head.last[0].parametrizations.weight.original1.grad is None
     assert net.student.vit.blocks[0].attn.qkv.weight.grad.any()
     out["loss"].backward()
-    assert net.student.head.last[0].direction.grad.any()
+    assert net.student.head.last[0].parametrizations.weight.original1.grad.any()
 
 
 def test_alpha_0_is_dinos_loss_alone() -> None:
-    out = step_of(settings_of(alpha=0.0))(batch_of(3), 0.04, 0.04)
+    out = network(settings_of(alpha=0.0))(batch_of(3), 0.04, 0.04)
     assert out["centroid"] == 0
     assert out["loss"] == out["cls"]
-    half = step_of(settings_of(alpha=0.5))(batch_of(3), 0.04, 0.04)
+    half = network(settings_of(alpha=0.5))(batch_of(3), 0.04, 0.04)
     assert torch.isclose(half["loss"], half["cls"] + 0.5 * half["centroid"])
 
 
 def test_the_clustered_features_are_the_ones_named(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(croc, "join_locate_split", lambda f, w, p, noise: asked.append((f, w)) or nothing_found())
+    monkeypatch.setattr(croc, "join_locate_split", lambda f, w, p, noise: asked.append((f, w)) or no_clusters())
     for place, features in enumerate(("queries", "keys", "values")):
-        net = step_of(settings_of({"features": features}))
+        net = network(settings_of({"features": features}))
         batch = batch_of(3)
         qkv = torch.randn(6, 17, 36)
-        net.clusters(qkv, torch.randn(2, 3, 17, 12), batch)
+        net.cluster(qkv, torch.randn(2, 3, 17, 12), batch)
         got, where = asked[-1]
         assert got.shape == (2, 3, 2, 17, 6)
         for v, image, head in np.ndindex(2, 3, 2):  # view-major; heads are slices of the channels
@@ -510,11 +503,11 @@ def test_the_clustered_features_are_the_ones_named(monkeypatch: pytest.MonkeyPat
 
 
 def test_whole_tokens_are_clustered_as_one_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, batch, asked = step_of(settings_of({"features": "tokens"})), batch_of(3), []
+    net, batch, asked = network(settings_of({"features": "tokens"})), batch_of(3), []
     found = croc.join_locate_split
     monkeypatch.setattr(croc, "join_locate_split", lambda f, *rest, noise: asked.append(f) or found(f, *rest, noise=noise))
     told = torch.randn(2, 3, 17, 12)
-    clusters = net.clusters(torch.randn(6, 17, 36), told, batch)
+    clusters = net.cluster(torch.randn(6, 17, 36), told, batch)
     assert torch.equal(asked[-1], told[:, :, None])
     assert clusters.weights.shape[:4] == (2, 3, 1, 16)
     out = net(batch, 0.04, 0.04)  # its loss pools and learns from them as from those of heads
@@ -523,29 +516,30 @@ def test_whole_tokens_are_clustered_as_one_head(monkeypatch: pytest.MonkeyPatch)
     assert net.student.vit.blocks[0].attn.qkv.weight.grad.any()
 
 
-def test_a_head_has_temperatures_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, told, heard = step_of(settings_of(student_temperature=0.1, student_temperature_centroid=0.2)), [], []
-    target, cross_entropy = net.target, croc.cross_entropy
-    monkeypatch.setattr(net, "target", lambda x, center, t, *valid: told.append((center, t)) or target(x, center, t, *valid))
-    monkeypatch.setattr(croc, "cross_entropy", lambda s, t, x: heard.append((s.shape[2], x)) or cross_entropy(s, t, x))
+def test_each_layer_of_the_head_has_its_temperatures(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, teacher, student = network(settings_of(student_temperature=0.1, student_temperature_centroid=0.2)), [], []
+    probabilities, cross_entropy = net.probabilities, croc.cross_entropy
+    spy = lambda x, center, t, *valid: teacher.append((center, t)) or probabilities(x, center, t, *valid)  # noqa: E731
+    monkeypatch.setattr(net, "probabilities", spy)
+    monkeypatch.setattr(croc, "cross_entropy", lambda s, t, x: student.append((s.shape[2], x)) or cross_entropy(s, t, x))
     net(batch_of(3), 0.04, 0.05)
-    assert told == [("center", 0.04), ("center_centroid", 0.05)]
-    assert heard == [(16, 0.1), (8, 0.2)]
+    assert teacher == [("center", 0.04), ("center_centroid", 0.05)]
+    assert student == [(16, 0.1), (8, 0.2)]
 
 
 def test_the_centre_follows_the_mean_logits_of_valid_clusters() -> None:
-    net = step_of(settings_of())
+    net = network(settings_of())
     net.center_centroid.copy_(torch.arange(8.0))
     before = net.center_centroid.clone()
     logits, valid = torch.randn(2, 5, 8), torch.tensor([1.0, 0, 1, 0, 0])
-    probabilities = net.target(logits, "center_centroid", 0.05, valid)
+    probabilities = net.probabilities(logits, "center_centroid", 0.05, valid)
     assert torch.allclose(probabilities, ((logits - before) / 0.05).softmax(-1))
     mean = (logits[0, 0] + logits[0, 2] + logits[1, 0] + logits[1, 2]) / 4
     assert torch.allclose(net.center_centroid, 0.9 * before + 0.1 * mean, atol=1e-5)
 
 
 def test_the_centroid_loss_is_the_mean_over_valid_clusters() -> None:
-    net = step_of(settings_of(drop_path=0.0))
+    net = network(settings_of(drop_path=0.0))
     tokens = torch.randn(2, 3, 17, 12)
     features, where, seeds = draw(0, 3, 2, 4, 6, clustering())
     found = join_locate_split(features, where, clustering(), seeds)
@@ -566,20 +560,20 @@ def test_the_centroid_loss_is_the_mean_over_valid_clusters() -> None:
 
 
 def test_the_teacher_follows_and_starts_as_the_student() -> None:
-    net = step_of(settings_of())
+    net = network(settings_of())
     assert all(torch.equal(t, s) for t, s in zip(net.teacher.parameters(), net.student.parameters(), strict=True))
     before = [t.clone() for t in net.teacher.parameters()]
     with torch.no_grad():
         for s in net.student.parameters():
             s += 1
-    net.follow(0.75)
+    net.update_teacher(0.75)
     assert all(torch.allclose(t, b + 0.25, atol=1e-5) for t, b in zip(net.teacher.parameters(), before, strict=True))
 
 
 def test_gradients_are_clipped_parameter_by_parameter() -> None:
     small, large, none = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
     small.grad, large.grad = torch.tensor([0.3, 0.4]), torch.tensor([30.0, 40.0])
-    croc_training.clip_each([small, large, none], 3.0)
+    croc_training.clip_gradients([small, large, none], 3.0)
     assert small.grad.tolist() == pytest.approx([0.3, 0.4])
     assert large.grad.tolist() == pytest.approx([1.8, 2.4])
 
@@ -600,7 +594,7 @@ def test_schedules_and_frozen_last_layers(tmp_path: Any, monkeypatch: pytest.Mon
 
         def watched(number: int, batch: Any) -> Any:
             asked: list[float] = []
-            monkeypatch.setattr(net, "follow", lambda m: asked.append(m) or type(net).follow(net, m))
+            monkeypatch.setattr(net, "update_teacher", lambda m: asked.append(m) or type(net).update_teacher(net, m))
             out = step(number, batch)
             moved = [not torch.equal(a, b) for a, b in zip(start, net.student.head.last.parameters(), strict=True)]
             group, other = optimizer.param_groups
@@ -626,8 +620,8 @@ def test_schedules_and_frozen_last_layers(tmp_path: Any, monkeypatch: pytest.Mon
     share = [0.5 * (1 + math.cos(math.pi * i / 6)) for i in range(6)]
     assert [s["decay"] for s in seen] == pytest.approx([0.4 + (0.04 - 0.4) * c for c in share])
     assert [s["ema"] for s in seen] == pytest.approx([1 + (0.9 - 1) * c for c in share])
-    # four parameters: direction and gain of both layers; the gain never learns, the directions from epoch 1 on
-    assert [s["moved"] for s in seen] == [[False] * 4] * 2 + [[True, False] * 2] * 4
+    # four parameters, norms and directions of both layers: the norms are never trained, the directions from epoch 1 on
+    assert [s["moved"] for s in seen] == [[False] * 4] * 2 + [[False, True] * 2] * 4
     assert len(values) == 6
     assert all(not x.requires_grad for x in model.parameters())
 
@@ -635,7 +629,7 @@ def test_schedules_and_frozen_last_layers(tmp_path: Any, monkeypatch: pytest.Mon
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it
 @pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 def test_compiled_blocks_compute_the_same() -> None:
-    plain, compiled = step_of(settings_of()), step_of(settings_of())
+    plain, compiled = network(settings_of()), network(settings_of())
     croc_training.compile_blocks(compiled, backend="eager")
     done = [block._compiled_call_impl is not None for vit in (compiled.student.vit, compiled.teacher.vit) for block in vit.blocks]
     assert done == [True] * (2 * BACKBONE.depth - 1) + [False]  # a hook listens to the teacher's last one
@@ -651,13 +645,13 @@ def test_the_host_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) ->
 
     torch.tensor copies a number of the host to the device, and waits.
     """
-    net, batch = step_of(settings_of(head_batch_norm=True, norm_last=False)), batch_of(3)
+    net, batch = network(settings_of(head_batch_norm=True, norm_last=False)), batch_of(3)
     monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("a constant is made in a step"))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         out = net(views.Views(*(mode.from_tensor(x) for x in batch)), 0.04, 0.04)
         out["loss"].backward()
-        croc_training.clip_each(list(net.student.parameters()), 3.0)
-        net.follow(0.9)
+        croc_training.clip_gradients(list(net.student.parameters()), 3.0)
+        net.update_teacher(0.9)
         with pytest.raises(DataDependentOutputException):
             out["loss"].item()
 
@@ -701,7 +695,7 @@ def vit_file(path: Path, image: int = 64, **changed: int) -> str:
 @pytest.mark.parametrize("image", [32, 64, 24])  # a view has 32 pixels
 def test_teacher_and_student_start_from_init(tmp_path: Path, image: int) -> None:
     weights = vit_file(tmp_path / "vit.safetensors", image)
-    net = step_of(settings_of(init=weights, drop_path=0.0))
+    net = network(settings_of(init=weights, drop_path=0.0))
     told: list[Tensor] = []
     seen: list[Tensor] = []
     net.teacher.register_forward_hook(lambda m, i, o: told.append(o))
@@ -712,7 +706,7 @@ def test_teacher_and_student_start_from_init(tmp_path: Path, image: int) -> None
     want = vit.tokens(vit.load(replace(BACKBONE, weights=weights)), pixels).unflatten(0, (2, -1))
     torch.testing.assert_close(told[0], want, rtol=0, atol=1e-5)
     torch.testing.assert_close(seen[0], want, rtol=0, atol=1e-5)
-    assert not torch.allclose(step_of(settings_of()).teacher(pixels), want, atol=0.1)
+    assert not torch.allclose(network(settings_of()).teacher(pixels), want, atol=0.1)
 
 
 def test_training_from_init_ends_elsewhere_than_from_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -740,7 +734,7 @@ def test_init_of_another_shape_is_refused_before_any_training(
 
 def test_gradients_of_parts_add_up() -> None:
     p = settings_of(accumulate=2, drop_path=0.1)
-    parts, whole = step_of(p), step_of(p)
+    parts, whole = network(p), network(p)
     batch = batch_of(4)
     torch.manual_seed(1)
     metrics = croc_training.accumulate(parts, batch, (0.04, 0.04), 2)
@@ -753,10 +747,10 @@ def test_gradients_of_parts_add_up() -> None:
         assert (a.grad is None) == (b.grad is None)
         assert a.grad is None or torch.allclose(a.grad, b.grad, atol=1e-6)
     assert torch.allclose(parts.center, whole.center)
-    net = step_of(p)
+    net = network(p)
     net.center += 1
     for _ in range(2):
-        net.target(torch.zeros(2, 3, 16), "center", 0.04)
+        net.probabilities(torch.zeros(2, 3, 16), "center", 0.04)
     assert torch.allclose(net.center, torch.full((16,), 0.9))  # a step, whatever the number of its parts
 
 
@@ -770,14 +764,14 @@ def test_what_cannot_be_divided(monkeypatch: pytest.MonkeyPatch) -> None:
         (0, {}, "no image to learn from"),
     ):
         with pytest.raises(InputError, match=words):
-            croc_training.check(settings_of(**changed), BACKBONE, count)
-    croc_training.check(settings_of(accumulate=3), BACKBONE, 3)
+            croc_training.check_sizes(settings_of(**changed), BACKBONE, count)
+    croc_training.check_sizes(settings_of(accumulate=3), BACKBONE, 3)
     odd = vit.Backbone("none", patch=5, width=12, depth=2, heads=2)
     with pytest.raises(InputError, match=r"croc\.views\.size is 32; it must be a multiple of backbone\.patch, 5"):
-        croc_training.check(settings_of(), odd, 4)
+        croc_training.check_sizes(settings_of(), odd, 4)
     monkeypatch.setattr(croc_training.distributed, "world", lambda: 3)
     with pytest.raises(InputError, match=r"processes \(3\)"):
-        croc_training.check(settings_of(), BACKBONE, 8)
+        croc_training.check_sizes(settings_of(), BACKBONE, 8)
 
 
 def test_settings_out_of_range() -> None:
@@ -786,9 +780,9 @@ def test_settings_out_of_range() -> None:
         ({"cost_norm": "image"}, "cost_norm"),
         ({"centroids_max": 9}, "centroids_max"),
     ):
-        with pytest.raises(ValueError, match=rf"croc\.clustering\.{key} is"):
+        with pytest.raises(InputError, match=rf"croc\.clustering\.{key} is"):
             clustering(**changed)
-    with pytest.raises(ValueError, match="accumulate must be at least 1"):
+    with pytest.raises(InputError, match=r"croc\.accumulate is 0; it must be at least 1"):
         settings_of(accumulate=0)
-    with pytest.raises(ValueError, match=r"croc\.precision is"):
+    with pytest.raises(InputError, match=r"croc\.precision is"):
         settings_of(precision="fp16")

@@ -1,23 +1,21 @@
-"""Pre-trainings in processes of their own, for test_croc_processes.py: `python croc_processes.py FOLDER`.
+"""Pre-trainings in separate processes, for test_croc_processes.py: `python croc_processes.py FOLDER`.
 
-One process; two, joined by gloo, on the same batches; one that ends itself by SIGKILL in the middle of an epoch; and one
-that goes on from there. Each writes FOLDER/<name>.pt. They are forks of this process, which has torch and no thread of it.
+One process; two with gloo on the same batches; one that kills itself by SIGKILL in the middle of an epoch; and one that
+resumes it. Each writes FOLDER/<name>.pt. They are forks of this process, which has imported torch and has no threads.
 """
 
 import json
 import os
 import signal
-import socket
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch._dynamo  # by optimizers, else in each fork
+import torch._dynamo  # optimizers import it, otherwise in each fork
 from PIL import Image as Pillow
 
+from tests.processes import free_port, start
 from unseg.core.image_index import ImageRecord
 from unseg.engine import distributed
 from unseg.engine.checkpoint import Checkpoint
@@ -42,41 +40,22 @@ SETTINGS = croc_training.Croc(
 def learn(folder: Path, name: str, checkpoint: str, kill: bool = False) -> None:
     os.environ |= {"UNSEG_SCRATCH": str(folder / checkpoint), "UNSEG_CHECKPOINT_SECONDS": "0" if checkpoint == "killed" else "60"}
     if kill:
-        follow, done = croc_training.Step.follow, []
+        update, steps = croc_training.StudentTeacher.update_teacher, []
 
-        def deadly(net: croc_training.Step, momentum: float) -> None:
-            done.append(momentum)
-            if len(done) > KILLED_AT:
+        def deadly(net: croc_training.StudentTeacher, momentum: float) -> None:
+            steps.append(momentum)
+            if len(steps) > KILLED_AT:
                 os.kill(os.getpid(), signal.SIGKILL)
-            follow(net, momentum)
+            update(net, momentum)
 
-        croc_training.Step.follow = deadly  # type: ignore[method-assign]
+        croc_training.StudentTeacher.update_teacher = deadly  # type: ignore[method-assign]
     records = [ImageRecord(i + 1, f"{i}.png", 40, 48, "train") for i in range(IMAGES)]
     with Checkpoint("croc", [], []) as opened:
-        found = opened.load()
+        saved = opened.load()
         model, values = croc_training.train(SETTINGS, vit.Backbone("none", 8, 24, 2, 3), str(folder), records, 0, opened)
         if distributed.rank() == 0:
-            resumed = len(found["values"]) if found else 0
+            resumed = len(saved["values"]) if saved else 0
             torch.save({"values": values, "weights": model.state_dict(), "resumed": resumed}, folder / f"{name}.pt")
-
-
-def start(work: Callable[[], None]) -> int:
-    """work in a fork; its process id."""
-    if pid := os.fork():
-        return pid
-    try:
-        work()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on, for processes to meet at."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def main(folder: Path) -> None:
