@@ -1,10 +1,10 @@
-"""The demo's scores over several seeds, against the same DeepLab trained on the truth.
+"""The demo's scores over several seeds, and its ceiling: the same DeepLab trained on the ground truth.
 
     python benchmarks/demo.py [--seeds 0 1 2] [--into FOLDER] [--set key=value ...]
 
-Each seed runs the whole pipeline (the drawn data set, too, is another one) in a copy of this working tree; the ceiling
-is the demo's segmenter, trained on the true label maps of the same scenes for as many steps. Prints a table of held-out
-clustering mIoU with means, the ratio of the final model to the ceiling, and the seconds of each stage, DVC's own included.
+Each seed runs the whole pipeline, on other scenes too, in a copy of this working tree. The ceiling is the demo's segmenter
+trained on the true label maps of the train images for as many steps. Prints clustering mIoU on the evaluation images for each
+seed and in the mean, the ratio of the final model to the ceiling, and the seconds of each stage, DVC's own work included.
 """
 
 import argparse
@@ -20,16 +20,18 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from unseg.core import image_index, label_maps
-from unseg.evaluation import loading, metrics
+from unseg.core.label_maps import LabelMaps
+from unseg.evaluation import metrics
 
 
 def environment() -> dict[str, str]:
-    """With this interpreter's programs first on the path."""
+    """The environment with this interpreter's programs first on the path."""
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
@@ -56,8 +58,8 @@ def repro(root: Path) -> dict[str, float]:
         assert pipe.stdout is not None
         for line in pipe.stdout:
             log.write(line)
-            if found := re.match(r"Running stage '(.+)'", line):
-                starts.append((found[1].removeprefix("models/dvc.yaml:").removeprefix("data/dvc.yaml:"), time.monotonic()))
+            if match := re.match(r"Running stage '(.+)'", line):
+                starts.append((match[1].removeprefix("models/dvc.yaml:").removeprefix("data/dvc.yaml:"), time.monotonic()))
     if pipe.wait():
         sys.exit(f"dvc repro failed in {root}:\n{(root / 'log.txt').read_text()[-2000:]}")
     ends = [at for _, at in starts[1:]] + [time.monotonic()]
@@ -65,24 +67,30 @@ def repro(root: Path) -> dict[str, float]:
 
 
 def copy(into: Path, seed: int, settings: list[str]) -> dict[str, Any]:
-    """The tracked files of this tree with another seed; returns the params."""
-    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-    for name in filter(None, names):
+    """Copy the tracked files of this tree, with another seed and settings "key=value". Returns the params."""
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    for name in names:
         (into / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, into / name)
-    params: dict[str, Any] = yaml.safe_load((into / "params.yaml").read_text())
-    params["seed"] = seed
-    for setting in settings:
-        key, text = setting.split("=", 1)
-        *head, last = key.split(".")
-        node = params
-        for part in head:
-            node = node[part]
-        node[last] = yaml.safe_load(text)
-    (into / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    pairs = (setting.split("=", 1) for setting in settings)
+    params = edit_params(into, {"seed": seed} | {key: yaml.safe_load(text) for key, text in pairs})
     if not (into / ".git").exists():
         call(into, "git", "init", "-q")
+    return params
+
+
+def edit_params(root: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """Change values of params.yaml by dotted key. Returns its content."""
+    file = root / "params.yaml"
+    params: dict[str, Any] = yaml.safe_load(file.read_text())
+    for key, value in changes.items():
+        *groups, last = key.split(".")
+        node = params
+        for group in groups:
+            node = node[group]
+        node[last] = value
+    file.write_text(yaml.safe_dump(params, sort_keys=False))
     return params
 
 
@@ -91,38 +99,35 @@ def miou(root: Path, name: str) -> float:
 
 
 def ceiling(root: Path) -> float:
-    """Train the same segmenter on the truth of the training images."""
-    truth, learned = (
-        label_maps.LabelMaps(root / "data/truth.zip", "semantic/"),
-        image_index.train_images(root / "data/images.json"),
-    )
-    classes = len(label_maps.class_names(root / "data/truth.zip")) - 1
+    """mIoU of the same segmenter, trained on the ground truth of the train images."""
+    truth, index = LabelMaps(root / "data/truth.zip", "semantic/"), root / "data/images.json"
+    classes = len(label_maps.class_names(root / "data/truth.zip"))
     params = yaml.safe_load((root / "params.yaml").read_text())
-    params["cluster"]["k"] = classes
+    params["cluster"]["k"] = classes - 1
     folder = params["data"]["images"]
     supervised = root / "supervised"
     supervised.mkdir(exist_ok=True)
     (supervised / "params.yaml").write_text(yaml.safe_dump(params))
     for name in ("unseg", "stages", "data", "models"):
         (supervised / name).symlink_to(root / name)
-    label_maps.write_label_maps(supervised / "truth-train.zip", ((i.file_name, truth[i]) for i in learned))
+    maps = ((i.file_name, truth[i]) for i in image_index.train_images(index))
+    label_maps.write_label_maps(supervised / "truth-train.zip", maps)
     stage = (sys.executable, "-m")
     call(supervised, *stage, "stages.train_segmenter", "data/images.json", "truth-train.zip", folder, "s.safetensors", "s.tsv")
     call(supervised, *stage, "stages.predict", "data/images.json", folder, "s.safetensors", "p.zip")
-    images, shape = [i for i in image_index.eval_images(root / "data/images.json") if i in truth], (classes + 1, classes + 1)
-    (confusions,) = loading.confusions(images, truth, [label_maps.LabelMaps(supervised / "p.zip")], *shape)
-    counts = loading.total(confusions, *shape)
-    return metrics.mean(metrics.iou(metrics.rename(counts, metrics.match(counts, by="iou"))))
+    images, prediction = [i for i in image_index.eval_images(index) if i in truth], LabelMaps(supervised / "p.zip")
+    confusion = np.sum([metrics.confusion(truth[i], prediction[i], classes, classes) for i in images], 0)
+    return metrics.mean(metrics.iou(metrics.rename(confusion, metrics.match(confusion, by="iou"))))
 
 
-def arguments(about: str | None, kinds: Collection[str] = (), shown: Sequence[str] = ()) -> argparse.Namespace:
-    """Of a benchmark that runs the demo for several seeds: seeds, into, set; kinds, where it has some (`shown` by default)."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None, kinds: Collection[str] = (), default: Sequence[str] = ()) -> argparse.Namespace:
+    """Arguments of a benchmark that runs the demo for several seeds: seeds, into, set and, if there are any, kinds."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--into", type=Path, help="keep the runs here (a temporary folder otherwise)")
+    parser.add_argument("--into", type=Path, help="folder that keeps the runs (default: a temporary one)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change params.yaml in every run")
     if kinds:
-        parser.add_argument("--kinds", nargs="+", default=shown, choices=kinds)
+        parser.add_argument("--kinds", nargs="+", default=default, choices=kinds)
     return parser.parse_args()
 
 

@@ -1,10 +1,10 @@
-"""Where `detect` spends its time: inside the network, and outside it in reading, pasting masks, run lengths and JSON.
+"""Time of `detect` inside the network, and outside: reading, pasting masks, run lengths, JSON.
 
     python benchmarks/detect.py [--folder ../shared/data/VOC2012/JPEGImages] [--photos 100] [--backend torchvision]
 
-The detector has the shape of profiles/voc.yaml (ResNet-50) and weights as they are drawn, which cost what learned ones cost;
-their masks are ragged, so run lengths are rather longer. Every photograph gives --detections of them. Loader processes are
-off, so that reading counts whole. Target: at most 20 % outside the network.
+The detector is that of profiles/voc.yaml (ResNet-50) with random weights. They take as long as trained ones, but their masks
+are ragged, so run lengths take rather longer. Each photograph gives --detections detections. There are no loader processes, so
+that reading counts whole. Target: at most 20 % outside the network.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +23,7 @@ from PIL import Image as Pillow
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks.mine import now
 from unseg.core import image_index, profiles, storage
 from unseg.detection import detector
 from unseg.detection.settings import Detect, Detector
@@ -34,26 +34,19 @@ SPENT: defaultdict[str, float] = defaultdict(float)  # seconds
 
 
 def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    """call, its seconds added to SPENT[name]."""
+    """The function, with its seconds added to SPENT[name]."""
 
-    def wrapped(*given: Any, **named: Any) -> Any:
-        wait()
-        begun = time.perf_counter()
-        answer = call(*given, **named)
-        wait()
-        SPENT[name] += time.perf_counter() - begun
-        return answer
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        start = now()
+        result = call(*args, **kwargs)
+        SPENT[name] += now() - start
+        return result
 
     return wrapped
 
 
-def wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def listen(trained: detector.TrainedDetector) -> None:
-    """Time the parts of `detect`; those that lie in others are taken off them in the end."""
+def time_parts(trained: detector.TrainedDetector) -> None:
+    """Time the parts of `detect`. Some contain others; main subtracts those."""
     by: Any = detector.backend(trained.p)
     model: Any = trained.model
     detector.read = timed("read", detector.read)  # type: ignore[attr-defined]
@@ -82,24 +75,20 @@ def main() -> None:
     p = replace(p, backend=options.backend, init=RANDOM_INIT, precision=options.precision)
     q = Detect(options.short_side, 0.0, 1.0, options.detections, 1)
     names = image_index.evenly_spaced(sorted(x.name for x in options.folder.iterdir()), options.photos + 1)
-    every = []
+    images = []
     for n, name in enumerate(names):
         with Pillow.open(options.folder / name) as photo:
-            every.append(image_index.ImageRecord(n, name, photo.height, photo.width, "val"))
+            images.append(image_index.ImageRecord(n, name, photo.height, photo.width, "val"))
     torch.manual_seed(0)
     trained = detector.prepared(detector.backend(p).build(p, 20), p, q, 20)
-    list(detector.detect(trained, detector.load_batches(trained, str(options.folder), every[:1])))  # once, to warm up
-    listen(trained)
-    wait()
-    begun = time.perf_counter()
-    found = [
-        r
-        for _, results in detector.detect(trained, detector.load_batches(trained, str(options.folder), every[1:]))
-        for r in results
-    ]
+    list(detector.detect(trained, detector.load_batches(trained, str(options.folder), images[:1])))  # to warm up
+    time_parts(trained)
+    start = now()
+    batches = detector.load_batches(trained, str(options.folder), images[1:])
+    detections = [d for _, of_image in detector.detect(trained, batches) for d in of_image]
     with tempfile.TemporaryDirectory() as folder:
-        timed("JSON", storage.write_json)(f"{folder}/detections.json", found)
-    total = time.perf_counter() - begun
+        timed("JSON", lambda: storage.write_json(f"{folder}/detections.json", [d.to_coco() for d in detections]))()
+    total = now() - start
     inside = SPENT["model"] - (SPENT["paste"] if options.backend == "torchvision" else 0)
     parts = {
         "inside the network": inside,
@@ -111,10 +100,12 @@ def main() -> None:
         "JSON": SPENT["JSON"],
     }
     parts["tensors, batches"] = total - sum(parts.values())
-    photos = len(every) - 1
-    print(f"{photos} photographs, {len(found) / photos:.1f} detections each, {options.short_side} px, {environment.device()}")
+    photos = len(images) - 1
+    print(
+        f"{photos} photographs, {len(detections) / photos:.1f} detections each, {options.short_side} px, {environment.device()}"
+    )
     for name, seconds in parts.items():
-        print(f"{name:24}{1000 * seconds / photos:9.1f} ms a photograph {100 * seconds / total:6.1f} %")
+        print(f"{name:24}{1000 * seconds / photos:9.1f} ms per photograph {100 * seconds / total:6.1f} %")
     print(json.dumps({"outside": round(1 - inside / total, 4)}))
 
 

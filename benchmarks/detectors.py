@@ -1,12 +1,12 @@
-"""What the detector finds of several objects an image: the demo's recipe beside what goes beyond the paper, over several seeds.
+"""Detectors that go beyond the paper, on the demo: several objects per image, DropLoss, self-training, Detectron2.
 
     python benchmarks/detectors.py [--seeds 0 1 2] [--kinds plain drop objects both] [--into FOLDER] [--set key=value ...]
 
-Each seed draws the demo's scenes in a copy of this working tree and pre-trains once; then each kind is `dvc repro
-evaluate_instances` with its own values. Prints AR@10 of the mined masks, AR@10 and AP50 of all detections, and of those alone
-that are as sure as aggregate.threshold, from which label maps are made (class-agnostic, all objects, held-out scenes).
-Kinds: plain; drop: DropLoss; objects: three masks an image; both; round: one of self-training; fpn and c4: torchvision's and
-Detectron2's ResNet-50 at the same settings (c4 where Detectron2 is installed).
+Each seed draws the demo's scenes in a copy of this working tree and pre-trains once; each kind runs `dvc repro
+evaluate_instances` with its values. Prints AR@10 of the mined masks, and AR@10 and AP50 of all detections and of the confident
+ones, whose score reaches aggregate.threshold (class-agnostic, all objects of the evaluation images).
+Kinds: plain; drop: DropLoss; objects: three masks per image; both; round: one round of self-training; fpn and c4: the
+ResNet-50 of torchvision and of Detectron2 at the same settings (c4 needs Detectron2).
 """
 
 import shutil
@@ -70,13 +70,9 @@ def evaluate(root: Path, detections: str, threshold: float) -> list[float]:
     return [scores(mined)["AR@10"], total["AR@10"], total["AP50"], confident["AR@10"], confident["AP50"]]
 
 
-def show(what: str, kind: str, scores: list[float]) -> None:
-    mined, recall, precision, sure_recall, sure_precision = scores
-    print(
-        f"{what:6}  {kind:7}  masks' AR@10 {mined:.3f}  AR@10 {recall:.3f}  AP50 {precision:.3f}  "
-        f"sure AR@10 {sure_recall:.3f}  AP50 {sure_precision:.3f}",
-        flush=True,
-    )
+def show(seed: str, kind: str, scores: list[float]) -> None:
+    names = ("masks' AR@10", "AR@10", "AP50", "confident AR@10", "AP50")
+    print(f"{seed:6}  {kind:7}", *(f"{name} {x:.3f}" for name, x in zip(names, scores, strict=True)), sep="  ", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""What bfloat16 changes: the stages that read a network, in fp32 and in bf16, on the same weights and photographs.
+"""Effect of bfloat16 on the stages that run a network: fp32 against bf16 on the same weights and photographs.
 
     python benchmarks/precision.py [--photos 200]
 
-Runs in a finished run's folder, on its params.yaml, weights and data. Prints, of photographs spread over all: for mined masks
-(the first of each photograph) and for detections surer than 0.5 the mean IoU of one precision's with the other's, and each one's
-mean IoU with the true object that it fits best (where there is truth of objects); for tokens the mean angle between the two, and
-how far K-means on the one and on the other agree (adjusted Rand index); for the segmentation the share of pixels with the same
-label.
+Runs in the folder of a finished run, on its params.yaml, weights and data, with evenly spaced photographs. Prints, for mined
+masks (the first of each photograph) and for detections with a score above 0.5: the mean IoU of both precisions' masks with
+each other, and with the true objects that they fit best (if there are any). For tokens: the mean angle between both, and the
+adjusted Rand index of their clusters. For the segmentation: the fraction of pixels with the same label.
 """
 
 import argparse
@@ -14,7 +13,6 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,64 +20,67 @@ from sklearn.metrics import adjusted_rand_score
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.quality import objects, true_objects
+from benchmarks.quality import true_objects
 from stages.embed import GREY
 from unseg.clustering import algorithms
-from unseg.core import image_index, params, rle, storage
+from unseg.core import image_index, instances, params
+from unseg.core.image_index import ImageRecord
+from unseg.core.instances import Instance
+from unseg.core.params import Precision
 from unseg.data import photos
 from unseg.detection import detector
 from unseg.detection.settings import Detect
 from unseg.engine import batching, environment
 from unseg.engine.precision import autocast
+from unseg.evaluation import loading, metrics
 from unseg.evaluation.label_free.quality import binary_iou
 from unseg.mining import affinity, crops, miner
 from unseg.models import vit
 from unseg.segmentation import segmenter
 
-BOTH = ("fp32", "bf16")
-Masks = dict[int, list[np.ndarray]]  # by image
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+Masks = dict[int, list[np.ndarray]]  # by image id
 
 
-def mined(every: list[image_index.ImageRecord], root: str, precision: str) -> Masks:
+def mined_masks(images: list[ImageRecord], root: str, precision: Precision) -> Masks:
     p, shape = params.group("mine", affinity.Mining), params.group("backbone", vit.Backbone)
-    found = miner.mine_first_object(
-        vit.load(shape), every, lambda i: i.size, lambda i: photos.read(root, i), replace(p, precision=precision), shape.patch
+    mined = miner.mine_first_object(
+        vit.load(shape), images, lambda i: i.size, lambda i: photos.read(root, i), replace(p, precision=precision), shape.patch
     )
-    return {image.id: [mask] for image, mask in found}
+    return {image.id: [mask] for image, mask in mined}
 
 
-def detected(every: list[image_index.ImageRecord], root: str, precision: str) -> Masks:
+def detected_masks(images: list[ImageRecord], root: str, precision: Precision) -> Masks:
     trained = detector.load("models/detector.safetensors", params.group("detect", Detect))
     trained = replace(trained, p=replace(trained.p, precision=precision))
-    found = detector.detect(trained, detector.load_batches(trained, root, every))
-    return {image.id: [rle.decode(d["segmentation"]) for d in own if d["score"] > 0.5] for image, own in found}
+    detected = detector.detect(trained, detector.load_batches(trained, root, images))
+    return {image.id: [d.mask.decode() for d in detections if d.score > 0.5] for image, detections in detected}
 
 
 @torch.inference_mode()
-def tokens(every: list[image_index.ImageRecord], root: str, precision: str) -> np.ndarray:
-    """CLS tokens [M, D] of the run's own masks of these photographs."""
+def cls_tokens(images: list[ImageRecord], root: str, precision: Precision) -> np.ndarray:
+    """CLS tokens [M, D] of the run's masks of these photographs."""
     p, shape = params.group("embed", crops.Embedding), params.group("embedder", vit.Backbone)
-    model, by_id = vit.load(shape).to(environment.device()), {i.id: i for i in every}
-    out = []
-    for a in storage.read_json("data/masks.json")["annotations"]:
-        if a["image_id"] in by_id:
-            crop = crops.crop(photos.read(root, by_id[a["image_id"]]), a["segmentation"], p, GREY)
-            x = batching.pad_to(batching.to_tensor(crop), shape.patch)[None].to(environment.device())
-            with autocast(x.device, precision):
-                out.append(vit.tokens(model, x)[0, 0].float().cpu().numpy())
-    return np.array(out)
+    model, masks = vit.load(shape).to(environment.device()), instances.Lookup("data/masks.json", Instance)
+    tokens = []
+    for image, mask in ((i, x.mask) for i in images for x in masks[i]):
+        crop = crops.crop(photos.read(root, image), mask, p, GREY)
+        pixels = batching.pad_to(batching.to_tensor(crop), shape.patch)[None].to(environment.device())
+        with autocast(pixels.device, precision):
+            tokens.append(vit.tokens(model, pixels)[0, 0].float().cpu().numpy())
+    return np.array(tokens)
 
 
-def segmented(every: list[image_index.ImageRecord], root: str, precision: str) -> dict[int, np.ndarray]:
+def label_maps(images: list[ImageRecord], root: str, precision: Precision) -> dict[int, np.ndarray]:
     net = replace(segmenter.load(f"models/segmenter-{params.value('final', str)}.safetensors"), precision=precision)
-    maps = segmenter.predict(net, segmenter.load_batches(net, root, every, params.group("predict", segmenter.Predict)))
-    return {image.id: p.argmax(0).cpu().numpy() for image, p in maps}
+    batches = segmenter.load_batches(net, root, images, params.group("predict", segmenter.Predict))
+    return {image.id: p.argmax(0).cpu().numpy() for image, p in segmenter.predict(net, batches)}
 
 
-def fit(masks: Masks, others: Masks) -> float:
-    """Mean IoU of each mask with the one of the same image that it fits best, 0 where there is none; nan without masks."""
-    found = [max((binary_iou(m, o) for o in others[i]), default=0.0) for i, own in masks.items() for m in own]
-    return float(np.mean(found)) if found else float("nan")
+def best_iou(masks: Masks, others: Masks) -> float:
+    """Mean IoU of each mask with the best of the other masks of its image, 0 without any; nan without masks."""
+    ious = [max((binary_iou(m, o) for o in others[i]), default=0.0) for i, of_image in masks.items() for m in of_image]
+    return float(np.mean(ious)) if ious else float("nan")
 
 
 def main(words: list[str] | None = None) -> None:
@@ -88,21 +89,22 @@ def main(words: list[str] | None = None) -> None:
     options = parser.parse_args(words)
     os.environ.setdefault("UNSEG_WORKERS", "0")  # lambdas read the photographs
     root, truth = params.value("data.images", str), "data/truth.zip"
-    every = image_index.evenly_spaced(image_index.read_images("data/images.json"), options.photos)
-    known = objects(truth)
-    true = {i.id: [mask for _, mask in true_objects(truth, i, known)] for i in every} if known else {}
-    for name, way in (("masks", mined), ("detections", detected)):
-        fp32, bf16 = (way(every, root, precision) for precision in BOTH)
-        judged = f"; with the truth fp32 {fit(fp32, true):.4f}, bf16 {fit(bf16, true):.4f}" if true else ""
-        print(f"{name}: IoU of one with the other {(fit(fp32, bf16) + fit(bf16, fp32)) / 2:.4f}{judged}", flush=True)
-    found: list[Any] = [tokens(every, root, precision) for precision in BOTH]
-    unit = [t / np.linalg.norm(t, axis=1, keepdims=True) for t in found]
+    images = image_index.evenly_spaced(image_index.read_images("data/images.json"), options.photos)
+    objects = metrics.group_by_image(loading.read_objects(truth, images).objects)
+    true_masks = {i.id: [mask for _, mask in true_objects(truth, i, objects)] for i in images} if objects else {}
+    for name, masks in (("masks", mined_masks), ("detections", detected_masks)):
+        fp32, bf16 = (masks(images, root, precision) for precision in PRECISIONS)
+        with_truth = f"; with the truth fp32 {best_iou(fp32, true_masks):.4f}, bf16 {best_iou(bf16, true_masks):.4f}"
+        mutual = (best_iou(fp32, bf16) + best_iou(bf16, fp32)) / 2
+        print(f"{name}: IoU with each other {mutual:.4f}{with_truth if true_masks else ''}", flush=True)
+    tokens = [cls_tokens(images, root, precision) for precision in PRECISIONS]
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in tokens]
     angle = np.degrees(np.arccos(np.clip((unit[0] * unit[1]).sum(1), -1, 1))).mean()
     p, seed = params.group("cluster", algorithms.Clustering), params.value("seed", int)
-    agree = adjusted_rand_score(*(algorithms.cluster(t, t, p, seed) for t in found))
-    print(f"tokens: {angle:.2f} degrees apart; clusters agree to {agree:.3f} (adjusted Rand index)")
-    maps = [segmented(every, root, precision) for precision in BOTH]
-    same = np.mean([np.mean(maps[0][i.id] == maps[1][i.id]) for i in every])
+    rand = adjusted_rand_score(*(algorithms.cluster(x, x, p, seed) for x in tokens))
+    print(f"tokens: {angle:.2f} degrees apart; adjusted Rand index of the clusters {rand:.3f}")
+    fp32_maps, bf16_maps = (label_maps(images, root, precision) for precision in PRECISIONS)
+    same = np.mean([np.mean(fp32_maps[i.id] == bf16_maps[i.id]) for i in images])
     print(f"segmentation: {same:.2%} of the pixels have the same label")
 
 

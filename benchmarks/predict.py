@@ -1,15 +1,13 @@
-"""What `unseg predict` costs beside its network: the share of time in which the network runs, and the memory of large photos.
+"""Fraction of `unseg predict`'s time in which the network runs, and its peak memory for large photographs.
 
     python benchmarks/predict.py [--model FILE] [--arch resnet50] [--photos 48]
 
-Predicts a folder of drawn photographs of 500 x 375 pixels as `unseg predict` does (reading, blending, overlays, JSON), from the
-call to the last file, the model loaded. The share is that of the wall time in which some thread is inside the network (softmax
-included); threads take turns there, so no second counts twice. As what runs beside the network takes cores from it and makes
-its seconds longer, the network's time for the same photographs with nothing beside it is printed too: it is what the whole
-would take at the least. Then photographs of 3264 x 2448 pixels (8 megapixels), three, so that all threads have one, in a process
-of its own, whose peak memory is printed. Without --model, a segmenter of the shape of params.yaml, or with --arch resnet50 of the
-paper's, with weights as they are drawn: time and memory do not depend on what it has learned. Targets: at least 90 % inside the
-network on a CPU; at most 3 GiB.
+Predicts a folder of drawn photographs of 500 x 375 pixels with a loaded model, to the last file. The fraction is that of the
+wall time in which a thread is inside the network (softmax included); threads take turns there, so no second counts twice. The
+other threads slow the network down, so the network's time for the same photographs on its own is printed, too. Then a new
+process predicts three photographs of 3264 x 2448 pixels (8 megapixels), one per thread, and its peak memory is printed.
+Without --model, the segmenter has the shape in params.yaml, or the paper's with --arch resnet50, and random weights, which
+change neither time nor memory. Targets: at least 90 % inside the network on a CPU; at most 3 GiB.
 """
 
 import argparse
@@ -47,14 +45,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def photograph(path: Path, height: int, width: int, seed: int) -> None:
-    """Smooth blobs with a little noise, as a JPEG: it costs what a photograph costs to decode."""
+    """Write smooth blobs with a little noise as a JPEG. It takes as long to decode as a photograph."""
     rng = np.random.default_rng(seed)
     small = Pillow.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
     pixels = np.asarray(small.resize((width, height), Pillow.Resampling.BICUBIC)) + rng.normal(0, 6, (height, width, 1))
     Pillow.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=92)
 
 
-def fresh(path: Path, arch: str | None) -> None:
+def write_random(path: Path, arch: str | None) -> None:
     p = params.group("segmenter", segmenter.Segmenter, ROOT / "params.yaml")
     shape: dict[str, Any] = {
         "arch": p.arch,
@@ -68,36 +66,35 @@ def fresh(path: Path, arch: str | None) -> None:
     segmenter.write_segmenter(path, deeplab.DeepLab(**shape), shape, p.size, p.precision)
 
 
-def inside(predictor: Predictor, folder: Path, out: Path) -> tuple[float, float]:
-    """Seconds in which the network runs, and in all, for a folder of photographs."""
-    spent = 0.0
-    plain = segmenter.probabilities
+def time_predict(predictor: Predictor, folder: Path, out: Path) -> tuple[float, float]:
+    """Seconds inside the network, and in all, for a folder of photographs."""
+    inside = 0.0
+    probabilities = segmenter.probabilities
 
-    def timed(*given: Any) -> Any:
-        nonlocal spent
-        begun = time.perf_counter()
-        answer = plain(*given)
-        spent += time.perf_counter() - begun  # only the thread whose turn it is comes here
-        return answer
+    def timed(*args: Any) -> Any:
+        nonlocal inside
+        start = time.perf_counter()
+        result = probabilities(*args)
+        inside += time.perf_counter() - start  # one thread at a time
+        return result
 
     with mock.patch.object(tiles, "probabilities", timed):
         start = time.perf_counter()
         predict(predictor, folder, out)
-        total = time.perf_counter() - start
-    return spent, total
+        return inside, time.perf_counter() - start
 
 
-def alone(predictor: Predictor, folder: Path) -> float:
-    """Seconds of the network for the same photographs, nothing beside it."""
-    spent = 0.0
+def time_network(predictor: Predictor, folder: Path) -> float:
+    """Seconds of the network for the same photographs, on its own."""
+    seconds = 0.0
     for path in sorted(folder.iterdir()):
         image = photos.open_rgb(path)
-        size = tiles.network_size(predictor.net, (image.height, image.width), predictor.input_size)
+        size = tiles.looked_at(predictor.net, (image.height, image.width), predictor.input_size)
         x = batching.to_tensor(photos.resize(image, size))[None]
-        begun = time.perf_counter()
+        start = time.perf_counter()
         segmenter.probabilities(predictor.net, x.to(predictor.device)).float().cpu()
-        spent += time.perf_counter() - begun
-    return spent
+        seconds += time.perf_counter() - start
+    return seconds
 
 
 def main(words: list[str] | None = None) -> None:
@@ -110,25 +107,25 @@ def main(words: list[str] | None = None) -> None:
         root = Path(name)
         model = options.model or root / "model.safetensors"
         if not options.model:
-            fresh(model, options.arch)
+            write_random(model, options.arch)
         for folder, count, size in (("small", options.photos, SMALL), ("large", 3, LARGE)):
             (root / folder).mkdir()
             for i in range(count):
                 photograph(root / f"{folder}/{i}.jpg", *size, i)
         predictor = load(model, input_size="original")
         predictor.predict(root / "small/0.jpg")  # the first call takes longer
-        least = alone(predictor, root / "small")
-        network, total = inside(predictor, root / "small", root / "out")
-        each = options.photos
-        print(f"{torch.get_num_threads()} threads of torch, {each} photographs of {SMALL[1]} x {SMALL[0]} pixels")
-        print(f"{1e3 * total / each:.0f} ms a photograph, {100 * network / total:.1f} % of it inside the network (at least 90 %)")
-        print(f"the network alone: {1e3 * least / each:.0f} ms a photograph, {100 * least / total:.1f} % of the whole")
-        given = {"root": str(ROOT), "model": str(model), "photo": str(root / "large"), "out": str(root / "out-large")}
+        alone = time_network(predictor, root / "small")
+        inside, total = time_predict(predictor, root / "small", root / "out")
+        count = options.photos
+        print(f"{torch.get_num_threads()} threads of torch, {count} photographs of {SMALL[1]} x {SMALL[0]} pixels")
+        print(f"{1e3 * total / count:.0f} ms per photograph, {inside / total:.1%} of it inside the network (at least 90 %)")
+        print(f"the network on its own: {1e3 * alone / count:.0f} ms per photograph, {alone / total:.1%} of the whole")
+        paths = {"root": str(ROOT), "model": str(model), "photo": str(root / "large"), "out": str(root / "out-large")}
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", PEAK.format(**given)], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-c", PEAK.format(**paths)], capture_output=True, text=True, check=True)
         kib = int(done.stdout.split()[-1]) / (1024 if sys.platform == "darwin" else 1)
-        took = time.perf_counter() - start
-        print(f"3 of {LARGE[1]} x {LARGE[0]}: {took:.1f} s, peak memory {kib / 2**20:.2f} GiB (at most 3)")
+        seconds = time.perf_counter() - start
+        print(f"3 of {LARGE[1]} x {LARGE[0]}: {seconds:.1f} s, peak memory {kib / 2**20:.2f} GiB (at most 3)")
 
 
 if __name__ == "__main__":

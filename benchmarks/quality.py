@@ -1,15 +1,15 @@
-"""How well the numbers that need no truth track those that do: rank correlation over sweeps.
+"""How well quality measures without labels track scores with labels: rank correlation over two sweeps, without training.
 
-    python -m benchmarks.quality MASKS_OF [...]   e.g. models/croc.safetensors, or `random` for an untrained ViT
+    python -m benchmarks.quality WEIGHTS [...]   e.g. models/croc.safetensors, or `random` for an untrained ViT
         [--images data/images.json] [--photos data/raw/demo/images] [--truth data/truth.zip] [--count 60] [--seeds 0 1]
 
-Runs in a finished run's folder, on its params.yaml. Two sweeps over few images, without any training:
-mining: for each backbone, `mine.keep`, `mine.center` and `mine.resize` vary; true score: mean IoU of the mask with the object
-it fits best (with label maps alone, with the region of a class). Label-free: stability under mirroring and cropping, and how
-far area and border are from those of a plausible object (larger is better for all).
-clusters: `cluster.k`, `cluster.whiten` and the seed vary on data/cls_tokens.npz; true score: adjusted mutual information of
-clusters and the classes of the objects under the masks. Label-free: silhouette, stability of halves, balance, choose_k's score.
-Prints Spearman's rho with its bootstrap interval of 90 %, and every point of each sweep.
+Runs in the folder of a finished run, on its params.yaml.
+mining: mine.keep, mine.center and mine.resize vary for each backbone. With labels: mean IoU of the mask with the object that
+it fits best (or the region of a class, if there are label maps only). Without: stability under mirroring and cropping, and how
+plausible area and border are (larger is better for all).
+clusters: cluster.k, cluster.whiten and the seed vary on data/cls_tokens.npz. With labels: adjusted mutual information of the
+clusters and the classes of the objects under the masks. Without: silhouette, stability of halves, balance, choose_k's score.
+Prints each point of the sweeps, and Spearman's rho with its bootstrap interval of 90 %.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,19 +39,16 @@ from unseg.mining import affinity, miner
 from unseg.models import vit
 
 KEEPS, CENTERS, SCALES = (0.1, 0.2, 0.4, 0.6), (True, False), (0.5, 1.0)
-PLAUSIBLE = 0.25  # fraction of an image; an object that fills more or less is less likely
-
-
-def regions(truth: str, image: ImageRecord) -> list[tuple[int, np.ndarray]]:
-    """Class and mask [H, W] bool of each true object; of label maps, each class's 4-connected whole."""
-    own = LabelMaps(truth, "semantic/")[image]
-    return [(int(c), own == c) for c in np.unique(own) if c not in (0, IGNORE_LABEL)]
+WHITEN: tuple[Literal["std", "pca", "none"], ...] = ("std", "none", "pca")
+PLAUSIBLE = 0.25  # most plausible area of an object, as a fraction of the image
 
 
 def true_objects(truth: str, image: ImageRecord, objects: dict[int, list[Instance]]) -> list[tuple[int, np.ndarray]]:
+    """Class and mask [H, W] bool of each true object; if there are no objects, of the region of each class."""
     if objects:
         return [(x.category_id, x.mask.decode()) for x in objects.get(image.id, []) if not x.iscrowd]
-    return regions(truth, image)
+    labels = LabelMaps(truth, "semantic/")[image]
+    return [(int(c), labels == c) for c in np.unique(labels) if c not in (0, IGNORE_LABEL)]
 
 
 def backbone(name: str, shape: vit.Backbone, seed: int) -> Any:
@@ -61,38 +58,38 @@ def backbone(name: str, shape: vit.Backbone, seed: int) -> Any:
     return vit.build(shape, 224).eval()
 
 
-def mining(options: argparse.Namespace, chosen: Sequence[ImageRecord], truths: dict[int, Any]) -> Iterator[dict[str, Any]]:
+def mining(options: argparse.Namespace, images: Sequence[ImageRecord], truths: dict[int, Any]) -> Iterator[dict[str, Any]]:
     shape, p = params.group("backbone", vit.Backbone), params.group("mine", affinity.Mining)
     for name, keep, center, scale in itertools.product(options.weights, KEEPS, CENTERS, SCALES):
-        own = replace(p, keep=keep, center=center, resize=max(shape.patch, round(scale * p.resize)))
+        varied = replace(p, keep=keep, center=center, resize=max(shape.patch, round(scale * p.resize)))
         model = backbone(name, shape, 0)
 
         def read(image: ImageRecord) -> Any:
             return photos.read(options.photos, image)
 
-        found = list(miner.mine_first_object(model, chosen, lambda i: i.size, read, own, shape.patch))
-        fit = [max((quality.binary_iou(mask, m) for _, m in truths[i.id]), default=np.nan) for i, mask in found]
-        flip, crop = stability.measure_mining(model, options.photos, found, own, shape.patch)
-        areas = [float(mask.mean()) for _, mask in found]
+        mined = list(miner.mine_first_object(model, images, lambda i: i.size, read, varied, shape.patch))
+        best_ious = [max((quality.binary_iou(mask, m) for _, m in truths[i.id]), default=np.nan) for i, mask in mined]
+        flip, crop = stability.measure_mining(model, options.photos, mined, varied, shape.patch)
+        areas = [float(mask.mean()) for _, mask in mined]
         yield {
-            "run": f"{Path(name).stem} keep {keep} center {center} resize {own.resize}",
-            "true": float(np.nanmean(fit)),
+            "run": f"{Path(name).stem} keep {keep} center {center} resize {varied.resize}",
+            "true": float(np.nanmean(best_ious)),
             "same when mirrored": flip,
             "same when cropped": crop,
             "area near a quarter": -float(np.mean(np.abs(np.array(areas) - PLAUSIBLE))),
-            "little border": -quality.mean([quality.border(mask) for _, mask in found]),
+            "little border": -metrics.mean([quality.border(mask) for _, mask in mined]),
             "areas vary": float(np.std(areas)),
         }
 
 
 def classes_of(truths: dict[int, Any], ids: Sequence[int], masks: dict[int, Instance]) -> np.ndarray:
     """The class of the object that each mask fits best; 0 for none."""
-    found = []
-    for id in ids:
-        mask = masks[id].mask.decode()
-        best = max(((quality.binary_iou(mask, m), c) for c, m in truths[masks[id].image_id]), default=(0.0, 0))
-        found.append(best[1] if best[0] > 0 else 0)
-    return np.array(found)
+    classes = []
+    for mask in (masks[id] for id in ids):
+        pixels = mask.mask.decode()
+        best, c = max(((quality.binary_iou(pixels, m), c) for c, m in truths[mask.image_id]), default=(0.0, 0))
+        classes.append(c if best > 0 else 0)
+    return np.array(classes)
 
 
 def clusters(options: argparse.Namespace, truths: dict[int, Any]) -> Iterator[dict[str, Any]]:
@@ -100,18 +97,18 @@ def clusters(options: argparse.Namespace, truths: dict[int, Any]) -> Iterator[di
     stored, p = np.load("data/cls_tokens.npz"), params.group("cluster", algorithms.Clustering)
     kept = [n for n, id in enumerate(stored["ids"].tolist()) if masks[id].image_id in truths]
     tokens, true = stored["tokens"][kept], classes_of(truths, stored["ids"][kept].tolist(), masks)
-    for whiten, seed in itertools.product(("std", "none", "pca"), options.seeds):
+    for whiten, seed in itertools.product(WHITEN, options.seeds):
         ks = [k for k in (2, 3, 4, 6, 8, 12, 16, 24) if 4 * k < len(kept)]
         q = choice.Choosing(ks, 3, len(kept), 2)
-        tried = choice.sweep(tokens, replace(p, whiten=whiten), q, seed)
-        for t, k in enumerate(tried.ks):
+        trials = choice.sweep(tokens, replace(p, whiten=whiten), q, seed)
+        for t, k in enumerate(trials.ks):
             labels = algorithms.cluster(tokens, tokens, replace(p, k=k, whiten=whiten, starts=2, support=None), seed)
             yield {
                 "run": f"K {k} whiten {whiten} seed {seed}",
                 "true": float(adjusted_mutual_info_score(true, labels)),
-                "silhouette": float(tried.silhouette[t].mean()),
-                "stability of halves": float(tried.stability[t].mean()),
-                "score of choose_k": float(tried.score[t].mean()),
+                "silhouette": float(trials.silhouette[t].mean()),
+                "stability of halves": float(trials.stability[t].mean()),
+                "score of choose_k": float(trials.score[t].mean()),
                 "balance": quality.balance(np.bincount(labels, minlength=k)),
             }
 
@@ -131,7 +128,7 @@ def report(what: str, rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", nargs="*", help="ViTs to mine with; none: clusters alone")
+    parser.add_argument("weights", nargs="*", help="ViTs to mine with (default: none, only clusters)")
     parser.add_argument("--images", default="data/images.json")
     parser.add_argument("--photos", default="data/raw/demo/images")
     parser.add_argument("--truth", default="data/truth.zip")
@@ -141,14 +138,13 @@ def main() -> None:
     maps = LabelMaps(options.truth, "semantic/")
     images = [image for image in image_index.eval_images(options.images) if image in maps]
     if not images:
-        sys.exit(f"{options.truth} has no truth of an evaluation image; this benchmark measures against truth")
+        sys.exit(f"{options.truth} has no label map of an evaluation image; this benchmark needs ground truth")
     objects = metrics.group_by_image(loading.read_objects(options.truth, images).objects)
-    chosen = image_index.evenly_spaced(images, options.count)
+    truths = {image.id: true_objects(options.truth, image, objects) for image in images}
     if options.weights:
-        truths = {image.id: true_objects(options.truth, image, objects) for image in chosen}
-        report("mining", list(mining(options, chosen, truths)))
+        report("mining", list(mining(options, image_index.evenly_spaced(images, options.count), truths)))
     if Path("data/cls_tokens.npz").exists():
-        report("clusters", list(clusters(options, {image.id: true_objects(options.truth, image, objects) for image in images})))
+        report("clusters", list(clusters(options, truths)))
 
 
 if __name__ == "__main__":
