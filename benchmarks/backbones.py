@@ -7,9 +7,7 @@ backbone. Prints the mIoU of K-means on the patch tokens of the evaluation image
 the demo's size), and the mean IoU of the train images' mined masks with the objects that they fit best.
 """
 
-import shutil
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.demo import arguments, call, copy, edit_params
+from benchmarks.demo import arguments, call, copy, edit_params, seed_folders
 from unseg.core import image_index, instances, label_maps
 from unseg.core.instances import Instance
 from unseg.evaluation import loading, metrics
@@ -64,11 +62,8 @@ def mask_iou(root: Path) -> float:
 
 def main() -> None:
     options = arguments(__doc__, KINDS, list(KINDS))
-    into = options.into or Path(tempfile.mkdtemp())
     rows: dict[str, list[tuple[float, float]]] = {kind: [] for kind in options.kinds}
-    for seed in options.seeds:
-        root = into / f"seed{seed}"
-        root.mkdir(parents=True)
+    for seed, root in seed_folders(options):
         params = copy(root, seed, options.set)
         before = {key: params[key.split(".")[0]][key.split(".")[1]] for kind in KINDS.values() for key in kind}
         for kind in options.kinds:
@@ -87,8 +82,6 @@ def main() -> None:
             f"mean    {kind:6}  K-means mIoU {clustered:.3f} (spread {spread_clustered:.3f})  "
             f"mined-mask IoU {mined:.3f} (spread {spread_mined:.3f})"
         )
-    if options.into is None:
-        shutil.rmtree(into)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +131,19 @@ def arguments(description: str | None, kinds: Collection[str] = (), default: Seq
     return parser.parse_args()
 
 
+def seed_folders(options: argparse.Namespace) -> Iterator[tuple[int, Path]]:
+    """Yield each seed with an empty folder, below --into or in a temporary one, which is removed at the end."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for seed in options.seeds:
+            root = (options.into or Path(temporary)) / f"seed{seed}"
+            root.mkdir(parents=True)
+            yield seed, root
+
+
 def main() -> None:
     options = arguments(__doc__)
-    into = options.into or Path(tempfile.mkdtemp())
     rows: list[dict[str, float]] = []
-    for seed in options.seeds:
-        root = into / f"seed{seed}"
-        root.mkdir(parents=True)
+    for seed, root in seed_folders(options):
         params, start = copy(root, seed, options.set), time.monotonic()
         seconds = repro(root)
         row = {"minutes": (time.monotonic() - start) / 60}
@@ -151,8 +157,6 @@ def main() -> None:
         print("  seconds:", *(f"{stage} {each:.0f}" for stage, each in seconds.items()), flush=True)
         rows.append(row)
     print("mean  ", *(f"{k} {sum(r[k] for r in rows) / len(rows):.3f}" for k in rows[0]), sep="  ")
-    if options.into is None:
-        shutil.rmtree(into)
 
 
 if __name__ == "__main__":

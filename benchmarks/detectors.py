@@ -9,16 +9,14 @@ Kinds: plain; drop: DropLoss; objects: three masks per image; both; round: one r
 ResNet-50 of torchvision and of Detectron2 at the same settings (c4 needs Detectron2).
 """
 
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.demo import arguments, call, copy
+from benchmarks.demo import arguments, call, copy, seed_folders
 from unseg.core import image_index, instances
 from unseg.core.instances import Detection, Instance
 from unseg.evaluation import loading, metrics
@@ -39,11 +37,8 @@ KINDS = {
 
 def main() -> None:
     options = arguments(__doc__, KINDS, ["plain", "drop", "objects", "both"])
-    into = options.into or Path(tempfile.mkdtemp())
     rows: dict[str, list[list[float]]] = {kind: [] for kind in options.kinds}
-    for seed in options.seeds:
-        root = into / f"seed{seed}"
-        root.mkdir(parents=True)
+    for seed, root in seed_folders(options):
         for kind, scores in rows.items():
             params = copy(root, seed, [*KINDS[kind], *options.set])
             call(root, "dvc", "repro", "evaluate_instances")
@@ -51,8 +46,6 @@ def main() -> None:
             show(f"seed {seed}", kind, scores[-1])
     for kind, scores in rows.items():
         show("mean", kind, np.mean(scores, 0).tolist())
-    if options.into is None:
-        shutil.rmtree(into)
 
 
 def evaluate(root: Path, detections: str, threshold: float) -> list[float]:

@@ -1,17 +1,14 @@
 """Purity of clusters of the demo's true objects by colour alone, and by size and aspect ratio alone.
 
-    python benchmarks/scenes.py [--seeds 0 1 2] [--scenes 800] [--against COMMIT]
+    python benchmarks/scenes.py [--seeds 0 1 2] [--scenes 800]
 
 K-means (K = cluster.k) clusters the mean colours of the objects, and the logarithms of their areas and aspect ratios. Purity is
-the fraction of objects in the most frequent class of their cluster. --against prints the same for the scenes of another
-commit's unseg/data/demo.py, drawn at `--size` pixels a side.
+the fraction of objects in the most frequent class of their cluster.
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import yaml
@@ -22,21 +19,11 @@ sys.path.insert(0, str(ROOT))
 from unseg.data import demo
 
 
-def module_at(commit: str) -> ModuleType:
-    """unseg/data/demo.py of a commit; it imports the other modules of this tree."""
-    show = ("git", "show", f"{commit}:unseg/data/demo.py")
-    source = subprocess.run(show, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    module = ModuleType("demo_at_commit")
-    sys.modules[module.__name__] = module  # dataclasses look up their module
-    exec(compile(source, f"{commit}:unseg/data/demo.py", "exec"), module.__dict__)
-    return module
-
-
-def cues(scenes: ModuleType, count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cues(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean colours [M, 3], log area and log aspect ratio [M, 2] of unit variance, and classes [M] of M true objects."""
     colours, shapes, classes = [], [], []
     for number in range(count):
-        image, objects = scenes.scene(np.random.default_rng((seed, False, number)), size)
+        image, objects = demo.scene(np.random.default_rng((seed, False, number)), size)
         for label, mask in objects:
             y, x = np.nonzero(mask)
             colours.append(image[mask].mean(0))
@@ -56,20 +43,14 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--scenes", type=int, default=800)
-    parser.add_argument("--against", metavar="COMMIT")
-    parser.add_argument("--size", type=int, default=96, help="pixels a side of the other commit's scenes")
     options = parser.parse_args(words)
-    compared = {"this tree": (demo, params["demo"]["size"])}
-    if options.against:
-        compared[options.against] = (module_at(options.against), options.size)
-    for name, (scenes, size) in compared.items():
-        rows = []
-        for seed in options.seeds:
-            *features, classes = cues(scenes, options.scenes, size, seed)
-            clusters = (KMeans(params["cluster"]["k"], n_init=10, random_state=0).fit_predict(x) for x in features)
-            rows.append([purity(labels, classes) for labels in clusters])
-            print(f"{name}  seed {seed}  {len(classes)} objects  colour {rows[-1][0]:.3f}  shape {rows[-1][1]:.3f}", flush=True)
-        print("{}  mean    colour {:.3f}  shape {:.3f}".format(name, *np.mean(rows, 0)))
+    rows = []
+    for seed in options.seeds:
+        *features, classes = cues(options.scenes, params["demo"]["size"], seed)
+        clusters = (KMeans(params["cluster"]["k"], n_init=10, random_state=0).fit_predict(x) for x in features)
+        rows.append([purity(labels, classes) for labels in clusters])
+        print(f"seed {seed}  {len(classes)} objects  colour {rows[-1][0]:.3f}  shape {rows[-1][1]:.3f}", flush=True)
+    print("mean    colour {:.3f}  shape {:.3f}".format(*np.mean(rows, 0)))
 
 
 if __name__ == "__main__":
