@@ -1,4 +1,4 @@
-"""The generated data set. (Runs only when params.yaml's data.root is data/raw/demo.)"""
+"""Draw the demo's scenes. DVC runs this only if data.root in params.yaml is data/raw/demo."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ from unseg.core.console import run
 from unseg.data import demo
 
 
-def main(root: str) -> None:
-    demo.write(Path(root), params.group("demo", demo.Demo), params.value("seed", int))
+def main(output: str) -> None:
+    demo.write(Path(output), params.group("demo", demo.Demo), params.value("seed", int))
 
 
 if __name__ == "__main__":

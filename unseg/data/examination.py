@@ -1,8 +1,6 @@
-"""Which files are photographs that can be read: each candidate is decoded once, and what cannot be used gets a reason.
+"""Decode each candidate once: the image index of the readable photographs, and the reason for each that cannot be used.
 
-Names come from files that strangers wrote: none is opened that leads out of data.images.
-
-Shapes: H rows, W columns.
+File names may come from strangers: no file outside data.images is opened.
 """
 
 import os
@@ -20,43 +18,39 @@ from unseg.core.image_index import ImageRecord
 from unseg.data import photos
 from unseg.data.readers import Candidate, Data, Dataset, Rejected
 
-MIN_SIDE = 8  # pixels: one patch; with less there is nothing to see
-MAX_RATIO = 16  # of the sides; stages scale the shorter one, so that a strip would fill the memory (COCO has 12.5)
+MIN_SIDE = 8  # pixels: one patch
+MAX_RATIO = 16  # of the sides; stages scale the shorter one, so a strip would fill the memory (COCO has up to 12.5)
 
 
-def examine(data: Data, found: Dataset) -> tuple[list[ImageRecord], list[Rejected]]:
-    """Decode every candidate once: the index in the order of its ids, and all that is left out, by name.
-
-    Ids are the data set's own, or 1..n in the order of the names.
-    """
-    root = Path(data.images).resolve()
+def examine(data: Data, dataset: Dataset) -> tuple[list[ImageRecord], list[Rejected]]:
+    """The index by id, and the rejected files by name. Ids are the data set's, or 1..n in the order of the names."""
+    root, candidates = Path(data.images).resolve(), dataset.candidates
     threads = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    good: list[ImageRecord] = []
-    bad = list(found.rejected)
+    index: list[ImageRecord] = []
+    rejected = list(dataset.rejected)
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:  # Pillow decodes outside Python's lock
-        warnings.filterwarnings("ignore", module="PIL")  # of odd metadata and of size: the verdict counts
-        looked = track(pool.map(lambda c: look(root, c), found.candidates), "read photographs", len(found.candidates))
-        for c, seen in zip(found.candidates, looked, strict=True):
-            if isinstance(seen, str):
-                bad.append(Rejected(c.file_name, seen))
+        warnings.filterwarnings("ignore", module="PIL")  # odd metadata, large sizes: the results below report what matters
+        results = track(pool.map(lambda c: examine_file(root, c), candidates), "read photographs", len(candidates))
+        for c, result in zip(candidates, results, strict=True):
+            if isinstance(result, str):
+                rejected.append(Rejected(c.file_name, result))
             else:
-                good.append(ImageRecord(c.id if c.id is not None else len(good) + 1, c.file_name, *seen, c.split))
-    readable = [replace(r, file_name=r.file_name.encode("utf-8", "backslashreplace").decode()) for r in bad]
-    return sorted(good, key=lambda i: i.id), sorted(readable, key=lambda r: r.file_name)
+                index.append(ImageRecord(c.id if c.id is not None else len(index) + 1, c.file_name, *result, c.split))
+    printable = [replace(r, file_name=r.file_name.encode("utf-8", "backslashreplace").decode()) for r in rejected]
+    return sorted(index, key=lambda i: i.id), sorted(printable, key=lambda r: r.file_name)
 
 
-def look(root: Path, candidate: Candidate) -> tuple[int, int] | str:
-    """(H, W) of a candidate below the resolved root, upright, or the reason why it cannot be used."""
+def examine_file(root: Path, candidate: Candidate) -> tuple[int, int] | str:
+    """(H, W) of an upright candidate below the resolved root, or the reason why it cannot be used."""
     if reason := refuse(root, candidate.file_name):
         return reason
     path = root / candidate.file_name
     try:
         w, h = photos.open_rgb(path).size
-        turned = candidate.annotated and photos.turned(path)
-    except Exception as error:  # decoders of broken files raise anything
+        if candidate.annotated and photos.is_turned(path):
+            return "turned by EXIF, but its annotation is not: save it upright"
+    except Exception as error:  # decoders of broken files raise any error
         return explain(error, path)
-    if turned:
-        return "turned by EXIF, while its annotation is not: save it upright"
     if candidate.size not in (None, (h, w)):
         return f"not of the annotated size: {h} x {w}, not {candidate.size} (rows, columns)"
     if min(h, w) < MIN_SIDE or max(h, w) > MAX_RATIO * min(h, w):
@@ -65,13 +59,13 @@ def look(root: Path, candidate: Candidate) -> tuple[int, int] | str:
 
 
 def refuse(root: Path, name: str) -> str | None:
-    """Why a name below the resolved root must not be opened, if so."""
+    """The reason why a file below the resolved root must not be opened, or None."""
     if "\0" in name or name != name.encode("utf-8", "ignore").decode():
         return "its name is not UTF-8 text: rename it"
     try:
-        found = photos.inside(root / name)
-        if found and found[0].is_relative_to(root) and ".." not in PurePosixPath(name).parts:
-            return refuse(root, found[0].relative_to(root).as_posix())  # the archive's; members are never unpacked
+        parts = photos.split_archive(root / name)
+        if parts and parts[0].is_relative_to(root) and ".." not in PurePosixPath(name).parts:
+            return refuse(root, parts[0].relative_to(root).as_posix())  # members stay inside: they are never unpacked
         real = (root / name).resolve()
         if not real.is_relative_to(root) or ".." in PurePosixPath(name).parts or os.path.isabs(name):
             return "leads out of data.images"
@@ -79,14 +73,14 @@ def refuse(root: Path, name: str) -> str | None:
     except FileNotFoundError:
         return "no such file"
     except (OSError, RuntimeError) as error:
-        return f"cannot be opened: {getattr(error, 'strerror', None) or 'its link leads in a circle'}"
+        return f"cannot be opened: {getattr(error, 'strerror', None) or 'a circle of links'}"
     if not stat.S_ISREG(status.st_mode):
         return "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
     return None if status.st_size else "0 bytes"
 
 
 def explain(error: Exception, path: Path) -> str:
-    """A decoder's complaint in plain words, without a path of this machine."""
+    """A decoder's error as a reason, without a path of this machine."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
     if isinstance(error, Pillow.DecompressionBombError):

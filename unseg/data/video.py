@@ -1,24 +1,20 @@
-"""Videos by OpenCV: frames in and out.
-
-Shapes: H rows, W columns of a frame; uint8 RGB.
-"""
+"""Videos by OpenCV. Shapes: H rows, W columns of a frame; uint8 RGB."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 import cv2
 import numpy as np
 
 from unseg.core.console import InputError
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # the reader says what there is to say
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # the reader reports errors itself
 SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"}
 
 
 class Reader:
-    """The frames of a video, upright. Raises: InputError, where none can be decoded."""
+    """The frames of a video, upright. Raises InputError if none can be decoded."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
@@ -27,21 +23,21 @@ class Reader:
             raise InputError(f"{path} cannot be decoded as a video; give one that OpenCV reads, e.g. MP4 with H.264")
         self.source.release()
         self.source = cv2.VideoCapture(str(path))
-        self.rate = self.source.get(cv2.CAP_PROP_FPS) or 25.0  # frames a second
-        self.count = max(1, int(self.source.get(cv2.CAP_PROP_FRAME_COUNT)))  # as the header says; may be wrong
+        self.rate = self.source.get(cv2.CAP_PROP_FPS) or 25.0  # frames per second
+        self.count = max(1, int(self.source.get(cv2.CAP_PROP_FRAME_COUNT)))  # from the header; may be wrong
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """[H, W, 3], one frame after another."""
+        """Frames [H, W, 3]."""
         while True:
-            there, frame = self.source.read()
-            if not there:
+            decoded, frame = self.source.read()
+            if not decoded:
                 self.source.release()
                 return
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 
 class Writer:
-    """An MP4 of pictures that all have the size of the first; sides are cut to even numbers, which the codec wants."""
+    """An MP4 whose frames have the size of the first; odd sides lose a pixel, because the codec needs even ones."""
 
     def __init__(self, path: Path, rate: float) -> None:
         self.path, self.rate = path, rate
@@ -51,7 +47,7 @@ class Writer:
         return self
 
     def write(self, picture: np.ndarray) -> None:
-        """[H, W, 3]. Raises: InputError, where this OpenCV cannot write MP4."""
+        """[H, W, 3]. Raises InputError if this OpenCV cannot write MP4."""
         height, width = (n // 2 * 2 for n in picture.shape[:2])
         if self.sink is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +56,6 @@ class Writer:
                 raise InputError(f"{self.path}: this OpenCV cannot write MP4; give photographs instead of a video")
         self.sink.write(cv2.cvtColor(np.ascontiguousarray(picture[:height, :width]), cv2.COLOR_RGB2BGR))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.sink is not None:
             self.sink.release()

@@ -1,24 +1,25 @@
-"""Self-supervised weights as their authors publish them: where they are, and how to know that they are the right ones.
+"""Official self-supervised weights: their addresses, and checksums.
 
-A file is looked for in the folder UNSEG_WEIGHTS, where that is set, then where torch.hub keeps what it has fetched;
-only then it is downloaded, to the latter. No complete SHA-256 of these files is published. What is published of
-their MD5 is checked, and models/dvc.lock pins what was made of them: from the first run on, other weights show as a change.
+A file is searched in the folder UNSEG_WEIGHTS, if that is set, then in the cache of torch.hub; otherwise it is downloaded to the
+cache. No complete SHA-256 of these files is published. The published digits of the MD5 are checked, and models/dvc.lock pins
+the output of the first run.
 """
 
 import hashlib
 import os
-import urllib.request
+import socket
+import sys
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import torch
 
-from unseg.core.console import InputError, Meter
+from unseg.core.console import InputError
 from unseg.core.storage import atomic_write
 
 HOST = "https://dl.fbaipublicfiles.com"
-MEBI = 1 << 20
 TIMEOUT = 30  # seconds without an answer
 
 
@@ -27,7 +28,7 @@ class Recipe:
     """One file of weights."""
 
     url: str
-    md5: str  # its first digits, as far as they are published; "" where they are not
+    md5: str  # its first digits, as far as they are published; "": none
     patch: int | None  # pixels, of a ViT-S; None: a ResNet-50
 
     @property
@@ -35,7 +36,7 @@ class Recipe:
         return self.url.rpartition("/")[2]
 
 
-# MD5s: of MoCo-v2 in its README's table of models; of DINO's ViTs in Open Metric Learning's lists of pre-trained models
+# MD5 of MoCo-v2: its README's table of models; of DINO's ViTs: Open Metric Learning's lists of pre-trained models
 RECIPES = {
     "dino_vits16": Recipe(f"{HOST}/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth", "cf0f22", 16),
     "dino_vits8": Recipe(f"{HOST}/dino/dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth", "230cd5", 8),
@@ -45,11 +46,7 @@ RECIPES = {
 
 
 def obtain(recipe: Recipe) -> Path:
-    """The official file on this machine, checked.
-
-    Raises:
-        InputError: a file that is not the official one, UNSEG_WEIGHTS that is no folder, or no way to fetch it.
-    """
+    """The path of the official file. Raises InputError for another MD5, a missing UNSEG_WEIGHTS, or a failed download."""
     folders = [Path(torch.hub.get_dir()) / "checkpoints"]
     if given := os.environ.get("UNSEG_WEIGHTS"):
         if not Path(given).is_dir():
@@ -57,13 +54,13 @@ def obtain(recipe: Recipe) -> Path:
         folders.insert(0, Path(given))
     for folder in folders:
         if (file := folder / recipe.file).is_file():
-            check(file, recipe, str(file), "remove it, so that it is fetched again")
+            check_md5(file, recipe, str(file), "remove it, so that it is fetched again")
             return file
     file = folders[-1] / recipe.file
     try:
         with atomic_write(file) as part:
             download(recipe.url, part)
-            check(part, recipe, f"what {recipe.url} sent", "try again, or look whether a proxy answered in its place")
+            check_md5(part, recipe, f"the download of {recipe.url}", "try again, or check whether a proxy answered")
     except (OSError, HTTPException) as error:
         raise InputError(
             f"{recipe.url} cannot be fetched to {file} ({error}); fetch it elsewhere, put it as {recipe.file} into a folder, "
@@ -73,22 +70,23 @@ def obtain(recipe: Recipe) -> Path:
 
 
 def download(url: str, path: Path) -> None:
-    """Raises: OSError or HTTPException, where it does not arrive whole."""
-    request = urllib.request.Request(url, headers={"User-Agent": "unseg"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer, path.open("wb") as file:
-        size = int(answer.headers.get("Content-Length") or 0)
-        with Meter(-(-size // MEBI), f"fetch {url.rpartition('/')[2]}, MiB") as meter:
-            while chunk := answer.read(MEBI):
-                file.write(chunk)
-                meter.step()
-        if size and file.tell() != size:
-            raise OSError(f"{file.tell()} of {size} bytes came")
+    """torch.hub's download, with the timeout and the check of the size that it lacks. Raises OSError or HTTPException."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        with urlopen(Request(url, method="HEAD")) as answer:
+            size = int(answer.headers.get("Content-Length") or 0)
+        torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
+    finally:
+        socket.setdefaulttimeout(before)
+    if size and path.stat().st_size != size:
+        raise OSError(f"only {path.stat().st_size} of {size} bytes came")
 
 
-def check(file: Path, recipe: Recipe, what: str, remedy: str) -> None:
-    """Raises: InputError, where the file's MD5 is not the recipe's."""
-    if not (got := digest(file, "md5")).startswith(recipe.md5):
-        raise InputError(f"{what} has the MD5 {got}, the official {recipe.file} has {recipe.md5}...; {remedy}")
+def check_md5(file: Path, recipe: Recipe, what: str, remedy: str) -> None:
+    """Raises InputError if the file's MD5 is not the recipe's."""
+    if not (md5 := digest(file, "md5")).startswith(recipe.md5):
+        raise InputError(f"{what} has the MD5 {md5}, the official {recipe.file} has {recipe.md5}...; {remedy}")
 
 
 def digest(file: Path, algorithm: str) -> str:

@@ -1,7 +1,7 @@
 """ResNets for the detector and the segmenter: any width, dilated or not, from checkpoint or self-supervised weights.
 
-He et al., arXiv:1512.03385, Table 1, with the stride of a bottleneck in its 3x3 convolution. Names and initial values are those
-that torchvision and timm share; written out here because importing either takes longer than importing torch.
+He et al., arXiv:1512.03385, Table 1; a bottleneck has its stride in the 3x3 convolution. Names and initial values are those of
+torchvision and timm, which are not imported because that takes longer than importing torch.
 
 Shapes: B images, H rows, W columns.
 """
@@ -9,8 +9,7 @@ Shapes: B images, H rows, W columns.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unseg.core.console import InputError
-from unseg.models.weights import RANDOM_INIT, resnet_state
+from unseg.models.weights import RANDOM_INIT, load_strictly, resnet_state
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -21,7 +20,7 @@ def conv(inside: int, outside: int, kernel: int, stride: int = 1, dilation: int 
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; `dilations` are theirs."""
+    """Two 3x3 convolutions, with these dilations, and a shortcut."""
 
     expansion = 1
 
@@ -31,7 +30,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = conv(width, width, 3, 1, dilations[1])
         self.bn2 = nn.BatchNorm2d(width)
-        nn.init.zeros_(self.bn2.weight)  # at first the block does nothing
+        nn.init.zeros_(self.bn2.weight)  # the block is the identity at first
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,7 +40,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut; the 3x3 one has the first of `dilations`."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; the 3x3 one has the first of `dilations`."""
 
     expansion = 4
 
@@ -70,19 +69,14 @@ LAYERS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
 
 
 class ResNet(nn.Module):
-    """A ResNet without pooling and classifier.
-
-    Args:
-        widths: channels of each stage's 3x3 convolutions.
-        stride: of the last stage, against the image: 32, or 16 or 8 by dilation.
-    """
+    """The network of `ResNetBackbone`. widths: channels of the 3x3 convolutions of each stage."""
 
     def __init__(self, arch: str, widths: list[int], stride: int) -> None:
         super().__init__()
         block, depths = LAYERS[arch]
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        inside, reached, before = 64, 4, 1  # channels, stride and dilation so far
+        inside, reached, before = 64, 4, 1  # channels, stride and dilation of the input
         for i, (name, width, depth) in enumerate(zip(STAGES, widths, depths, strict=True)):
             step = 2 if i and reached < stride else 1
             dilation = before * 2 if i and step == 1 else before
@@ -99,7 +93,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] to the four stages' maps."""
+        """[B, 3, H, W] to the feature maps of the four stages."""
         maps = []
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), 3, stride=2, padding=1)
         for name in STAGES:
@@ -108,23 +102,11 @@ class ResNet(nn.Module):
         return maps
 
 
-def check(key: str, arch: str, width: int, frozen: int) -> None:
-    """Raises ValueError for what `build` cannot make; key is the params group."""
-    if arch not in LAYERS:
-        raise ValueError(f"{key}.arch is {arch!r}; it must be one of {', '.join(LAYERS)}")
-    if width < 1:
-        raise ValueError(f"{key}.width is {width}; it must be at least 1 (64 is the standard one)")
-    if not 0 <= frozen <= 4:
-        raise ValueError(f"{key}.frozen_stages is {frozen}; it must be from 0 to 4")
-
-
 class ResNetBackbone(nn.Module):
-    """A ResNet without pooling and classifier; the stem and the first `frozen` stages learn nothing.
+    """A ResNet without pooling and classifier whose first `frozen` stages are not trained.
 
-    Args:
-        width: channels of the first stage's 3x3 convolutions; 64 is the standard.
-        stride: of the last stage, against the image: 32, or 16 or 8 by dilation.
-        frozen: 0 for none; n for the stem and the first n stages, whose batch norm stays fixed too.
+    width: channels of the first stage's 3x3 convolutions; the standard is 64. stride: of the last stage, relative to the image:
+    32, or 16 or 8 by dilation. frozen: 0: none; n: the stem and the first n stages, including their batch norm.
     """
 
     def __init__(self, arch: str, width: int, stride: int = 32, frozen: int = 0) -> None:
@@ -147,22 +129,12 @@ class ResNetBackbone(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] to the four stages' maps."""
+        """[B, 3, H, W] to the feature maps of the four stages."""
         maps: list[Tensor] = self.net(x)
         return maps
 
 
-def initialise(body: ResNetBackbone, path: str, key: str) -> None:
-    """Load self-supervised weights (MoCo-v2 or DINO) into the body; RANDOM_INIT leaves it as it is.
-
-    Raises:
-        InputError: a key or a shape that does not fit.
-    """
-    if path == RANDOM_INIT:
-        return
-    state, want = resnet_state(path), body.net.state_dict()
-    for name in sorted(want.keys() | state.keys()):
-        have, need = (list(s[name].shape) if name in s else None for s in (state, want))
-        if have != need:
-            raise InputError(f"{path}: {name} has shape {have}, {key} in params.yaml needs {need}")
-    body.net.load_state_dict(state)
+def initialise(backbone: ResNetBackbone, path: str, key: str) -> None:
+    """Load self-supervised weights; RANDOM_INIT changes nothing. key: the group of params.yaml, for the InputError."""
+    if path != RANDOM_INIT:
+        load_strictly(backbone.net, resnet_state(path), path, f"{key} in params.yaml")
