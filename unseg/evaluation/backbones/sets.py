@@ -27,7 +27,7 @@ from unseg.core.label_maps import IGNORE_LABEL
 from unseg.core.params import PositiveFraction
 from unseg.core.storage import read_json
 from unseg.data import coco, examination, photos, readers
-from unseg.data.truth import VOC
+from unseg.data.truth import VOC_CLASSES
 from unseg.engine import batching, environment
 from unseg.engine.precision import autocast
 from unseg.models import vit
@@ -89,9 +89,9 @@ def read_examples(data: Set, listed: str) -> tuple[list[str], list[Example]]:
 
 
 def read_voc(root: Path, listed: str) -> tuple[list[str], list[Example]]:
-    classes = {c: c for c in range(len(VOC))}
+    classes = {c: c for c in range(len(VOC_CLASSES))}
     stems = readers.read_list(root / listed)
-    return list(VOC), [Example(f"JPEGImages/{s}.jpg", f"{readers.mask_folder(root, s)}/{s}.png", classes) for s in stems]
+    return list(VOC_CLASSES), [Example(f"JPEGImages/{s}.jpg", f"{readers.mask_folder(root, s)}/{s}.png", classes) for s in stems]
 
 
 def read_things(root: Path, listed: str) -> tuple[list[str], list[Example]]:

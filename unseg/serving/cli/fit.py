@@ -55,7 +55,7 @@ def count_photos(folder: Path) -> int:
         raise InputError(f"{folder}: no such folder")
     dataset = readers.find_folder(readers.Data("folder", str(folder), str(folder), None, None, None))
     if len(dataset.candidates) < 2:
-        contents = readers.count_photos(dataset.ignored) or "empty"
+        contents = readers.format_counts(dataset.ignored) or "empty"
         raise InputError(f"{folder} has {len(dataset.candidates)} photographs ({contents}); give a folder with more")
     return len(dataset.candidates)
 
