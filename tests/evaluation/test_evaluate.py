@@ -4,14 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import factories
 import numpy as np
 import pytest
 
 from stages import evaluate_clustering, evaluate_instances
 from unseg.core.console import InputError
 from unseg.core.label_maps import write_label_maps
-from unseg.core.rle import coco_annotation, encode
 from unseg.core.storage import encode_png, write_json, write_zip
+from unseg.evaluation import loading
 
 CLASSES = ["background", "cat", "dog"]
 SPLITS = {"train_a.jpg": "train", "sub/b.jpg": "val", "c.jpg": "val", "d.jpg": "val"}  # d has no truth
@@ -30,10 +31,10 @@ GUESS = {
 
 
 def object_at(x: int, image: int, category: int, **more: Any) -> dict[str, Any]:
-    """Two columns of the picture."""
+    """Two columns of the picture, as a COCO record."""
     mask = np.zeros((4, 6), bool)
     mask[:, x : x + 2] = True
-    return {**coco_annotation(1, image, category, encode(mask)), **more}
+    return {**factories.instance(mask, image, category).to_coco(), **more}
 
 
 def write_truth(path: str, classes: list[str], semantic: dict[str, np.ndarray], objects: list[dict[str, Any]] | None) -> None:
@@ -53,8 +54,8 @@ def write_guess(**changes: np.ndarray) -> None:
 
 def write_maps(maps: dict[str, np.ndarray]) -> None:
     """The first round's; masks and detector have GUESS."""
-    for step, own in {"masks": GUESS, "detector": GUESS, "r0": maps}.items():
-        write_label_maps(f"predictions/{step}.zip", ((name, labels.astype(np.uint8)) for name, labels in own.items()))
+    for step, by_name in {"masks": GUESS, "detector": GUESS, "r0": maps}.items():
+        write_label_maps(f"predictions/{step}.zip", ((name, labels.astype(np.uint8)) for name, labels in by_name.items()))
 
 
 @pytest.fixture(autouse=True)
@@ -121,8 +122,8 @@ def test_clustering_by_hand() -> None:
         "pixel_accuracy": round(32 / 42, 6),
     }
     assert confusion == {"background": [12, 0, 0, 4], "cat": [0, 12, 0, 0], "dog": [4, 0, 8, 2]}
-    shares = [cell["share"] for cell in read("details/clustering/r0/confusion.json")]
-    assert shares == [12 / 16, 0, 0, 4 / 16, 0, 1, 0, 0, round(4 / 14, 6), 0, round(8 / 14, 6), round(2 / 14, 6)]
+    fractions = [cell["fraction"] for cell in read("details/clustering/r0/confusion.json")]
+    assert fractions == [12 / 16, 0, 0, 4 / 16, 0, 1, 0, 0, round(4 / 14, 6), 0, round(8 / 14, 6), round(2 / 14, 6)]
     assert ious == [
         {"class": "background", "iou": 0.6, "cluster": -1},
         {"class": "cat", "iou": 1.0, "cluster": 1},
@@ -131,7 +132,7 @@ def test_clustering_by_hand() -> None:
 
 
 def test_every_step_has_its_own_scores() -> None:
-    """Each map is judged as it would be alone; the truth is the rounds' common one."""
+    """Each label map has the score that it would have alone."""
     swapped = {name: np.where(m == 1, 2, np.where(m == 2, 1, m)) for name, m in GUESS.items()}
     Path("params.yaml").write_text("seed: 5\ncluster:\n  k: 3\nrounds: [g0, r1]\n")
     for step, maps in {"g0": swapped, "r1": {name: np.zeros((4, 6)) for name in GUESS}}.items():
@@ -154,7 +155,7 @@ def test_each_image_has_its_own_iou() -> None:
 
 
 def test_published_matching_goes_by_the_objects_of_the_training_images() -> None:
-    """Clusters 1 and 0 lie on the training images' cats and dogs: the other way round than in the judged images."""
+    """Clusters 1 and 0 lie on the training images' cats and dogs: the other way round than in the evaluation images."""
     objects = [object_at(0, 0, 1), object_at(4, 0, 2), object_at(0, 1, 1)]
     write_truth("truth.zip", CLASSES, TRUTH, objects)
     mined = [object_at(0, 0, 0), object_at(1, 0, 0), object_at(4, 0, 1)]  # two masks of cluster 0 on the cat
@@ -163,12 +164,20 @@ def test_published_matching_goes_by_the_objects_of_the_training_images() -> None
     assert scores["miou_training_objects"] == round((0.6 + 0 + 0) / 3, 6)
     swapped = [{**m, "category_id": 1 - m["category_id"]} for m in mined]
     write_json("instances.json", {"images": INDEX, "annotations": swapped, "categories": []})
-    assert clustering()[0]["miou_training_objects"] == round((0.6 + 1 + 8 / 14) / 3, 6)  # as by the judged pixels
+    assert clustering()[0]["miou_training_objects"] == round((0.6 + 1 + 8 / 14) / 3, 6)  # as by the pixels of the evaluation images
     write_truth("truth.zip", CLASSES, TRUTH, None)
     assert clustering()[0]["miou_training_objects"] is None  # no object, no such number
     write_json("instances.json", {"images": INDEX, "annotations": [object_at(0, 0, 3)], "categories": []})
     with pytest.raises(InputError, match=r"instances.json: train_a.jpg has cluster 3; it must be from 0 to 2"):
         clustering()
+
+
+def test_box_votes_read_the_boxes_of_objects_and_crowds_without_their_masks() -> None:
+    objects = [object_at(0, 1, 1, iscrowd=1), object_at(0, 0, 1), object_at(4, 1, 2), object_at(0, 3, 2)]
+    write_truth("truth.zip", CLASSES, TRUTH, objects)
+    images = [factories.image(id, (4, 6), "train", name) for id, name in ((1, "sub/b.jpg"), (3, "d.jpg"))]
+    assert loading.read_boxes("truth.zip", images) == [(1, 1, (0, 0, 2, 4)), (1, 2, (4, 0, 2, 4)), (3, 2, (0, 0, 2, 4))]
+    assert [x.iscrowd for x in loading.read_objects("truth.zip", images).objects] == [True, False, False]
 
 
 def test_background_can_be_matched_freely_or_fixed() -> None:
@@ -182,7 +191,7 @@ def test_background_can_be_matched_freely_or_fixed() -> None:
     assert [row["cluster"] for row in ious] == [1, -1, 0]
 
 
-def test_all_images_are_judged_where_none_is_held_out() -> None:
+def test_all_images_are_evaluation_images_without_a_validation_split() -> None:
     write_json("images.json", {"images": [{**r, "split": "train"} for r in INDEX]})
     for step in ("masks", "detector", "r0"):
         write_label_maps(f"predictions/{step}.zip", ((name, labels.astype(np.uint8)) for name, labels in TRUTH.items()))
@@ -205,7 +214,7 @@ def test_a_class_without_pixels_has_no_iou() -> None:
 def test_clustering_without_truth_says_so(classes: list[str], semantic: dict[str, np.ndarray]) -> None:
     write_truth("truth.zip", classes, semantic, None)
     scores, confusion, ious = clustering()
-    assert scores == {"images": 0, "needs": "ground truth: truth.zip has no pixel of a known class in a judged image"}
+    assert scores == {"images": 0, "needs": "ground truth: truth.zip has no pixel of a known class in an evaluation image"}
     assert (confusion, ious) == ({}, [])
 
 
@@ -288,12 +297,12 @@ def test_no_detection_at_all() -> None:
 @pytest.mark.parametrize("objects", [None, [], [object_at(0, 0, 1)], [object_at(0, 1, 1, iscrowd=1)]])
 def test_instances_without_truth_says_so(objects: list[dict[str, Any]] | None) -> None:
     write_truth("truth.zip", CLASSES, {}, objects)
-    assert instances() == ({"images": 0, "needs": "ground truth: truth.zip has no object in a judged image"}, [])
+    assert instances() == ({"images": 0, "needs": "ground truth: truth.zip has no object in an evaluation image"}, [])
     assert (read("instances/masks.json"), read("instances/detector.json")) == ({}, {})
 
 
 def test_instances_errors() -> None:
-    large = coco_annotation(1, 1, 0, encode(np.ones((4, 7), bool)))
+    large = factories.instance(np.ones((4, 7), bool), 1, 0).to_coco()
     write_json("detections.json", [{**large, "score": 0.5}])
     with pytest.raises(InputError, match=r"detections.json: a mask is \[4, 7\], sub/b.jpg is \[4, 6\]"):
         instances()
@@ -301,14 +310,22 @@ def test_instances_errors() -> None:
     with pytest.raises(InputError, match=r"detections.json: no image has the id 9"):
         instances()
     write_json("detections.json", [{"image_id": 1, "category_id": 0, "score": 0.5}])
-    with pytest.raises(InputError, match=r"detections.json: a record has no bbox"):
+    with pytest.raises(InputError, match=r"detections.json: sub/b.jpg: a record has the bbox None; it must be \[x, y, width, height\]"):
         instances()
     write_json("detections.json", [object_at(0, 1, -1, score=0.5)])
-    with pytest.raises(InputError, match=r"detections.json: sub/b.jpg has cluster -1; it must be at least 0"):
+    with pytest.raises(InputError, match=r"detections.json: sub/b.jpg: a record has the category_id -1; it must be at least 0"):
         instances()
     write_truth("truth.zip", CLASSES, TRUTH, [object_at(0, 1, 3)])
     write_json("detections.json", [])
     with pytest.raises(InputError, match=r"truth.zip: an object has the class 3; it may have 1 to 2"):
+        instances()
+    write_truth("truth.zip", CLASSES, TRUTH, [{**large, "category_id": 1}])
+    with pytest.raises(InputError, match=r"truth.zip: a mask is \[4, 7\], sub/b.jpg is \[4, 6\]"):
+        instances()
+    broken = object_at(0, 1, 1)
+    broken["segmentation"]["counts"] = "11"
+    write_truth("truth.zip", CLASSES, TRUTH, [broken])
+    with pytest.raises(InputError, match=r"truth.zip: sub/b.jpg: the run lengths of a mask do not add up to 4 x 6 pixels"):
         instances()
     write_truth("truth.zip", CLASSES, TRUTH, [object_at(0, 1, 1)])
     Path("masks.json").unlink()

@@ -1,17 +1,19 @@
 """Metrics against numbers worked out by hand, properties, and independent implementations."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
+import factories
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from pycocotools import mask as coco_mask
 from sklearn.metrics import confusion_matrix, jaccard_score
 
-from unseg.core.rle import boxes_xyxy, coco_annotation, decode, encode
+from unseg.core.instances import Detection, Instance
+from unseg.core.masks import boxes_xyxy
 from unseg.evaluation import metrics
 
 VOID = 255
@@ -22,11 +24,19 @@ def row(*labels: int) -> np.ndarray:
     return np.array([labels], np.uint8)
 
 
-def object_at(x: int, image: int = 1, category: int = 1, y: int = 0, size: int = 40, **more: Any) -> dict[str, Any]:
-    """A square in an image of 100x400 pixels, as object or, with a score, as detection."""
+def square(x: int, y: int, size: int) -> np.ndarray:
+    """A square in an image of 100x400 pixels."""
     mask = np.zeros((100, 400), bool)
     mask[y : y + size, x : x + size] = True
-    return {**coco_annotation(0, image, category, encode(mask)), **more}
+    return mask
+
+
+def object_at(x: int, image: int = 1, category: int = 1, y: int = 0, size: int = 40, iscrowd: bool = False) -> Instance:
+    return replace(factories.instance(square(x, y, size), image, category), iscrowd=iscrowd)
+
+
+def detection_at(x: int, score: float, image: int = 1, category: int = 1, y: int = 0, size: int = 40) -> Detection:
+    return factories.detection(square(x, y, size), score, image, category)
 
 
 def miou(counts: np.ndarray, assignment: np.ndarray) -> float:
@@ -120,7 +130,7 @@ def test_an_absent_class_is_left_out_even_if_predicted_and_a_missed_one_is_not()
     assert metrics.iou(missed).tolist() == [1, 0.5, 0]
 
 
-def test_nothing_judged_is_nan() -> None:
+def test_scores_without_pixels_are_nan() -> None:
     nothing = np.zeros((2, 3), np.int64)
     assert np.isnan(metrics.mean(metrics.iou(nothing)))
     assert np.isnan(metrics.pixel_accuracy(nothing))
@@ -249,8 +259,8 @@ HIT_MISS_HIT = (51 * 1 + 50 * 2 / 3) / 101  # two objects: precision 1 up to rec
 
 def test_average_precision_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     objects = [object_at(0), object_at(100)]
-    found = [object_at(x, score=s) for x, s in ((0, 0.9), (300, 0.8), (100, 0.7))]
-    numbers, curve = metrics.average_precision(objects, found, aware=False)
+    detections = [detection_at(x, score=s) for x, s in ((0, 0.9), (300, 0.8), (100, 0.7))]
+    numbers, curve = metrics.average_precision(objects, detections, aware=False)
     assert numbers["AP50"] == pytest.approx(HIT_MISS_HIT, abs=1e-6) == pytest.approx(0.834983, abs=1e-6)
     assert numbers["AP"] == pytest.approx(numbers["AP75"]) == pytest.approx(HIT_MISS_HIT)
     assert [numbers[f"AR@{n}"] for n in (1, 10, 100)] == [0.5, 1, 1]
@@ -264,43 +274,50 @@ def test_average_precision_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     [(10, 3), (13, 1), (6, 5), (5, 6), (14, 0), (0, 10)],  # IoU 30/50, 27/53, 34/46 < 0.75, 35/45 > 0.75, 26/54, 1
 )
 def test_each_threshold_of_iou_counts(shift: int, thresholds: int) -> None:
-    numbers, curve = metrics.average_precision([object_at(0)], [object_at(shift, score=0.9)], aware=False)
+    numbers, curve = metrics.average_precision([object_at(0)], [detection_at(shift, score=0.9)], aware=False)
     hits = [float(thresholds > 0)] * 2 + [float(thresholds > 5), thresholds / 10, thresholds / 10]
     assert [numbers["AP50"], curve[100], numbers["AP75"], numbers["AP"], numbers["AR@1"]] == pytest.approx(hits)
 
 
 def test_an_object_is_found_once() -> None:
-    found = [object_at(x, score=s) for x, s in ((0, 0.9), (0, 0.8), (100, 0.7))]
-    numbers, _ = metrics.average_precision([object_at(0), object_at(100)], found, aware=False)
+    detections = [detection_at(x, score=s) for x, s in ((0, 0.9), (0, 0.8), (100, 0.7))]
+    numbers, _ = metrics.average_precision([object_at(0), object_at(100)], detections, aware=False)
     assert numbers["AP50"] == pytest.approx(HIT_MISS_HIT)
 
 
 def test_class_agnostic_counts_every_cluster() -> None:
     objects = [object_at(0, category=1), object_at(100, category=2)]
-    found = [object_at(0, category=0, score=0.9), object_at(100, category=7, score=0.8)]  # 0 and 7 are no class's number
-    assert metrics.average_precision(objects, found, aware=False)[0]["AP50"] == pytest.approx(1)
-    assert metrics.average_precision(objects, found, aware=True)[0]["AP50"] == 0
+    detections = [
+        detection_at(0, category=0, score=0.9),
+        detection_at(100, category=7, score=0.8),
+    ]  # 0 and 7 are no class's number
+    assert metrics.average_precision(objects, detections, aware=False)[0]["AP50"] == pytest.approx(1)
+    assert metrics.average_precision(objects, detections, aware=True)[0]["AP50"] == 0
 
 
 def test_class_aware_is_the_mean_over_classes_with_objects() -> None:
-    objects = [object_at(0, category=1), object_at(100, category=2), object_at(200, category=3, iscrowd=1)]
-    found = [object_at(0, category=1, score=0.9), object_at(0, category=2, score=0.8), object_at(0, category=9, score=0.7)]
-    numbers, curve = metrics.average_precision(objects, found, aware=True)
+    objects = [object_at(0, category=1), object_at(100, category=2), object_at(200, category=3, iscrowd=True)]
+    detections = [
+        detection_at(0, category=1, score=0.9),
+        detection_at(0, category=2, score=0.8),
+        detection_at(0, category=9, score=0.7),
+    ]
+    numbers, curve = metrics.average_precision(objects, detections, aware=True)
     assert [numbers["AP50"], numbers["AR@100"], curve[0]] == pytest.approx(
         [0.5] * 3
-    )  # class 1 found, class 2 not, 3 and 9 have no object
+    )  # class 1 is found, class 2 is not, 3 and 9 have no object
 
 
 def test_a_detection_on_a_crowd_is_no_false_alarm() -> None:
-    found = [object_at(100, score=0.9), object_at(0, score=0.8)]
-    with_crowd = [object_at(0), object_at(100, iscrowd=1)]
-    assert metrics.average_precision(with_crowd, found, aware=False)[0]["AP50"] == pytest.approx(1)
-    assert metrics.average_precision([object_at(0)], found, aware=False)[0]["AP50"] == pytest.approx(0.5)
+    detections = [detection_at(100, score=0.9), detection_at(0, score=0.8)]
+    with_crowd = [object_at(0), object_at(100, iscrowd=True)]
+    assert metrics.average_precision(with_crowd, detections, aware=False)[0]["AP50"] == pytest.approx(1)
+    assert metrics.average_precision([object_at(0)], detections, aware=False)[0]["AP50"] == pytest.approx(0.5)
 
 
 def test_an_image_without_objects_can_only_have_false_alarms() -> None:
-    found = [object_at(0, image=2, score=0.9), object_at(0, image=1, score=0.8)]
-    assert metrics.average_precision([object_at(0)], found, aware=False)[0]["AP50"] == pytest.approx(0.5)
+    detections = [detection_at(0, image=2, score=0.9), detection_at(0, image=1, score=0.8)]
+    assert metrics.average_precision([object_at(0)], detections, aware=False)[0]["AP50"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("aware", [True, False])
@@ -308,31 +325,31 @@ def test_nothing_found_and_nothing_to_find(aware: bool) -> None:
     numbers, curve = metrics.average_precision([object_at(0)], [], aware)
     assert set(numbers.values()) == {0}
     assert not curve.any()
-    for found in ([], [object_at(0, score=0.9)]):
-        numbers, curve = metrics.average_precision([], found, aware)
+    for detections in ([], [detection_at(0, score=0.9)]):
+        numbers, curve = metrics.average_precision([], detections, aware)
         assert np.isnan([*numbers.values(), *curve]).all()
 
 
-def random_scenes(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def random_scenes(seed: int) -> tuple[list[Instance], list[Detection]]:
     """Squares in six images, detections near them and far from them, scores all different."""
     rng = np.random.default_rng(seed)
     objects = [object_at(int(rng.integers(360)), int(rng.integers(6)), int(rng.integers(1, 4))) for _ in range(12)]
     scores = iter(rng.permutation(100) / 100)
-    near = [(o["bbox"][0] + rng.integers(0, 14), o["image_id"], o["category_id"]) for o in objects[:9]]
+    near = [(o.bbox[0] + rng.integers(0, 14), o.image_id, o.category_id) for o in objects[:9]]
     far = [(rng.integers(360), rng.integers(7), rng.integers(1, 4)) for _ in range(9)]
-    found = [object_at(min(360, int(x)), int(i), int(c), score=float(next(scores))) for x, i, c in near + far]
-    return objects, found
+    detections = [detection_at(min(360, int(x)), float(next(scores)), int(i), int(c)) for x, i, c in near + far]
+    return objects, detections
 
 
-def plain_ap50(objects: list[dict[str, Any]], found: list[dict[str, Any]]) -> float:
+def plain_ap50(objects: list[Instance], detections: list[Detection]) -> float:
     """AP at IoU 0.5 of one category, as a slow loop over detections."""
     taken: set[int] = set()
     hits = []
-    for d in sorted(found, key=lambda d: -d["score"]):
+    for d in sorted(detections, key=lambda d: -d.score):
         best, which = 0.5, None
         for j, o in enumerate(objects):
-            if o["image_id"] == d["image_id"] and j not in taken:
-                a, b = decode(d["segmentation"]), decode(o["segmentation"])
+            if o.image_id == d.image_id and j not in taken:
+                a, b = d.mask.decode(), o.mask.decode()
                 overlap = (a & b).sum() / (a | b).sum()
                 if overlap >= best:
                     best, which = overlap, j
@@ -344,15 +361,15 @@ def plain_ap50(objects: list[dict[str, Any]], found: list[dict[str, Any]]) -> fl
 
 @pytest.mark.parametrize("seed", range(4))
 def test_average_precision_agrees_with_a_slow_loop_in_any_order(seed: int) -> None:
-    objects, found = random_scenes(seed)
-    numbers, _ = metrics.average_precision(objects, found, aware=False)
-    assert numbers["AP50"] == pytest.approx(plain_ap50(objects, found))
+    objects, detections = random_scenes(seed)
+    numbers, _ = metrics.average_precision(objects, detections, aware=False)
+    assert numbers["AP50"] == pytest.approx(plain_ap50(objects, detections))
     assert 0.2 < numbers["AP50"] < 0.9
     rng = np.random.default_rng(seed)
-    mixed, shuffled = ([records[i] for i in rng.permutation(len(records))] for records in (objects, found))
+    mixed, shuffled = ([records[i] for i in rng.permutation(len(records))] for records in (objects, detections))
     assert metrics.average_precision(mixed, shuffled, aware=False)[0] == pytest.approx(numbers)
-    by_class = [plain_ap50(*([r for r in rs if r["category_id"] == c] for rs in (objects, found))) for c in (1, 2, 3)]
-    assert metrics.average_precision(objects, found, aware=True)[0]["AP50"] == pytest.approx(np.mean(by_class))
+    by_class = [plain_ap50(*([r for r in rs if r.category_id == c] for rs in (objects, detections))) for c in (1, 2, 3)]
+    assert metrics.average_precision(objects, detections, aware=True)[0]["AP50"] == pytest.approx(np.mean(by_class))
 
 
 def test_torchmetrics_agrees() -> None:
@@ -369,23 +386,23 @@ def test_torchmetrics_agrees() -> None:
     assert (counts == multiclass_confusion_matrix(*maps, 5, ignore_index=VOID).numpy()).all()
     assert metrics.mean(metrics.iou(counts)) == pytest.approx(multiclass_jaccard_index(*maps, 5, ignore_index=VOID).item())
 
-    objects, found = random_scenes(1)
-    images = {o["image_id"] for o in objects}  # torchmetrics leaves out images without objects, COCO's own code does not
-    found = [d for d in found if d["image_id"] in images]
+    objects, detections = random_scenes(1)
+    images = {o.image_id for o in objects}  # torchmetrics leaves out images without objects, COCO's own code does not
+    detections = [d for d in detections if d.image_id in images]
     steps = np.linspace(0.5, 0.95, 10).tolist(), np.linspace(0, 1, 101).tolist()  # its own are float32 and miss some recalls
     judge = MeanAveragePrecision(iou_type="segm", iou_thresholds=steps[0], rec_thresholds=steps[1])
     for image in images:
 
-        def tensors(records: list[dict[str, Any]], image: int = image) -> dict[str, Any]:
-            mine = [r for r in records if r["image_id"] == image]
-            masks = np.array([decode(r["segmentation"]) for r in mine]).reshape(-1, 100, 400)
-            labels = torch.tensor([r["category_id"] for r in mine], dtype=torch.int64)
-            scores = torch.tensor([r.get("score", 1.0) for r in mine])
+        def tensors(records: list[Any], image: int = image) -> dict[str, Any]:
+            mine = [r for r in records if r.image_id == image]
+            masks = np.array([r.mask.decode() for r in mine]).reshape(-1, 100, 400)
+            labels = torch.tensor([r.category_id for r in mine], dtype=torch.int64)
+            scores = torch.tensor([getattr(r, "score", 1.0) for r in mine])
             return {"masks": torch.tensor(masks), "labels": labels, "scores": scores}
 
-        judge.update([tensors(found)], [tensors(objects)])
+        judge.update([tensors(detections)], [tensors(objects)])
     theirs = judge.compute()
-    ours, _ = metrics.average_precision(objects, found, aware=True)
+    ours, _ = metrics.average_precision(objects, detections, aware=True)
     names = {"AP": "map", "AP50": "map_50", "AP75": "map_75", "AR@1": "mar_1", "AR@10": "mar_10", "AR@100": "mar_100"}
     assert {k: theirs[v].item() for k, v in names.items()} == pytest.approx(ours, abs=1e-6)
 
@@ -393,72 +410,76 @@ def test_torchmetrics_agrees() -> None:
 # Protocols for objects
 
 
-def test_single_keeps_the_surest_and_its_object() -> None:
-    objects = [object_at(0), object_at(100), object_at(0, image=2), object_at(0, image=3, iscrowd=1)]
-    found = [object_at(0, score=0.5), object_at(110, score=0.8)]
-    found += [object_at(0, image=3, score=0.9), object_at(0, image=4, score=0.9)]
-    kept, tops = metrics.single(objects, found)
+def test_single_object_keeps_the_highest_scoring_detection_and_its_object() -> None:
+    objects = [object_at(0), object_at(100), object_at(0, image=2), object_at(0, image=3, iscrowd=True)]
+    detections = [detection_at(0, score=0.5), detection_at(110, score=0.8)]
+    detections += [detection_at(0, image=3, score=0.9), detection_at(0, image=4, score=0.9)]
+    kept, tops = metrics.single_object(objects, detections)
     assert kept == [objects[1]]  # image 2 has no detection, 3 only a crowd, 4 no object
-    assert tops == [found[1]]
+    assert tops == [detections[1]]
     assert metrics.average_precision(kept, tops, aware=False)[0]["AP"] == pytest.approx(0.3)  # IoU 0.6
-    assert metrics.average_precision(objects, found, aware=False)[0]["AP50"] < 0.6
+    assert metrics.average_precision(objects, detections, aware=False)[0]["AP50"] < 0.6
 
 
-def frame() -> dict[str, Any]:
+def frame() -> Instance:
     """The outline, a pixel wide, of a square of 60 pixels: 236 of its 3,600."""
     mask = np.zeros((100, 400), bool)
     mask[0:60, 0:60] = True
     mask[1:59, 1:59] = False
-    return coco_annotation(0, 1, 1, encode(mask))
+    return factories.instance(mask, 1, 1)
 
 
 def test_single_goes_by_the_overlap_of_boxes() -> None:
     objects = [object_at(10, y=10), frame()]
-    found = [object_at(0, size=60, score=0.9)]
-    assert metrics.single(objects, found)[0] == [objects[1]]
-    assert metrics.overlaps(found, objects, "segmentation").argmax() == 0
+    detections = [detection_at(0, size=60, score=0.9)]
+    assert metrics.single_object(objects, detections)[0] == [objects[1]]
+    assert metrics.mask_iou(detections, objects).argmax() == 0
 
 
 def test_of_equal_scores_and_overlaps_the_first_is_taken() -> None:
-    objects, found = [object_at(100), object_at(100, category=2)], [object_at(0, score=0.9), object_at(100, score=0.9)]
-    assert metrics.single(objects, found) == ([objects[0]], [found[0]])
+    objects, detections = [object_at(100), object_at(100, category=2)], [detection_at(0, score=0.9), detection_at(100, score=0.9)]
+    assert metrics.single_object(objects, detections) == ([objects[0]], [detections[0]])
 
 
 def test_overlaps_agree_with_pixels_and_boxes() -> None:
-    objects, found = random_scenes(2)
-    found, objects = found[:5], objects[:4]
-    masks, others = ([decode(r["segmentation"]) for r in records] for records in (found, objects))
+    objects, detections = random_scenes(2)
+    detections, objects = detections[:5], objects[:4]
+    masks, others = ([r.mask.decode() for r in records] for records in (detections, objects))
     want = [[(a & b).sum() / (a | b).sum() for b in others] for a in masks]
     assert np.max(want) > 0.5
-    assert np.allclose(metrics.overlaps(found, objects, "segmentation"), want)
-    assert np.allclose(metrics.overlaps(found, objects, "bbox"), want)  # squares fill their boxes
-    assert metrics.overlaps([], objects, "bbox").shape == (0, len(objects))
-    x0, y0, x1, y1 = boxes_xyxy([objects[0]["segmentation"]])[0]
-    assert (x1 - x0) * (y1 - y0) == coco_mask.area(objects[0]["segmentation"])
+    assert np.allclose(metrics.mask_iou(detections, objects), want)
+    assert np.allclose(metrics.box_iou(detections, objects), want)  # squares fill their boxes
+    assert metrics.box_iou([], objects).shape == (0, len(objects))
+    x0, y0, x1, y1 = boxes_xyxy([objects[0].mask])[0]
+    assert (x1 - x0) * (y1 - y0) == objects[0].mask.area
 
 
-def test_objects_are_counted_for_the_surest_cluster_that_finds_them() -> None:
+def test_objects_are_counted_for_the_cluster_of_the_highest_scoring_detection() -> None:
     objects = [object_at(0, category=1), object_at(100, category=2), object_at(0, image=2, category=2)]
-    objects += [object_at(0, image=3, category=3), object_at(200, category=1, iscrowd=1)]
-    found = [object_at(0, category=0, score=0.4), object_at(2, category=1, score=0.8), object_at(30, category=2, score=0.9)]
-    found += [object_at(100, category=0, score=0.3), object_at(0, image=2, category=0, score=0.7)]
-    found += [object_at(200, category=2, score=0.99)]
-    counts = metrics.object_counts(objects, found, 3, 4)
+    objects += [object_at(0, image=3, category=3), object_at(200, category=1, iscrowd=True)]
+    detections = [
+        detection_at(0, category=0, score=0.4),
+        detection_at(2, category=1, score=0.8),
+        detection_at(30, category=2, score=0.9),
+    ]
+    detections += [detection_at(100, category=0, score=0.3), detection_at(0, image=2, category=0, score=0.7)]
+    detections += [detection_at(200, category=2, score=0.99)]
+    counts = metrics.object_counts(objects, detections, 3, 4)
     assert counts.tolist() == [[0, 1, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]]
     assignment = metrics.match(counts, by="accuracy")
     assert assignment.tolist() == [1, 0, -1, -1]
-    named = metrics.class_names_of_clusters(found, assignment)
-    assert [(d["category_id"], d["score"]) for d in named] == [(2, 0.4), (1, 0.8), (2, 0.3), (2, 0.7)]
-    assert found[0]["category_id"] == 0  # the given records stay as they are
+    named = metrics.class_names_of_clusters(detections, assignment)
+    assert [(d.category_id, d.score) for d in named] == [(2, 0.4), (1, 0.8), (2, 0.3), (2, 0.7)]
+    assert detections[0].category_id == 0  # the detections given are not changed
 
 
 def test_quality_of_mined_masks_by_hand() -> None:
-    objects = [object_at(0), object_at(100), object_at(0, image=2), object_at(0, image=3), object_at(0, image=4, iscrowd=1)]
-    masks = [object_at(110, score=1.0), object_at(20, image=2, score=1.0), object_at(0, image=4, score=1.0)]
+    objects = [object_at(0), object_at(100), object_at(0, image=2), object_at(0, image=3), object_at(0, image=4, iscrowd=True)]
+    masks = [detection_at(110, score=1.0), detection_at(20, image=2, score=1.0), detection_at(0, image=4, score=1.0)]
     quality = metrics.mask_quality(objects, masks)  # image 1: 0.6, image 2: 20 / 60, image 3: no mask, 4: a crowd only
     assert quality == pytest.approx({"mean_iou": (0.6 + 1 / 3 + 0) / 3, "corloc": 1 / 3})
-    half = metrics.mask_quality([object_at(0, size=60)], [object_at(0, size=60, y=20, score=1.0)])
-    assert half == pytest.approx({"mean_iou": 0.5, "corloc": 1})  # 40 of 80 rows: at least 0.5 is found
-    outline = metrics.mask_quality([frame()], [object_at(0, size=60, score=1.0)])
+    half = metrics.mask_quality([object_at(0, size=60)], [detection_at(0, size=60, y=20, score=1.0)])
+    assert half == pytest.approx({"mean_iou": 0.5, "corloc": 1})  # 40 of 80 rows: an IoU of 0.5 counts
+    outline = metrics.mask_quality([frame()], [detection_at(0, size=60, score=1.0)])
     assert outline == pytest.approx({"mean_iou": 236 / 3600, "corloc": 1})
     assert np.isnan([*metrics.mask_quality([], masks).values()]).all()

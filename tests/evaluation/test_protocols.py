@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import factories
 import numpy as np
 import pytest
 import torch
@@ -15,8 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import jaccard_score
 from sklearn.metrics.cluster import contingency_matrix
 
-from unseg.core.image_index import ImageRecord
-from unseg.core.rle import coco_annotation, encode
+from unseg.core.instances import Instance
 from unseg.evaluation import linear_probe, metrics, protocols
 from unseg.segmentation import segmenter
 from unseg.segmentation.crf import Crf
@@ -24,20 +24,22 @@ from unseg.segmentation.crf import Crf
 C, K = 4, 5  # background counted in both
 
 
-def square(x: int, image: int = 1, category: int = 1, size: int = 10) -> dict[str, Any]:
+def square(x: int, image: int = 1, category: int = 0, size: int = 10) -> Instance:
     mask = np.zeros((20, 100), bool)
     mask[:size, x : x + size] = True
-    return coco_annotation(0, image, category, encode(mask))
+    return factories.instance(mask, image, category)
+
+
+def box(x: int, image: int = 1, category: int = 1) -> metrics.TruthBox:
+    return metrics.TruthBox(image, category, square(x).bbox)
 
 
 def test_a_mask_votes_for_the_object_whose_box_fits_best() -> None:
-    objects = [square(0, category=1), square(30, category=2), square(60, category=3), square(0, 3, 2)]
+    objects = [box(0, category=1), box(30, category=2), box(60, category=3), box(0, 3, 2)]
     masks = [square(2, category=0), square(31, category=0), square(90, category=3), square(0, 2, 1), square(0, 3, 1)]
     votes = protocols.box_votes(objects, masks, C, K)
     # the third meets none: the first object has it; the fourth is in an image without objects
     assert votes.tolist() == [[1, 0, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0]]
-    crowd = [{**square(2, category=3), "iscrowd": 1}, *objects]
-    assert protocols.box_votes(crowd, masks[:1], C, K)[2, 0] == 1  # as published, crowds are objects
 
 
 def test_clusters_are_named_one_to_one_unless_there_are_more_than_classes() -> None:
@@ -92,10 +94,10 @@ def test_protocols_agree_with_sklearn_and_scipy_and_forget_names_and_order(
     }
 
 
-def test_the_probe_is_judged_with_and_without_a_crf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_is_evaluated_with_and_without_a_crf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stray pixel in a photograph of two halves is what a CRF mends."""
     rows, half = 12, np.repeat([[0, 1]], 12, 0).repeat(6, 1)  # [12, 12] classes
-    image = ImageRecord(1, "a.png", rows, rows, "val")
+    image = factories.image(1, (rows, rows), "val", "a.png")
     Pillow.fromarray(np.repeat((200 * half)[..., None], 3, 2).astype(np.uint8)).save(tmp_path / "a.png")
     probability = torch.tensor(np.where(half == np.arange(2)[:, None, None], 0.7, 0.3))  # [2, 12, 12]
     probability[:, 6, 2] = torch.tensor([0.4, 0.6])
@@ -104,8 +106,8 @@ def test_the_probe_is_judged_with_and_without_a_crf(tmp_path: Path, monkeypatch:
     net = SimpleNamespace(labels=2)
     known = {image: half.astype(np.uint8)}
     crf = Crf("conv", 5, smooth_xy=1, smooth_weight=3, bilateral_xy=20, bilateral_rgb=10, bilateral_weight=4, window=12, stride=1)
-    counts, refined = linear_probe.judge(net, str(tmp_path), [image], known, None, crf)  # type: ignore[arg-type]
+    counts, refined = linear_probe.evaluate(net, str(tmp_path), [image], known, None, crf)  # type: ignore[arg-type]
     assert counts.tolist() == [[71, 1], [0, 72]]
     assert refined is not None
     assert refined.tolist() == [[72, 0], [0, 72]]
-    assert linear_probe.judge(net, str(tmp_path), [image], known, None, None)[1] is None  # type: ignore[arg-type]
+    assert linear_probe.evaluate(net, str(tmp_path), [image], known, None, None)[1] is None  # type: ignore[arg-type]

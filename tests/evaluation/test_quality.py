@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from factories import clustering, token_blobs
 from PIL import Image as Pillow
 from safetensors.torch import save_file
-from test_clustering import blobs, clustering
+from unseg.core.rle import coco_annotation, decode, encode
 
 from stages import choose_k, cluster, evaluate_quality, mine
 from unseg.clustering import choice
@@ -21,7 +22,6 @@ from unseg.clustering.algorithms import cluster as clusters_of
 from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
 from unseg.core.label_maps import write_label_maps
-from unseg.core.rle import coco_annotation, decode, encode
 from unseg.core.storage import read_json, write_json, write_npz
 from unseg.evaluation.label_free import quality, stability
 from unseg.models import vit
@@ -57,7 +57,7 @@ def test_agreement_of_two_maps_by_hand() -> None:
 
 
 def test_clusters_that_are_there_are_found_again_and_others_not() -> None:
-    tokens, names = blobs((40, 40, 40))
+    tokens, names = token_blobs((40, 40, 40))
     p, q = clustering(), quality.Quality(images=0, seeds=3, objects=100)
     real = quality.of_clusters(tokens, names, p, q, 0)
     assert real["cluster_stability"] == pytest.approx(1)
@@ -124,7 +124,7 @@ def choosing_of(*ks: int, **changed: int) -> choice.Choosing:
 
 @pytest.mark.parametrize("true", [3, 5])
 def test_the_number_of_blobs_is_recommended(true: int) -> None:
-    tokens, _ = blobs((30,) * true)
+    tokens, _ = token_blobs((30,) * true)
     tried = choice.sweep(tokens, clustering(), choosing_of(2, 3, 4, 5, 6, 200), 0)
     assert tried.ks == [2, 3, 4, 5, 6]  # halves of 75 cannot make 200
     advice = choice.recommend(tried)
@@ -141,7 +141,7 @@ def test_where_there_are_no_clusters_many_k_are_as_good() -> None:
 
 
 def test_the_reference_has_the_mean_and_the_covariance_and_no_clusters() -> None:
-    tokens, _ = blobs((400, 400, 400))
+    tokens, _ = token_blobs((400, 400, 400))
     noise = choice.reference(tokens, np.random.default_rng(0))
     assert noise.shape == tokens.shape
     assert np.allclose(noise.mean(0), tokens.mean(0), atol=0.06)
@@ -324,7 +324,7 @@ def test_clusters_that_collapse_fail_and_are_left(run: None) -> None:
 
 
 def test_choice_of_k_as_a_stage(run: None) -> None:
-    tokens, _ = blobs((30, 30, 30))
+    tokens, _ = token_blobs((30, 30, 30))
     write_npz("tokens.npz", ids=np.arange(90), tokens=tokens)
     masks = [{"id": i, "image_id": i % N} for i in range(90)]
     write_json("masks.json", {"annotations": masks})
