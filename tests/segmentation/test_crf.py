@@ -1,4 +1,4 @@
-"""The CRF by both methods: against a mean field with every pair of pixels, against each other, and a slow loop."""
+"""The CRF (segmentation/crf.py): both methods against a mean field with all pairs of pixels, each other, and a slow loop."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import factories
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from unseg.core import optional
 from unseg.core.console import InputError
 from unseg.core.params import group
 from unseg.segmentation import crf as module
-from unseg.segmentation.crf import Crf, conv, refine, refine_each
+from unseg.segmentation.crf import Crf, conv, refine, refine_all
 
 needs_dense = pytest.mark.skipif(not find_spec("pydensecrf"), reason="pydensecrf2 is not installed (g++, Python 3.12 or older)")
 METHODS = [pytest.param("dense", marks=needs_dense), "conv"]
@@ -50,8 +51,8 @@ def crf(request: pytest.FixtureRequest) -> Crf:
     ],
 )
 def test_crf_refuses(key: str, bad: Any) -> None:
-    with pytest.raises(ValueError, match=rf"crf\.{key} is {bad!r}; it must"):
-        replace(CRF, **{key: bad})
+    with pytest.raises(InputError, match=rf"crf\.{key} is {bad!r}; it must"):
+        factories.group("crf", Crf, **{key: bad})
 
 
 def test_crf_reads_whole_numbers(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def halves(seed: int = 0, size: int = 16) -> tuple[np.ndarray, np.ndarray]:
     return image.astype(np.uint8), softmax(np.stack([-energy, energy]))
 
 
-def test_colours_put_noisy_labels_right(crf: Crf) -> None:
+def test_colours_correct_noisy_labels(crf: Crf) -> None:
     image, p = halves()
     want = np.repeat([[0] * 8 + [1] * 8], 16, 0)
     assert (p.argmax(0) != want).mean() > 0.1
@@ -109,7 +110,7 @@ def exact(p: np.ndarray, image: np.ndarray, c: Crf) -> np.ndarray:
     return np.asarray(q.argmax(0).reshape(height, width))
 
 
-def test_each_number_goes_where_it_belongs(crf: Crf) -> None:
+def test_each_setting_has_its_effect(crf: Crf) -> None:
     rng = np.random.default_rng(1)
     tiles = np.kron(rng.integers(0, 3, (5, 5)), np.ones((4, 4))) * 40 + rng.normal(0, 6, (20, 20)) + 60
     image = np.repeat(tiles[..., None], 3, -1).clip(0, 255).astype(np.uint8)
@@ -138,7 +139,7 @@ def test_each_number_goes_where_it_belongs(crf: Crf) -> None:
 
 
 def test_the_order_of_channels_hardly_matters(crf: Crf) -> None:
-    """The published code gives OpenCV's BGR. The kernel is isotropic in colour, the lattice behind it nearly so."""
+    """The published code passes OpenCV's BGR. The kernel is isotropic in colour, its lattice nearly so."""
     rng = np.random.default_rng(0)
     grain = np.kron(rng.integers(0, 256, (8, 8, 3)), np.ones((8, 8, 1))) + rng.normal(0, 4, (64, 64, 3))
     image = grain.clip(0, 255).astype(np.uint8)
@@ -148,19 +149,19 @@ def test_the_order_of_channels_hardly_matters(crf: Crf) -> None:
     assert (a == b).mean() > 0.98
 
 
-def test_absent_labels_are_left_out_without_a_trace(crf: Crf) -> None:
+def test_improbable_labels_do_not_change_the_result(crf: Crf) -> None:
     image, two = halves(1, 32)
     rng = np.random.default_rng(0)
     p = np.zeros((9, 32, 32), np.float32)
     p[[2, 7]] = two
-    p[[0, 1, 3]] = rng.uniform(0, 9e-6, (3, 32, 32))  # all below the floor
+    p[[0, 1, 3]] = rng.uniform(0, 9e-6, (3, 32, 32))  # all below MIN_PROBABILITY
     faint = p.copy()
-    faint[:, 0, 0] += 2e-5  # all labels come above it in one pixel
+    faint[:, 0, 0] += 2e-5  # all labels are above it in one pixel
     assert np.array_equal(refine(p, image, crf), refine(faint, image, crf))
     assert set(np.unique(refine(p, image, crf))) == {2, 7}
 
 
-def test_smallest_things(crf: Crf) -> None:
+def test_smallest_inputs(crf: Crf) -> None:
     one = np.zeros((1, 1, 3), np.uint8)
     assert refine(np.array([[[0.2]], [[0.5]], [[0.3]]], np.float32), one, crf).tolist() == [[1]]
     assert refine(np.ones((1, 2, 3), np.float32), np.zeros((2, 3, 3), np.uint8), crf).tolist() == [[0] * 3] * 2
@@ -174,14 +175,14 @@ def test_smallest_things(crf: Crf) -> None:
 
 
 def step(p: np.ndarray, image: np.ndarray, c: Crf) -> np.ndarray:
-    """One step of mean field, pair by pair: what `conv` says that it does with a window over the whole image. [C, H, W]"""
+    """One step of mean field, pair by pair, as documented in `conv`, with a window over the whole image. [C, H, W]"""
     _, height, width = p.shape
     reach = int(np.ceil(3 * c.smooth_xy))
     starts = [range(0, n, c.stride) for n in (height, width)]
     lengths = [[min(c.stride, n - s) for s in at] for n, at in zip((height, width), starts, strict=True)]
-    middles = [[s + n // 2 for s, n in zip(at, long, strict=True)] for at, long in zip(starts, lengths, strict=True)]
-    stood_for = {
-        (y, x): a * b for y, a in zip(middles[0], lengths[0], strict=True) for x, b in zip(middles[1], lengths[1], strict=True)
+    centres = [[s + n // 2 for s, n in zip(at, long, strict=True)] for at, long in zip(starts, lengths, strict=True)]
+    areas = {
+        (y, x): a * b for y, a in zip(centres[0], lengths[0], strict=True) for x, b in zip(centres[1], lengths[1], strict=True)
     }
     pixels = list(np.ndindex(height, width))
 
@@ -195,7 +196,7 @@ def step(p: np.ndarray, image: np.ndarray, c: Crf) -> np.ndarray:
         colours = ((image[i].astype(float) - image[j].astype(float)) ** 2).sum()
         far = (i[0] - j[0]) ** 2 + (i[1] - j[1]) ** 2
         k = float(np.exp(-far / 2 / c.bilateral_xy**2 - colours / 2 / c.bilateral_rgb**2))
-        return k * stood_for.get(j, 0) if k > 0.05 else 0.0
+        return k * areas.get(j, 0) if k > 0.05 else 0.0
 
     energy = np.log(p.astype(float))
     for kernel, weight in ((smooth, c.smooth_weight), (bilateral, c.bilateral_weight)):
@@ -207,7 +208,7 @@ def step(p: np.ndarray, image: np.ndarray, c: Crf) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("size", "stride"), [((6, 7), 1), ((9, 8), 3), ((1, 5), 2), ((7, 1), 4), ((4, 4), 9)])
-def test_a_step_of_conv_is_what_a_slow_loop_says(size: tuple[int, int], stride: int) -> None:
+def test_a_step_of_conv_equals_a_slow_loop(size: tuple[int, int], stride: int) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 40, (*size, 3)).astype(np.uint8)
     p = softmax(rng.normal(0, 1, (3, *size)))
@@ -227,8 +228,8 @@ def test_a_step_of_conv_is_what_a_slow_loop_says(size: tuple[int, int], stride: 
     assert not np.allclose(got, p, atol=0.05)
 
 
-def test_blocks_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks set where pixels look for senders; a window over the whole image makes their size a matter of speed alone."""
+def test_the_size_of_blocks_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block bounds where its pixels search for senders; with a window over the whole image it only changes the speed."""
     p, image = next(scenes(1, 64))
     many = conv(torch.from_numpy(p), torch.from_numpy(image), replace(CRF, stride=5))
     monkeypatch.setattr(module, "BLOCK", 64)
@@ -236,11 +237,11 @@ def test_blocks_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("turns", range(4))
-def test_messages_come_from_the_window_alone(turns: int) -> None:
-    """A row of one colour, sure of label 0 at its far end: with a short window nothing of it arrives within one step."""
+def test_messages_come_only_from_the_window(turns: int) -> None:
+    """A row of one colour has label 0 at its far end: with a short window no message arrives from there in one step."""
     image, p = torch.full((1, 200, 3), 9, dtype=torch.uint8), torch.full((2, 1, 200), 0.5)
     p[:, :, 150:] = torch.tensor([0.99, 0.01])[:, None, None]
-    end = torch.rot90(torch.arange(200)[None], turns).flatten().argmin()  # where its first pixel has gone
+    end = torch.rot90(torch.arange(200)[None], turns).flatten().argmin()  # position of its first pixel
     image, p = torch.rot90(image, turns), torch.rot90(p, turns, (1, 2))
     short, long = (conv(p, image, replace(CRF, iterations=1, window=w))[0].flatten()[end] for w in (40, 200))
     assert short == pytest.approx(0.5, abs=1e-6)
@@ -257,10 +258,10 @@ def test_both_methods_agree_on_drawn_scenes(size: int, least: float) -> None:
         dense.append((refine(p, image, c) == want).mean())
         unrefined.append((p.argmax(0) == want).mean())
     assert np.mean(dense) > least
-    assert np.mean(unrefined) < 0.94  # there was something to agree on
+    assert np.mean(unrefined) < 0.94  # the CRF changes labels
 
 
-def test_conv_is_the_same_every_time_whatever_the_threads() -> None:
+def test_conv_does_not_depend_on_the_number_of_threads() -> None:
     p, image = next(scenes(1, 96))
     threads = torch.get_num_threads()
     try:
@@ -273,7 +274,7 @@ def test_conv_is_the_same_every_time_whatever_the_threads() -> None:
     assert len(maps) == 1
 
 
-def test_conv_leaves_what_it_is_given() -> None:
+def test_conv_does_not_change_its_inputs() -> None:
     p, image = next(scenes(1, 32))
     p.flags.writeable = image.flags.writeable = False  # as Pillow gives it
     before = p.copy(), image.copy()
@@ -282,7 +283,7 @@ def test_conv_leaves_what_it_is_given() -> None:
     assert np.array_equal(image, before[1])
 
 
-# ---- where pydensecrf is not installed
+# ---- without pydensecrf
 
 
 def test_dense_without_pydensecrf_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,20 +300,20 @@ def test_conv_does_not_import_pydensecrf_and_the_check_no_torch() -> None:
     conv_alone = "import sys, unseg.segmentation.crf; assert 'pydensecrf' not in sys.modules"
     check_alone = "import sys, unseg.core.optional as m; m.check_crf_method('conv'); assert 'torch' not in sys.modules"
     for code in (conv_alone, check_alone):
-        subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=Path(__file__).parents[1])
+        subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_processes_refine_as_one_does_and_in_order(crf: Crf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_give_the_same_labels_in_the_same_order(crf: Crf, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     raw = rng.random((7, 3, 12, 16), np.float32)
     items = [(str(n), x / x.sum(0), rng.integers(0, 256, (12, 16, 3), np.uint8)) for n, x in enumerate(raw)]
     crf = replace(crf, iterations=2)
-    alone = list(refine_each(items, crf, len(items)))
-    assert [name for name, _ in alone] == list("0123456")
-    assert all(np.array_equal(x, refine(p, image, crf)) for (_, x), (_, p, image) in zip(alone, items, strict=True))
-    monkeypatch.setattr(module, "ALONE", 1)
-    monkeypatch.setattr(module, "AHEAD", 1)
+    sequential = list(refine_all(items, crf, len(items)))
+    assert [name for name, _ in sequential] == list("0123456")
+    assert all(np.array_equal(x, refine(p, image, crf)) for (_, x), (_, p, image) in zip(sequential, items, strict=True))
+    monkeypatch.setattr(module, "MIN_IMAGES", 1)
+    monkeypatch.setattr(module, "MAX_WAITING", 1)
     monkeypatch.setattr(module.os, "cpu_count", lambda: 2)
-    together = list(refine_each(iter(items), crf, len(items)))
-    assert [name for name, _ in together] == list("0123456")
-    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(alone, together, strict=True))
+    parallel = list(refine_all(iter(items), crf, len(items)))
+    assert [name for name, _ in parallel] == list("0123456")
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(sequential, parallel, strict=True))

@@ -1,10 +1,10 @@
-"""DeepLab on label maps (segmentation/segmenter.py, deeplab.py, backbones/resnet.py): loss, augmentation, file, training."""
+"""DeepLab on label maps (segmentation/segmenter.py, deeplab.py, models/resnet.py): loss, augmentation, file, training."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import factories
 import numpy as np
 import pytest
 import torch
@@ -24,7 +24,7 @@ from unseg.models import resnet
 from unseg.models.weights import RANDOM_INIT
 from unseg.segmentation import segmenter
 from unseg.segmentation.deeplab import DeepLab
-from unseg.segmentation.segmenter import Predict, Segmenter, augment, every_probability, hard_pixel_loss, learning_rate
+from unseg.segmentation.segmenter import Predict, Segmenter, augment, hard_pixel_loss, learning_rate
 
 RATES = [1, 2, 4]
 
@@ -36,28 +36,11 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNSEG_DEVICE", "cpu")
 
 
-def setting(**changed: Any) -> Segmenter:
-    values = {
-        "arch": "resnet18",
-        "width": 8,
-        "stride": 8,
-        "rates": RATES,
-        "channels": 256,
-        "init": RANDOM_INIT,
-        "frozen_stages": 0,
-        "size": 32,
-    }
-    values |= {
-        "epochs": 4,
-        "lr_milestone": 2,
-        "batch": 4,
-        "lr": 0.05,
-        "momentum": 0.9,
-        "weight_decay": 1e-4,
-        "hard_pixel_ratio": 0.2,
-    }
-    values |= {"rotate": 5.0, "scale": 0.25, "border": "ignore", "precision": "fp32"}
-    return Segmenter(**(values | changed))  # type: ignore[arg-type]
+def setting(**changes: Any) -> Segmenter:
+    values = {"arch": "resnet18", "width": 8, "stride": 8, "rates": RATES, "channels": 256, "init": RANDOM_INIT}
+    values |= {"frozen_stages": 0, "size": 32, "epochs": 4, "lr_milestone": 2, "batch": 4, "lr": 0.05, "momentum": 0.9}
+    values |= {"weight_decay": 1e-4, "hard_pixel_ratio": 0.2, "rotate": 5.0, "scale": 0.25, "border": "ignore"}
+    return factories.group("segmenter", Segmenter, **(values | {"precision": "fp32"} | changes))
 
 
 def net(labels: int = 4, **changed: Any) -> DeepLab:
@@ -68,7 +51,7 @@ def net(labels: int = 4, **changed: Any) -> DeepLab:
 
 def dataset(folder: Path, count: int = 8, shape: tuple[int, int] = (40, 48)) -> tuple[list[ImageRecord], LabelMaps]:
     """Photographs of a bright (1) or a striped (2) square on dark ground (0), and their label maps."""
-    rng, every, maps = np.random.default_rng(0), [], []
+    rng, images, maps = np.random.default_rng(0), [], []
     for i in range(count):
         labels = np.zeros(shape, np.uint8)
         y, x = rng.integers(2, 18, 2)
@@ -77,29 +60,29 @@ def dataset(folder: Path, count: int = 8, shape: tuple[int, int] = (40, 48)) -> 
         pixels[labels == 1] += 150
         pixels[(labels == 2) & (np.arange(shape[1]) % 4 < 2)] += 190
         Pillow.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-        every.append(ImageRecord(i + 1, f"{i}.png", *shape, "train"))
+        images.append(ImageRecord(i + 1, f"{i}.png", *shape, "train"))
         maps.append((f"{i}.png", labels))
     label_maps.write_label_maps(folder / "labels.zip", maps)
-    return every, LabelMaps(folder / "labels.zip")
+    return images, LabelMaps(folder / "labels.zip")
 
 
 # ---- the loss
 
 
-def slow_loss(logits: torch.Tensor, labels: torch.Tensor, share: float) -> float:
+def slow_loss(logits: torch.Tensor, labels: torch.Tensor, ratio: float) -> float:
     """Section A.3 as a loop over pixels."""
     losses = []
     for at in np.ndindex(*labels.shape):
         b, y, x = at
         if labels[at] != IGNORE_LABEL:
             losses.append(-float(logits[b, :, y, x].log_softmax(0)[labels[at]]))
-    hardest = sorted(losses, reverse=True)[: int(share * labels.numel())]
+    hardest = sorted(losses, reverse=True)[: int(ratio * labels.numel())]
     return sum(hardest) / len(hardest) if hardest else 0.0
 
 
 @pytest.mark.parametrize(("ignored", "kept"), [(0, 20), (10, 20), (90, 10), (100, 0)])
 def test_the_hardest_fifth_of_all_pixels(ignored: int, kept: int) -> None:
-    # specification B.9, acceptance test 6: a fifth of all pixels, ignored ones counted in, capped by the valid ones
+    # docs/spec/maskdistill.md, B.9, acceptance test 6: a fifth of all pixels, ignored ones included, capped by the valid ones
     g = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 3, 10, 10, generator=g, requires_grad=True)
     labels = torch.randint(0, 3, (1, 10, 10), generator=g)
@@ -125,12 +108,12 @@ def test_five_pixels_by_hand() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 5), st.sampled_from([0.05, 0.2, 0.5, 1.0]))
-def test_loss_equals_a_loop(seed: int, batch: int, side: int, share: float) -> None:
+def test_loss_equals_a_loop(seed: int, batch: int, side: int, ratio: float) -> None:
     g = torch.Generator().manual_seed(seed)
     logits, labels = torch.randn(batch, 3, side, 4, generator=g), torch.randint(0, 3, (batch, side, 4), generator=g)
     labels[torch.rand(labels.shape, generator=g) < 0.4] = IGNORE_LABEL
-    if int(share * labels.numel()):
-        assert hard_pixel_loss(logits, labels, share).item() == pytest.approx(slow_loss(logits, labels, share), abs=1e-5)
+    if int(ratio * labels.numel()):
+        assert hard_pixel_loss(logits, labels, ratio).item() == pytest.approx(slow_loss(logits, labels, ratio), abs=1e-5)
 
 
 def test_a_loss_that_is_not_a_number_is_not_hidden() -> None:
@@ -140,7 +123,7 @@ def test_a_loss_that_is_not_a_number_is_not_hidden() -> None:
 
 
 def test_learning_rate() -> None:
-    # specification B.9, acceptance test 7
+    # docs/spec/maskdistill.md, B.9, acceptance test 7
     p = setting(lr=0.002, lr_milestone=40)
     assert [learning_rate(p, e) for e in (0, 40, 41, 44)] == pytest.approx([0.002, 0.002, 0.0002, 0.0002])
 
@@ -149,7 +132,7 @@ def test_learning_rate() -> None:
 
 
 def unflipped(seed: int, *rest: Any, **named: Any) -> tuple[np.ndarray, np.ndarray]:
-    """As augment, mirrored back where the coin said so: without rotation and scale nothing else is drawn in between."""
+    """`augment` without its flip, which it draws after the angle and the scale."""
     pixels, labels = augment(np.random.default_rng(seed), *rest, **named)
     rng = np.random.default_rng(seed)
     rng.uniform(), rng.uniform()
@@ -161,7 +144,7 @@ def picture(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(0, 256, (height, width, 3), np.uint8), rng.choice(np.array([0, 1, 7, 255], np.uint8), (height, width))
 
 
-def test_nothing_to_do_is_the_identity() -> None:
+def test_without_a_change_augment_is_the_identity() -> None:
     pixels, labels = picture(32, 32)
     flips = []
     for seed in range(8):
@@ -173,7 +156,7 @@ def test_nothing_to_do_is_the_identity() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 96), (96, 32), (160, 96)])
-def test_resizing_takes_the_centres_and_ignores_the_aspect(height: int, width: int) -> None:
+def test_resizing_samples_at_centres_and_ignores_the_aspect_ratio(height: int, width: int) -> None:
     pixels, labels = picture(height, width)
     at = [((2 * np.arange(32) + 1) * n // 64) for n in (height, width)]
     for seed in range(4):
@@ -191,38 +174,38 @@ def test_enlarging_repeats_labels() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(9, 70), st.integers(9, 70), st.sampled_from([0, IGNORE_LABEL]))
-def test_labels_stay_labels_and_stay_on_their_pixels(seed: int, height: int, width: int, outside: int) -> None:
+def test_labels_stay_labels_and_stay_on_their_pixels(seed: int, height: int, width: int, border: int) -> None:
     rng = np.random.default_rng(seed)
     labels = np.kron(rng.choice(np.array([1, 2, 3], np.uint8), (-(-height // 8), -(-width // 8))), np.ones((8, 8), np.uint8))
     labels = np.ascontiguousarray(labels[:height, :width])
     pixels = np.repeat(labels[..., None] * 60, 3, 2)
-    out, names = augment(rng, pixels, labels, 40, rotate=20.0, scale=0.3, outside=outside)
+    out, names = augment(rng, pixels, labels, 40, rotate=20.0, scale=0.3, border=border)
     assert out.shape == (40, 40, 3)
     assert names.shape == (40, 40)
     assert out.dtype == names.dtype == np.uint8
-    assert set(names.flat) <= {1, 2, 3, outside}
-    inside = names != outside
+    assert set(names.flat) <= {1, 2, 3, border}
+    inside = names != border
     right = np.abs(out[..., 0].astype(int) - 60 * names.astype(int)) < 30
     assert right[inside].mean() > 0.6  # all but the borders of blocks
     assert inside.mean() > 0.3
 
 
-def test_what_comes_from_outside() -> None:
+def test_pixels_from_outside_are_black_and_get_the_border_label() -> None:
     pixels, labels = np.full((40, 40, 3), 200, np.uint8), np.full((40, 40), 5, np.uint8)
-    shares = []
+    fractions = []
     for seed in range(30):
-        out, names = augment(np.random.default_rng(seed), pixels, labels, 40, rotate=5.0, scale=0.25, outside=IGNORE_LABEL)
-        shares.append((names == IGNORE_LABEL).mean())
-        assert (out[names == IGNORE_LABEL].mean(-1) < 180).all()  # black, but for the very border
+        out, names = augment(np.random.default_rng(seed), pixels, labels, 40, rotate=5.0, scale=0.25, border=IGNORE_LABEL)
+        fractions.append((names == IGNORE_LABEL).mean())
+        assert (out[names == IGNORE_LABEL].mean(-1) < 180).all()  # black, except at the edge of the image
         assert 5 in names
-    assert min(shares) < 0.01  # enlarged: nothing from outside
-    assert 0.3 < max(shares) <= 1 - 0.75**2 + 0.02
-    assert {0, 5} == set(augment(np.random.default_rng(int(np.argmax(shares))), pixels, labels, 40, 5.0, 0.25, 0)[1].flat)
+    assert min(fractions) < 0.01  # enlarged: nothing from outside
+    assert 0.3 < max(fractions) <= 1 - 0.75**2 + 0.02
+    assert {0, 5} == set(augment(np.random.default_rng(int(np.argmax(fractions))), pixels, labels, 40, 5.0, 0.25, 0)[1].flat)
 
 
 def test_examples_are_fixed_by_their_seed(tmp_path: Path) -> None:
-    every, labels = dataset(tmp_path, 2)
-    examples = segmenter.SegmentationDataset(str(tmp_path), every, labels, 32, (5.0, 0.25, IGNORE_LABEL))
+    images, labels = dataset(tmp_path, 2)
+    examples = segmenter.SegmentationDataset(str(tmp_path), images, labels, 32, (5.0, 0.25, IGNORE_LABEL))
     x, y = examples[1, 3]
     assert len(examples) == 2
     assert x.shape == (3, 32, 32)
@@ -246,7 +229,7 @@ def test_dilation_keeps_the_resolution(arch: str, stride: int, sides: list[int])
 
 
 def test_dilations_are_the_published_ones() -> None:
-    # specification B.5.1: layer3 dilation 2, layer4 dilation 4; what was strided has half of that
+    # docs/spec/maskdistill.md, B.5.1: layer3 dilation 2, layer4 dilation 4; what was strided has half of that
     body = resnet.ResNetBackbone("resnet50", 4, 8)
     dilations = [[b.conv2.dilation[0] for b in getattr(body.net, s)] for s in resnet.STAGES]
     assert dilations == [[1] * 3, [1] * 4, [1, *[2] * 5], [2, 4, 4]]
@@ -289,11 +272,11 @@ def test_the_head_is_torchvisions_to_the_bit() -> None:
     assert {k: v.tolist() for k, v in ours.state_dict().items()} == {k: v.tolist() for k, v in theirs.state_dict().items()}
     x = torch.randn(2, 32, 9, 7)
     for mode in (True, False):
-        found = []
+        outputs = []
         for head in (theirs.train(mode), ours.train(mode)):
             torch.manual_seed(1)  # of dropout
-            found.append(head(x))
-        assert torch.equal(*found)
+            outputs.append(head(x))
+        assert torch.equal(*outputs)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (17, 33), (40, 64), (65, 7)])
@@ -315,17 +298,17 @@ def test_frozen_stages_stay_as_they_are(frozen: int) -> None:
     optimizer = torch.optim.SGD([x for x in model.parameters() if x.requires_grad], lr=0.1, weight_decay=0.1)
     model(torch.randn(2, 3, 32, 32)).square().mean().backward()
     optimizer.step()
-    still = tuple(f"body.net.{n}." for n in (("conv1", "bn1", *resnet.STAGES[:frozen]) if frozen else ()))
+    parts = tuple(f"body.net.{n}." for n in (("conv1", "bn1", *resnet.STAGES[:frozen]) if frozen else ()))
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
-    assert not {k for k in changed if k.startswith(still)} if still else "body.net.bn1.running_mean" in changed
-    assert {k for k in before if not k.startswith(still or "-") and "running" in k} <= changed
-    assert {k for k in before if not k.startswith(still or "-") and "conv" in k and "weight" in k} <= changed
+    assert not {k for k in changed if k.startswith(parts)} if parts else "body.net.bn1.running_mean" in changed
+    assert {k for k in before if not k.startswith(parts or "-") and "running" in k} <= changed
+    assert {k for k in before if not k.startswith(parts or "-") and "conv" in k and "weight" in k} <= changed
 
 
 # ---- the file
 
 
-def test_a_segmenter_comes_back_from_its_file(tmp_path: Path) -> None:
+def test_a_segmenter_is_read_back_from_its_file(tmp_path: Path) -> None:
     p = setting(rates=[2, 3], stride=16, precision="bf16")
     model = net(4, rates=[2, 3], stride=16)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -338,7 +321,7 @@ def test_a_segmenter_comes_back_from_its_file(tmp_path: Path) -> None:
         assert torch.equal(model(x.to(memory_format=torch.channels_last)), again.model(x.to(memory_format=torch.channels_last)))
 
 
-def test_files_that_are_no_segmenter(tmp_path: Path) -> None:
+def test_files_that_are_not_a_segmenter(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none cannot be read"):
         segmenter.load(tmp_path / "none")
     (tmp_path / "text").write_text("hello")
@@ -348,42 +331,44 @@ def test_files_that_are_no_segmenter(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="other is not a segmenter of unseg"):
         segmenter.load(tmp_path / "other")
     save_file({"x": torch.zeros(1)}, tmp_path / "bare")
-    with pytest.raises(InputError, match="its metadata says nothing"):
+    with pytest.raises(InputError, match="bare is not a segmenter of unseg; its metadata"):
         segmenter.load(tmp_path / "bare")
 
 
-def seen(net: segmenter.TrainedSegmenter, folder: Path, every: list[ImageRecord], q: Predict) -> dict[int, torch.Tensor]:
-    found: Iterator[tuple[ImageRecord, torch.Tensor]] = every_probability(net, segmenter.load_batches(net, str(folder), every, q))
-    return {record.id: p for record, p in found}
+def predict(
+    net: segmenter.TrainedSegmenter, folder: Path, images: list[ImageRecord], kind: str, pixels: int = 10**6
+) -> dict[int, torch.Tensor]:
+    q = factories.group("predict", Predict, input=kind, pixels=pixels)
+    return {image.id: p for image, p in segmenter.predict(net, segmenter.load_batches(net, str(folder), images, q))}
 
 
 @pytest.mark.parametrize("kind", ["original", "square"])
-def test_every_photograph_has_probabilities_at_its_own_size(tmp_path: Path, kind: str) -> None:
-    every = dataset(tmp_path, 3)[0]
+def test_every_photograph_has_probabilities_at_its_size(tmp_path: Path, kind: str) -> None:
+    images = dataset(tmp_path, 3)[0]
     Pillow.fromarray(picture(21, 35)[0]).save(tmp_path / "odd.png")
-    every.append(ImageRecord(9, "odd.png", 21, 35, "val"))
+    images.append(ImageRecord(9, "odd.png", 21, 35, "val"))
     trained = segmenter.TrainedSegmenter(net(4), 4, 32, "fp32")
-    found = seen(trained, tmp_path, every, Predict(kind, 10**6))
-    assert found.keys() == {1, 2, 3, 9}
-    for record in every:
-        p = found[record.id]
-        assert p.shape == (4, *record.size)
-        assert torch.allclose(p.sum(0), torch.ones(record.size), atol=1e-5)
-    alone = seen(trained, tmp_path, every, Predict(kind, 1))  # batches of one
-    assert all(torch.allclose(found[i], alone[i], atol=1e-5) for i in found)
+    by_id = predict(trained, tmp_path, images, kind)
+    assert by_id.keys() == {1, 2, 3, 9}
+    for image in images:
+        p = by_id[image.id]
+        assert p.shape == (4, *image.size)
+        assert torch.allclose(p.sum(0), torch.ones(image.size), atol=1e-5)
+    single = predict(trained, tmp_path, images, kind, pixels=1)  # batches of one
+    assert all(torch.allclose(by_id[i], single[i], atol=1e-5) for i in by_id)
     if kind == "original":
         x = batching.to_tensor(Pillow.open(tmp_path / "odd.png"))
         with torch.inference_mode():
-            assert torch.allclose(found[9], trained.model(x[None])[0].softmax(0), atol=1e-5)
+            assert torch.allclose(by_id[9], trained.model(x[None])[0].softmax(0), atol=1e-5)
 
 
 # ---- the training
 
 
 def learn(folder: Path, p: Segmenter, count: int = 8) -> tuple[DeepLab, list[dict[str, float]]]:
-    every, labels = dataset(folder, count)
+    images, labels = dataset(folder, count)
     with Checkpoint("segmenter", [p], []) as checkpoint:
-        return segmenter.train(p, 2, str(folder), every, labels, 0, checkpoint, "segmenter")
+        return segmenter.train(p, 2, str(folder), images, labels, 0, checkpoint, "segmenter")
 
 
 def test_a_short_training_lowers_the_loss_and_is_repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,12 +394,12 @@ def test_other_settings_train(tmp_path: Path, changed: dict[str, Any]) -> None:
     assert model.head[-1].out_channels == 3
 
 
-@pytest.mark.parametrize(("border", "outside"), [("ignore", IGNORE_LABEL), ("background", 0)])
-def test_training_augments_as_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, border: str, outside: int) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(training, "fit", lambda what, checkpoint, state, dataset, *rest: asked.append(dataset) or [])
+@pytest.mark.parametrize(("border", "label"), [("ignore", IGNORE_LABEL), ("background", 0)])
+def test_training_augments_as_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, border: str, label: int) -> None:
+    datasets: list[Any] = []
+    monkeypatch.setattr(training, "fit", lambda name, checkpoint, state, dataset, *rest: datasets.append(dataset) or [])
     learn(tmp_path, setting(rotate=3.0, scale=0.1, border=border, size=40))
-    assert (asked[0].size, asked[0].warp) == (40, (3.0, 0.1, outside))
+    assert (datasets[0].size, datasets[0].warp) == (40, (3.0, 0.1, label))
 
 
 @pytest.mark.parametrize("count", [1, 0])
@@ -447,7 +432,10 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     ],
 )
 def test_settings_out_of_range(key: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"segmenter\.{key}"):
+    with pytest.raises(InputError, match=rf"segmenter\.{key}"):
         setting(**{key: value})
-    with pytest.raises(ValueError, match=r"predict\.input"):
-        Predict("small", 1)
+
+
+def test_predict_settings_out_of_range() -> None:
+    with pytest.raises(InputError, match=r"predict\.input is 'small'; it must be one of original, square"):
+        factories.group("predict", Predict, input="small")

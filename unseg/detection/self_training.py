@@ -35,7 +35,7 @@ def self_train(detections: Sequence[Detection], previous: Sequence[Instance], p:
         The objects whose mask IoU with each selected object before them is below p.overlap. May be empty.
     """
     confident = sorted((d for d in detections if d.score >= p.threshold), key=lambda d: -d.score)
-    candidates = [*confident, *previous]
+    candidates: list[Detection | Instance] = [*confident, *previous]
     if not candidates:
         return []
     rles = [x.mask.rle for x in candidates]
