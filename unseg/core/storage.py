@@ -1,7 +1,7 @@
 """Artefact files: JSON, zips, PNGs and arrays.
 
-Every writer is atomic (it writes a temporary file and renames it) and byte-stable: sorted keys, fixed dates, no clock,
-no path of this machine.
+All writers are atomic (they write a temporary file and rename it) and byte-stable: sorted keys, fixed dates, no clock, no
+path of this machine.
 """
 
 import errno
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 from PIL import Image as Pillow
 
 from unseg.core.console import InputError
@@ -25,27 +26,28 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; renamed onto it when the block ends well, removed when it does not.
+    """Yield a temporary path beside `path`; rename it to `path` after the block, or remove it after an exception.
 
-    What a killed process left of an earlier try is removed.
+    Temporary files of killed processes are removed.
 
     Raises:
-        InputError: no room, or no right, to write.
+        InputError: no room or no right to write.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for other in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.part"):
-            if not process_exists(other.name.split(".")[-2]):
-                other.unlink(missing_ok=True)
+            with suppress(ValueError, OverflowError):  # not a process id
+                if not psutil.pid_exists(int(other.name.split(".")[-2])):
+                    other.unlink(missing_ok=True)
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
         if error.errno in NO_ROOM or error.filename in (str(part), str(path), str(path.parent)):
-            raise InputError(f"{path} cannot be written: {error.strerror}; mend that and run again") from None
+            raise InputError(f"{path} cannot be written: {error.strerror}; correct that and run again") from None
         raise
     finally:
         with suppress(OSError):
@@ -53,33 +55,18 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, in one line; its name where it says nothing."""
+    """The message of an exception in one line, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def process_exists(process: str) -> bool:
-    """Whether a process of this machine has that number."""
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (ValueError, OverflowError, PermissionError):
-        pass
-    return True
-
-
 class JsonLines(NamedTuple):
-    """A list of records that are JSON already, written as they come."""
+    """A list of records that are JSON text already, so that they need never be in memory together."""
 
     texts: Iterable[str]
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """JSON with sorted keys; lists of records get a line each, so that diffs and `head` are of use.
-
-    content: what JSON can hold; a list of records, alone or in a mapping, may be given as Lines, so that it need never be
-    in memory as a whole.
-    """
+    """JSON with sorted keys. A list of records, alone or in a mapping, has one line a record; it may be JsonLines."""
     with atomic_write(path) as part, part.open("w") as file:
         file.writelines(json_pieces(content))
 
@@ -89,12 +76,12 @@ def to_json(content: Any) -> str:
 
 
 def json_line(record: Any) -> str:
-    """A record as its line of JSON."""
+    """A record as one line of JSON."""
     return json.dumps(record, sort_keys=True, allow_nan=False)
 
 
 def json_pieces(content: Any) -> Iterator[str]:
-    """The text of `to_json`, bit by bit."""
+    """The text of `to_json` in pieces."""
 
     def lines(x: Any) -> Iterator[str]:
         if isinstance(x, list) and x and isinstance(x[0], dict):
@@ -121,9 +108,10 @@ def json_pieces(content: Any) -> Iterator[str]:
 
 
 def read_json(path: str | Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """What a file holds; hook, as json.loads has it, makes something smaller of each mapping as it is read.
+    """The content of a JSON file; hook, as in json.loads, replaces each mapping.
 
-    Raises: InputError, where there is no such file or it is not JSON.
+    Raises:
+        InputError: no such file, or it is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_hook=hook)
@@ -131,19 +119,19 @@ def read_json(path: str | Path, hook: Callable[[dict[str, Any]], Any] | None = N
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, lists in lists in ...
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of too many digits, too deeply nested
         raise InputError(f"{path} is not JSON ({error}); make it again") from None
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """[H, W] or [H, W, 3] uint8 to the bytes of a PNG."""
+    """[H, W] or [H, W, 3] uint8 to a PNG file's bytes."""
     buffer = io.BytesIO()
     Pillow.fromarray(array).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def write_zip(path: str | Path, members: Iterable[tuple[str, bytes]]) -> None:
-    """An uncompressed zip (PNGs do not shrink) whose members all carry the same date."""
+    """An uncompressed zip (PNGs do not shrink); all members have the same date."""
     with atomic_write(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         for name, content in members:
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)

@@ -1,6 +1,6 @@
-"""Photographs into tensors: one way of normalising and batching them for all stages. `unseg.data.photos` opens them.
+"""Photographs to normalised tensors in batches, the same way in all stages. `unseg.data.photos` opens the files.
 
-Shapes: B images, H rows, W columns; p the side of a patch.
+Shapes: B images, H rows, W columns.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from unseg.engine import environment
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in RGB, of values in 0..1
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet: RGB, values 0..1
 T = TypeVar("T")
 
 
@@ -28,13 +28,13 @@ def to_tensor(image: Pillow.Image | np.ndarray) -> Tensor:
 
 
 def pad_to(tensor: Tensor, multiple: int) -> Tensor:
-    """[3, H, W] with zeros (the mean colour) added at the bottom and right up to a multiple."""
+    """[3, H, W] padded at the bottom and right with zeros (the mean colour), so that both sides are multiples."""
     h, w = tensor.shape[-2:]
     return torch.nn.functional.pad(tensor, (0, -w % multiple, 0, -h % multiple))
 
 
-class _Loaded(Dataset[Any]):
-    """A dataset whose indices are the items themselves."""
+class _ItemDataset(Dataset[Any]):
+    """A dataset whose indices are the items."""
 
     def __init__(self, load: Callable[[Any], Tensor]) -> None:
         self.load = load
@@ -45,17 +45,13 @@ class _Loaded(Dataset[Any]):
 
 @dataclass(frozen=True)
 class Batches(Generic[T]):
-    """Items in batches; iterating loads them: a list of items and their tensors [B, 3, H, W].
+    """Items in batches; iteration loads each batch and yields its items and their tensors [B, 3, H, W]."""
 
-    plan: the items of each batch.
-    load: picklable; runs in loader processes.
-    """
-
-    plan: list[list[T]]
-    load: Callable[[T], Tensor]
+    plan: list[list[T]]  # the items of each batch
+    load: Callable[[T], Tensor]  # picklable, because it runs in loader processes
 
     def __iter__(self) -> Iterator[tuple[list[T], Tensor]]:
-        loader = DataLoader(_Loaded(self.load), batch_sampler=self.plan, num_workers=environment.workers())
+        loader = DataLoader(_ItemDataset(self.load), batch_sampler=self.plan, num_workers=environment.workers())
         yield from zip(self.plan, loader, strict=True)
 
     def __len__(self) -> int:
@@ -66,15 +62,11 @@ class Batches(Generic[T]):
 def batches_by_shape(
     items: Iterable[T], shape: Callable[[T], tuple[int, int]], load: Callable[[T], Tensor], pixels: int
 ) -> Batches[T]:
-    """Batches of items whose tensors have the same shape, so that no item is padded for another.
+    """Batches of items whose tensors have the same shape, so that none is padded. They are ordered by shape.
 
     Args:
-        items: what to load, e.g. image records.
-        shape: (H, W) that `load` will return for an item, computed without loading it.
-        pixels: a batch holds at most this many, and at least one item.
-
-    Returns:
-        Batches in the order of their shapes. The tensor of an item does not depend on the other items.
+        shape: (H, W) of an item's tensor, computed without loading it.
+        pixels: of a batch, at most; a batch has at least one item.
     """
     groups: dict[tuple[int, int], list[T]] = {}
     for item in items:

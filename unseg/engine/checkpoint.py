@@ -1,11 +1,11 @@
-"""The progress of an unfinished run, so that a kill costs no more than the last minute.
+"""The progress of an unfinished run, so that a killed run loses at most its last minute.
 
-It lives in `.scratch/<stage>/<code>-<key>/` (UNSEG_SCRATCH moves it), where code hashes unseg's modules, and key the stage's
-params and inputs. A lock holds it against a second run; it is removed when the outputs are written. Trainings keep a
-checkpoint in it, extractions (a result for each photograph or object) a `ResultStore`.
+It lives in `.scratch/<stage>/<code>-<key>/` (UNSEG_SCRATCH moves it). code is a hash of unseg's modules, key one of the stage's
+params and inputs. A lock keeps a second run out. The folder is removed when the outputs are written. A training keeps a
+checkpoint in it, an extraction (one result for each image or object) a `ResultStore`.
 
-What other code has begun can never be gone on with: the stage removes it when it starts. What this code has begun with other
-params or inputs stays, so that an experiment that goes back to them goes on.
+A starting stage removes runs of other code, which nothing can resume. Runs with other params or inputs stay, so that an
+experiment can return to them.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from unseg.core.console import InputError
 from unseg.engine import distributed, environment
 
 T = TypeVar("T")
-RUN = re.compile(r"([0-9a-f]{12}-)?[0-9a-f]{16}")  # the folder of a run; without its code, of an unseg before that was noted
-FILE = re.compile(r"lock|checkpoint\.pt|\.checkpoint\.pt\.\d+\.part|results-\d+\.sqlite(-journal)?")  # what is in one
+RUN_NAME = re.compile(r"([0-9a-f]{12}-)?[0-9a-f]{16}")  # early versions of unseg had no code in it
+RUN_FILE = re.compile(r"lock|checkpoint\.pt|\.checkpoint\.pt\.\d+\.part|results-\d+\.sqlite(-journal)?")
 
 
 @cache
@@ -44,18 +44,37 @@ def code_hash() -> str:
     return key.hexdigest()
 
 
-def remove_stale(stage: Path) -> None:
-    """Remove from a stage's folder the unfinished runs of other code, and say so in a line.
+def run_hash(settings: Iterable[Any], inputs: Iterable[str | Path]) -> str:
+    """A hash of params and inputs, see `Checkpoint`."""
+    key = hashlib.blake2b(digest_size=8)
+    for s in settings:
+        key.update(json.dumps(asdict(s) if is_dataclass(s) and not isinstance(s, type) else s, sort_keys=True).encode())
+    for path in map(Path, inputs):
+        if path.is_dir():
+            for file in sorted(p for p in path.rglob("*") if p.is_file()):
+                stat = file.stat()
+                key.update(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}".encode())
+            continue
+        try:
+            with path.open("rb") as stream:
+                key.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}; correct that, or its name in params.yaml") from None
+    return key.hexdigest()
 
-    Left alone are runs that a process works on (their lock is held), links, and folders with a file that is not a run's.
+
+def remove_stale(stage: Path) -> None:
+    """Remove the unfinished runs of other code from a stage's folder, and print one line if there are any.
+
+    Runs that a process works on, links, and folders with a foreign file stay.
     """
     removed = size = 0
     for run in sorted(stage.iterdir()) if not stage.is_symlink() else []:
-        if not RUN.fullmatch(run.name) or run.name.startswith(f"{code_hash()}-") or run.is_symlink():
+        if not RUN_NAME.fullmatch(run.name) or run.name.startswith(f"{code_hash()}-") or run.is_symlink():
             continue
-        with contextlib.suppress(OSError):  # held, or not ours to remove: no reason to end the stage
+        with contextlib.suppress(OSError):  # locked, or not ours to remove: no reason to end the stage
             files = list(run.iterdir())
-            if not all(FILE.fullmatch(f.name) and f.is_file() and not f.is_symlink() for f in files):
+            if not all(RUN_FILE.fullmatch(f.name) and f.is_file() and not f.is_symlink() for f in files):
                 continue
             with (run / "lock").open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,60 +86,47 @@ def remove_stale(stage: Path) -> None:
 
 
 class Checkpoint:
-    """The folder of one unfinished run, locked against a second one.
+    """The folder of an unfinished run, locked against a second run.
 
     Args:
-        stage: its name, for people.
+        stage: a name, for people.
         settings: params (dataclasses, numbers, text) that the result depends on.
-        inputs: files (hashed whole) and folders (hashed by names, sizes and dates) it depends on.
+        inputs: files (hashed by content) and folders (hashed by names, sizes and dates) that it depends on.
 
     Raises:
-        InputError: another process works on the same run, or an input that cannot be read.
+        InputError: another process works on the same run, or an input cannot be read.
     """
 
     def __init__(self, stage: str, settings: Iterable[Any], inputs: Iterable[str | Path]) -> None:
-        key = hashlib.blake2b(digest_size=8)
-        for s in settings:
-            key.update(json.dumps(asdict(s) if is_dataclass(s) and not isinstance(s, type) else s, sort_keys=True).encode())
-        for path in map(Path, inputs):
-            if path.is_dir():
-                for file in sorted(p for p in path.rglob("*") if p.is_file()):
-                    stat = file.stat()
-                    key.update(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}".encode())
-            else:
-                try:
-                    with path.open("rb") as stream:
-                        key.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
-                except OSError as error:
-                    raise InputError(f"{path} cannot be read: {error.strerror}; mend that, or its name in params.yaml") from None
-        self.path = Path(os.environ.get("UNSEG_SCRATCH", ".scratch")) / stage / f"{code_hash()}-{key.hexdigest()}"
+        scratch = Path(os.environ.get("UNSEG_SCRATCH", ".scratch"))
+        self.path = scratch / stage / f"{code_hash()}-{run_hash(settings, inputs)}"
         self.file = self.path / "checkpoint.pt"
 
     def __enter__(self) -> "Checkpoint":
-        distributed.start()  # before anything asks which process this is
+        distributed.start()  # before `rank` is called
         if distributed.rank() == 0:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self.lock = (self.path / "lock").open("w")
             except OSError as error:
-                raise InputError(f"{self.path} cannot be written: {error.strerror}; mend that, or set UNSEG_SCRATCH") from None
+                raise InputError(f"{self.path} cannot be written: {error.strerror}; correct that, or set UNSEG_SCRATCH") from None
             try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self.lock.close()
-                raise InputError(f"{self.path} is in use: another run makes this very thing; wait for it, or end it") from None
+                raise InputError(f"{self.path} is in use: another run computes the same; wait for it, or end it") from None
             remove_stale(self.path.parent)
         distributed.barrier()
         return self
 
     def load(self) -> dict[str, Any] | None:
-        """The last whole checkpoint, or None."""
+        """The last complete checkpoint, or None."""
         if not self.file.exists():
             return None
         try:
             state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
             return state
-        except Exception as error:  # a damaged file costs the progress it held, not the run
+        except Exception as error:  # a damaged file costs its progress, not the run
             print(f"{self.file} cannot be read ({error}); starting again")
             return None
 
@@ -128,8 +134,9 @@ class Checkpoint:
         try:
             with storage.atomic_write(self.file) as part:
                 torch.save(state, part)
-        except RuntimeError as error:  # torch's, of a full disk
-            raise InputError(f"{self.file} cannot be written: {str(error).splitlines()[0]}; mend that and run again") from None
+        except RuntimeError as error:  # torch's, for a full disk
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{self.file} cannot be written: {reason}; correct that and run again") from None
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if distributed.rank() == 0:
@@ -139,11 +146,9 @@ class Checkpoint:
 
 
 class ResultStore:
-    """What an extraction has found so far: bytes by the number of an image or an object, in an SQLite file a process.
+    """The results of an unfinished extraction: bytes by number, in one SQLite file a process.
 
-    Use within a Checkpoint, as a context manager; `map_batches` does.
-
-    before: how many there were at the start.
+    Use within a Checkpoint, as a context manager; `map_batches` does. `done` are the numbers of earlier runs' results.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -154,21 +159,21 @@ class ResultStore:
         damaged = []
         for file in self.files():
             try:
-                with contextlib.closing(sqlite3.connect(file)) as found:
-                    if found.execute("pragma quick_check").fetchone() != ("ok",):
+                with contextlib.closing(sqlite3.connect(file)) as results:
+                    if results.execute("pragma quick_check").fetchone() != ("ok",):
                         raise sqlite3.DatabaseError("it is damaged")
-                    self.done |= {row[0] for row in found.execute("select number from results")}
-            except sqlite3.DatabaseError as error:  # costs the progress it held, not the run
+                    self.done |= {row[0] for row in results.execute("select number from results")}
+            except sqlite3.DatabaseError as error:  # costs its progress, not the run
                 print(f"{file} cannot be read ({error}); doing its part again")
                 damaged.append(file)
-        distributed.barrier()  # no process writes while another reads what there is
+        distributed.barrier()  # no process writes while another reads
         if distributed.rank() == 0:
             for file in damaged:
                 file.unlink()
                 file.with_name(f"{file.name}-journal").unlink(missing_ok=True)
         distributed.barrier()
-        self.own: sqlite3.Connection | None = None  # opened by the first `put`: loader processes, forked before, must not have it
-        self.spoken, self.before = time.monotonic(), len(self.done)
+        self.connection: sqlite3.Connection | None = None  # `put` opens it, after the fork of loaders, which must not share it
+        self.committed = time.monotonic()
         return self
 
     def files(self) -> list[Path]:
@@ -178,8 +183,8 @@ class ResultStore:
     def writing(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:  # no room, or not ours to write
-            raise InputError(f"{self.folder} cannot be written ({error}); mend that and run again to go on") from None
+        except sqlite3.OperationalError as error:  # no room or no right
+            raise InputError(f"{self.folder} cannot be written ({error}); correct that and run again to resume") from None
 
     def remaining(self, batches: Sequence[list[T]], key: Callable[[T], int]) -> list[list[T]]:
         """This process's part of the batches that are not done."""
@@ -188,30 +193,30 @@ class ResultStore:
 
     def put(self, number: int, content: bytes) -> None:
         with self.writing():
-            if self.own is None:
-                self.own = sqlite3.connect(self.folder / f"results-{distributed.rank()}.sqlite")
-                self.own.execute("create table if not exists results (number integer primary key, content blob)")
-            self.own.execute("insert or replace into results values (?, ?)", (number, content))
-            if time.monotonic() - self.spoken > environment.checkpoint_seconds():
-                self.own.commit()
-                self.spoken = time.monotonic()
+            if self.connection is None:
+                self.connection = sqlite3.connect(self.folder / f"results-{distributed.rank()}.sqlite")
+                self.connection.execute("create table if not exists results (number integer primary key, content blob)")
+            self.connection.execute("insert or replace into results values (?, ?)", (number, content))
+            if time.monotonic() - self.committed > environment.checkpoint_seconds():
+                self.connection.commit()
+                self.committed = time.monotonic()
 
     def complete(self) -> bool:
-        """Wait until every process has done its share; whether this is the one that writes the outputs."""
+        """Wait until all processes have done their part. Returns whether this is the process that writes the outputs."""
         with self.writing():
-            if self.own is not None:
-                self.own.commit()
+            if self.connection is not None:
+                self.connection.commit()
         distributed.barrier()
         return distributed.rank() == 0
 
-    def of(self, numbers: Iterable[int]) -> Iterator[bytes]:
-        """The results of these, in their order, one at a time; call `complete` before."""
+    def read(self, numbers: Iterable[int]) -> Iterator[bytes]:
+        """The results of these numbers, in their order, one at a time; call `complete` first."""
         with contextlib.ExitStack() as stack:
-            found = [stack.enter_context(contextlib.closing(sqlite3.connect(file))) for file in self.files()]
+            stores = [stack.enter_context(contextlib.closing(sqlite3.connect(file))) for file in self.files()]
             for number in numbers:
-                rows = (f.execute("select content from results where number = ?", (number,)).fetchone() for f in found)
+                rows = (s.execute("select content from results where number = ?", (number,)).fetchone() for s in stores)
                 yield next(row[0] for row in rows if row)
 
     def __exit__(self, *_: object) -> None:
-        if self.own is not None:
-            self.own.close()
+        if self.connection is not None:
+            self.connection.close()

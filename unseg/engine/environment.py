@@ -1,6 +1,6 @@
-"""Devices, loader workers and processes of this machine, from environment variables: docs/running.md has the table.
+"""Devices, loader workers and processes of this machine, from environment variables (docs/running.md).
 
-torch is imported where it is asked: stages without a network start without it.
+torch is imported inside functions, so that stages without a network start without it.
 """
 
 import os
@@ -12,49 +12,45 @@ if TYPE_CHECKING:
     import torch
 
 
-def env_int(name: str, otherwise: int, least: int = 0) -> int:
-    """The variable's whole number, or `otherwise` where it is unset or empty.
-
-    Raises:
-        InputError: it is none, or one below `least`.
-    """
+def env_int(name: str, default: int, minimum: int = 0) -> int:
+    """An integer variable; the default if it is unset or empty. Raises InputError if it is not an integer from minimum on."""
     if not (text := os.environ.get(name, "").strip()):
-        return otherwise
-    if not text.isdecimal() or int(text) < least:
-        raise InputError(f"{name} is {text!r}; it must be a whole number of at least {least}, or unset")
+        return default
+    if not text.isdecimal() or int(text) < minimum:
+        raise InputError(f"{name} is {text!r}; it must be a whole number of at least {minimum}, or unset")
     return int(text)
 
 
 def device(name: str | None = None) -> "torch.device":
-    """The device of that name; else UNSEG_DEVICE's; else the accelerator of this process, or the CPU.
+    """The named device, else that of UNSEG_DEVICE, else this process's accelerator, else the CPU.
 
-    Of several processes on one machine, each has the GPU of its own rank, unless the name has a number.
+    If several processes run on one machine, each has the GPU of its local rank, unless the name has a number.
 
     Raises:
-        InputError: there is no such device here.
+        InputError: this machine has no such device.
     """
     import torch
 
-    own = int(os.environ.get("LOCAL_RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if chosen := name or os.environ.get("UNSEG_DEVICE"):
         try:
-            return torch.empty(0, device=f"cuda:{own}" if chosen == "cuda" else chosen).device
+            return torch.empty(0, device=f"cuda:{local_rank}" if chosen == "cuda" else chosen).device
         except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-            what, reason = "device" if name else "UNSEG_DEVICE", str(error).split("\n")[0]
-            raise InputError(f"{what} {chosen} cannot be used ({reason}); try cpu") from None
+            source, reason = "device" if name else "UNSEG_DEVICE", str(error).split("\n")[0]
+            raise InputError(f"{source} {chosen} cannot be used ({reason}); try cpu") from None
     if torch.cuda.is_available():
-        return torch.device("cuda", own)
+        return torch.device("cuda", local_rank)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def workers() -> int:
-    """Loader processes: UNSEG_WORKERS, or one for each core beyond the first two, 8 at the most."""
+    """Loader processes: UNSEG_WORKERS, or the cores beyond the first two, but at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return env_int("UNSEG_WORKERS", min(8, max(0, cores - 2)))
 
 
 def processes() -> int:
-    """Processes of a stage that trains or runs a network: UNSEG_PROCESSES, or one for each GPU (one, where a device is named)."""
+    """Processes of a stage that runs a network: UNSEG_PROCESSES, or one for each GPU, or one if a device is named."""
     import torch
 
     gpus = torch.cuda.device_count() if os.environ.get("UNSEG_DEVICE", "") in ("", "cuda") else 1
@@ -62,11 +58,7 @@ def processes() -> int:
 
 
 def checkpoint_seconds() -> float:
-    """Seconds between two checkpoints: UNSEG_CHECKPOINT_SECONDS, or 60.
-
-    Raises:
-        InputError: it is no number, or a negative one.
-    """
+    """Seconds between two checkpoints: UNSEG_CHECKPOINT_SECONDS, or 60. Raises InputError if it is not a number from 0 on."""
     text = os.environ.get("UNSEG_CHECKPOINT_SECONDS", "").strip() or "60"
     try:
         seconds = float(text)
@@ -78,7 +70,7 @@ def checkpoint_seconds() -> float:
 
 
 def check() -> None:
-    """Raises: InputError, where UNSEG_DEVICE, _WORKERS, _PROCESSES or _CHECKPOINT_SECONDS is set and cannot be used."""
+    """Raises InputError if UNSEG_DEVICE, _WORKERS, _PROCESSES or _CHECKPOINT_SECONDS has a value that cannot be used."""
     if os.environ.get("UNSEG_DEVICE"):
         device()
     workers(), checkpoint_seconds(), env_int("UNSEG_PROCESSES", 1, 1)

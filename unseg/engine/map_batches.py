@@ -1,4 +1,4 @@
-"""Inference over many items: resuming, sharing between processes and progress, which the method itself knows nothing of."""
+"""Inference over many items: resuming, distribution over processes and progress."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,16 +21,16 @@ def map_batches(
     fn: Callable[[Batches[T]], Iterable[tuple[T, bytes]]],
     key: Callable[[T], int],
 ) -> Iterator[Callable[[Iterable[int]], Iterator[bytes]] | None]:
-    """Run fn over the batches that are not done yet, this process's part of them, and keep each result at once.
+    """Run fn over this process's part of the batches that are not done yet, and save each result at once.
 
-    A result does not depend on the number of processes, nor on where an earlier run was interrupted: whole batches are skipped
-    or assigned to a process, never parts of one.
+    Only whole batches are skipped or assigned to a process. So a result depends neither on the number of processes nor on
+    where an earlier run ended.
 
     Args:
-        stage: its name, on the progress bar and for its checkpoint.
+        stage: the name on the progress bar and of the checkpoint.
         settings, inputs: what the results depend on, see `Checkpoint`.
-        fn: takes batches and yields each of their items with its result, in any order.
-        key: the number of an item, different for each.
+        fn: takes batches and yields each item with its result, in any order.
+        key: the number of an item, unique.
 
     Yields:
         In the first process, when all are done: a function from keys to their results, in that order. In the others: None.
@@ -38,8 +38,8 @@ def map_batches(
     """
     with Checkpoint(stage, settings, inputs) as checkpoint, ResultStore(checkpoint) as results:
         remaining = Batches(results.remaining(batches.plan, key), batches.load)
-        with Meter(len(batches), stage, results.before) as meter:
+        with Meter(len(batches), stage, len(results.done)) as meter:
             for item, content in fn(remaining):
                 results.put(key(item), content)
                 meter.step()
-        yield results.of if results.complete() else None
+        yield results.read if results.complete() else None

@@ -1,6 +1,6 @@
 """bfloat16 or float32: the `precision` of several groups of params.yaml.
 
-auto is the default everywhere: most CPUs have no bfloat16 units and emulate it, some 60 times slower than float32.
+The default is auto: most CPUs emulate bfloat16, some 60 times slower than float32.
 """
 
 from collections.abc import Mapping
@@ -23,15 +23,15 @@ def fastest_precision(device: torch.device) -> str:
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 itself, which is then some twice as fast as float32."""
+    """Whether the device has bfloat16 units; they are about twice as fast as float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def portable(precision: str) -> str:
-    """What a model of this precision runs in on any device: bf16, which it was trained in elsewhere, becomes auto."""
+    """The precision for any device of a model that was trained elsewhere: bf16 becomes auto."""
     return "auto" if precision == "bf16" else precision
 
 
@@ -41,14 +41,10 @@ def check_precision(key: str, precision: str) -> None:
 
 
 def check_not_emulated(precisions: Mapping[str, str], device: torch.device) -> None:
-    """Refuse bf16 on a CPU that only emulates it: a stage that takes minutes in float32 would take hours.
+    """Raises InputError for bf16 on a CPU that emulates it: a stage that takes minutes in float32 would take hours.
 
-    Args:
-        precisions: the value of each key of params.yaml, e.g. {"croc.precision": "bf16"}.
-
-    Raises:
-        InputError: bf16 was asked for, and the CPU has no bfloat16 units.
+    precisions: values by key of params.yaml, e.g. {"croc.precision": "bf16"}.
     """
-    asked = [key for key, precision in precisions.items() if precision == "bf16"]
-    if asked and device.type == "cpu" and not fast_bf16(device):
-        raise InputError(f"{', '.join(asked)}: bf16 is emulated on this CPU, some 60 times slower than fp32; set auto or fp32")
+    keys = [key for key, precision in precisions.items() if precision == "bf16"]
+    if keys and device.type == "cpu" and not fast_bf16(device):
+        raise InputError(f"{', '.join(keys)}: bf16 is emulated on this CPU, some 60 times slower than fp32; set auto or fp32")

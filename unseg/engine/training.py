@@ -1,10 +1,7 @@
-"""What every training has in common: the order of examples, checkpoints, resuming, history, a bar.
+"""The training loop: order of examples, checkpoints, resuming, history, progress; and files of weights.
 
-Randomness is a function of (seed, step): each epoch's order, each example's augmentation and each step's
-dropout are drawn from generators seeded by where they stand. So a run that resumes goes on exactly as an
-unbroken one, and the number of loader processes changes nothing.
-
-`unseg.engine.checkpoint` keeps the checkpoints of an unfinished run.
+All randomness depends on (seed, step) only: the order of an epoch, the augmentation of an example, the dropout of a step. So
+a resumed run gives the same result as an unbroken one, and the number of loader processes has no influence.
 """
 
 import json
@@ -27,12 +24,12 @@ from unseg.engine import distributed, environment
 from unseg.engine.checkpoint import Checkpoint
 
 Metrics = dict[str, Tensor]
-HISTORY_ROWS = 400  # of a TSV of metrics, at the most
-FORMAT = 1  # of the weights that `write_weights` writes: raised when older ones can no longer be read
+HISTORY_ROWS = 400  # at most
+FORMAT = 1  # of the files of `write_weights`; increased when older files can no longer be read
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (index, seed of its augmentation), from a step on: this process's share of each global batch."""
+    """This process's part of each batch, from step `start` on: (index, seed of the augmentation) of its examples."""
 
     def __init__(self, count: int, batch: int, seed: int, start: int, steps: int) -> None:
         self.count, self.batch, self.seed, self.start, self.steps = count, min(batch, count), seed, start, steps
@@ -47,13 +44,13 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
                 order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
-            at = step % per_epoch * self.batch
-            mine = order[at : at + self.batch][distributed.rank() :: distributed.world()]
-            yield [(int(i), mix_seeds(self.seed, epoch, int(i))) for i in mine]
+            begin = step % per_epoch * self.batch
+            shard = order[begin : begin + self.batch][distributed.rank() :: distributed.world()]
+            yield [(int(i), mix_seeds(self.seed, epoch, int(i))) for i in shard]
 
 
 def mix_seeds(*numbers: int) -> int:
-    """Numbers into one seed below 2^63."""
+    """One seed below 2^63 from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -77,21 +74,21 @@ def fit(
 
     Args:
         what: the name on the progress bar.
-        state: modules and optimisers (whatever has `state_dict`) that a checkpoint holds.
-        dataset: its items are asked for as (index, seed); len() is the number of examples.
-        batch: examples a step, over all processes.
-        step: does the whole step, on this process's share of the batch, and returns scalars, "loss" among them.
+        state: modules and optimisers (with `state_dict`) that a checkpoint holds.
+        dataset: its index is (index, seed); len() is the number of examples.
+        batch: examples a step, in all processes together.
+        step: computes one step on this process's part of the batch and returns scalars, "loss" among them.
 
     Returns:
-        The metrics of every step.
+        The metrics of all steps.
 
     Raises:
-        InputError: a loss that is not finite, or a batch that the processes cannot share evenly.
+        InputError: the loss is not finite, or the batch is not a multiple of the number of processes.
     """
-    if (drawn := min(batch, len(dataset))) % distributed.world():  # type: ignore[arg-type]
+    if (size := min(batch, len(dataset))) % distributed.world():  # type: ignore[arg-type]
         raise InputError(
-            f"{what}: a batch of {drawn} images cannot be shared by {distributed.world()} processes; "
-            "give its batch in params.yaml a multiple of them, or set UNSEG_PROCESSES"
+            f"{what}: a batch of {size} images cannot be shared by {distributed.world()} processes; "
+            "set its batch in params.yaml to a multiple, or set UNSEG_PROCESSES"
         )
     values: list[dict[str, float]] = []
     if saved := checkpoint.load():
@@ -99,66 +96,67 @@ def fit(
             part.load_state_dict(saved[name])
         values = saved["values"]
     start = len(values)
-    order = EpochSampler(len(dataset), batch, seed, start, steps)  # type: ignore[arg-type]
-    pinned = environment.device().type == "cuda"
-    loader = DataLoader(dataset, batch_sampler=order, num_workers=environment.workers(), collate_fn=collate, pin_memory=pinned)
+    sampler = EpochSampler(len(dataset), batch, seed, start, steps)  # type: ignore[arg-type]
+    pin = environment.device().type == "cuda"
+    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=environment.workers(), collate_fn=collate, pin_memory=pin)
     pending: list[Metrics] = []
-    spoken = time.monotonic()
+    saved_at = time.monotonic()
     with Meter(steps, what, start) as meter:
         for number, examples in zip(range(start, steps), loader, strict=True):
-            torch.manual_seed(mix_seeds(seed, number, 0))  # alike in every process: each draws for the whole batch
+            torch.manual_seed(mix_seeds(seed, number, 0))  # the same in all processes, which draw for the whole batch
             pending.append(step(number, examples))
             if len(pending) == 20 or number == steps - 1:
                 values += flush(pending, what, number)
             meter.step(" ".join(f"{k} {v:.3f}" for k, v in values[-1].items()) if values else "")
-            if distributed.rank() == 0 and time.monotonic() - spoken > environment.checkpoint_seconds() and number < steps - 1:
+            due = time.monotonic() - saved_at > environment.checkpoint_seconds()
+            if distributed.rank() == 0 and due and number < steps - 1:
                 values += flush(pending, what, number)
                 checkpoint.save({name: part.state_dict() for name, part in state.items()} | {"values": values})
-                spoken = time.monotonic()
+                saved_at = time.monotonic()
     return values
 
 
 def flush(pending: list[Metrics], what: str, number: int) -> list[dict[str, float]]:
-    """Metrics on the device to numbers, in one transfer; empties the list."""
+    """The pending metrics as numbers, in one transfer from the device; empties the list. number: of the last step."""
     if not pending:
         return []
     table = torch.stack([torch.stack([v.detach().float() for v in m.values()]) for m in pending]).cpu()
     rows = [dict(zip(m, row, strict=True)) for m, row in zip(pending, table.tolist(), strict=True)]
     pending.clear()
-    for back, row in enumerate(reversed(rows)):
+    for step, row in enumerate(rows, number + 1 - len(rows)):
         if not math.isfinite(row["loss"]):
-            raise InputError(f"{what}: the loss is {row['loss']} at step {number - back}; lower its lr in params.yaml")
+            raise InputError(f"{what}: the loss is {row['loss']} at step {step}; lower its lr in params.yaml")
     return rows
 
 
 def write_history(path: str | Path, values: list[dict[str, float]]) -> None:
-    """Means over equal stretches of steps, as TSV: a column `step` (the last of the stretch) and one a metric."""
+    """A TSV of means over equal stretches of steps: a column `step` (the last of the stretch) and one for each metric."""
     if distributed.rank() != 0:
         return
     stretch = max(1, math.ceil(len(values) / HISTORY_ROWS))
     with storage.atomic_write(path) as part, part.open("w") as file:
         print("step", *values[0], sep="\t", file=file)
-        for at in range(0, len(values), stretch):
-            rows = values[at : at + stretch]
+        for begin in range(0, len(values), stretch):
+            rows = values[begin : begin + stretch]
             means = (f"{sum(r[k] for r in rows) / len(rows):.6g}" for k in rows[0])
-            print(at + len(rows), *means, sep="\t", file=file)
+            print(begin + len(rows), *means, sep="\t", file=file)
 
 
 def write_weights(path: str | Path, model: nn.Module, metadata: dict[str, Any]) -> None:
-    """The model's state as safetensors; metadata and the FORMAT are stored as JSON text under `unseg`."""
+    """The model's state as safetensors, with the metadata and FORMAT as JSON under the key `unseg`."""
     if distributed.rank() != 0:
         return
     tensors = {k: v.detach().cpu().contiguous() for k, v in sorted(model.state_dict().items())}
     about = {"unseg": json.dumps({"format": FORMAT, **metadata}, sort_keys=True)}
     with storage.atomic_write(path) as part:
-        part.write_bytes(save(tensors, about))  # save_file has a temporary file of its own, which a kill would leave
+        part.write_bytes(save(tensors, about))  # save_file would leave a temporary file when killed
 
 
 def read_weights(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state and the metadata of a file of `write_weights`, on the CPU.
+    """The state, on the CPU, and the metadata of a file of `write_weights`.
 
     Raises:
-        InputError: no such file, or weights of another kind, of another program or of another version of unseg.
+        InputError: no such file, or weights of another kind, another program or another version of unseg.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -166,18 +164,22 @@ def read_weights(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise InputError(f"{path} cannot be read (no such file); make it with `dvc repro`, or name another") from None
-    except Exception as error:  # whatever a damaged header raises
-        what = storage.one_line(error)
-        raise InputError(f"{path} cannot be read ({what}); name a {kind}, or train it again with `dvc repro`") from None
+    except Exception as error:  # a damaged header raises many types
+        reason = storage.one_line(error)
+        raise InputError(f"{path} cannot be read ({reason}); name a {kind}, or train it again with `dvc repro`") from None
     if not isinstance(about, dict):
         raise InputError(f"{path} is not a {kind} of unseg; its metadata says {about!r}; name another file")
     if about.get("kind") != kind:
-        said = f"that it is a {about['kind']}" if "kind" in about else "nothing"
-        raise InputError(f"{path} is not a {kind} of unseg; its metadata says {said}; name another file")
+        text = f"that it is a {about['kind']}" if "kind" in about else "nothing"
+        raise InputError(f"{path} is not a {kind} of unseg; its metadata says {text}; name another file")
     if about.get("format") != FORMAT:
         versions = f"its format is {about.get('format', 'older than 1')}, this one reads {FORMAT}"
         raise InputError(f"{path} is of another version of unseg ({versions}); train it again with `dvc repro`")
     return state, about
+
+
+# Schedules are functions of the step, not torch.optim.lr_scheduler objects: they have no state to save and resume, and serve
+# weight decay and EMA, too. CosineAnnealingLR's recursion would also change the rates in their last digits.
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -186,10 +188,10 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def step_decay(lr: float, lr_milestone: int, epoch: int) -> float:
-    """lr up to and including lr_milestone, counted from 0; a tenth of it after that."""
+    """lr up to and including epoch lr_milestone, counted from 0; then a tenth."""
     return lr if epoch <= lr_milestone else lr * 0.1
 
 
-def cosine_schedule(start: float, end: float, share: float) -> float:
-    """From start (share 0) to end (share 1) along half a cosine."""
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+def cosine_schedule(start: float, end: float, progress: float) -> float:
+    """From start (progress 0) to end (progress 1) along half a cosine."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

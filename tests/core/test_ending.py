@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SECONDS = 3.0  # in which a stage must be gone
 STAGE = """
 import fcntl, os, pathlib, sys, time
@@ -107,7 +107,7 @@ def test_killing_dvc_ends_its_stage(repository: Path, shell: str) -> None:
         dvc.wait()
         assert wait(lambda: not alive(stage), SECONDS)
     assert (repository / ".scratch/cleaned").exists()  # by an exception
-    assert "error: ended by SIGTERM; the same command goes on" in (repository / "log").read_text()
+    assert "error: ended by SIGTERM; the same command resumes it" in (repository / "log").read_text()
     assert resumes(repository, shell)
 
 
@@ -147,7 +147,7 @@ def test_ctrl_c_or_a_closed_terminal_ends_all_without_a_traceback(repository: Pa
         dvc.wait(60)
     said = (repository / "log").read_text()
     name = "Ctrl-C" if number == signal.SIGINT else "SIGHUP"
-    assert said.count("error: ended by") == said.count(f"error: ended by {name}; the same command goes on") == 1
+    assert said.count("error: ended by") == said.count(f"error: ended by {name}; the same command resumes it") == 1
     assert "Traceback" not in said
     assert (repository / ".scratch/cleaned").exists()
 
@@ -190,10 +190,7 @@ def test_a_signal_amid_imports_is_not_lost_by_what_is_imported(number: signal.Si
         assert wait(lambda: stage.poll() is not None, SECONDS)
         stage.kill()
         said = stage.communicate()[1]
-    assert (
-        said
-        == f"error: ended by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'}; the same command goes on where this one was\n"
-    )
+    assert said == f"error: ended by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'}; the same command resumes it\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

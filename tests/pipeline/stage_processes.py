@@ -15,18 +15,18 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch._dynamo  # by optimizers, else in each fork
-from croc_processes import free_port, start
 from PIL import Image as Pillow
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
+from tests.processes import free_port, start
 from unseg.core import image_index, label_maps, rle, storage
 from unseg.data import demo
 from unseg.engine import checkpoint, distributed
 from unseg.mining import miner
 from unseg.segmentation import segmenter
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIZES = [(64, 64), (64, 64), (64, 64), (64, 64), (64, 64), (96, 64), (96, 64), (96, 64), (64, 80), (64, 80)]  # H, W
 K, KILLED_AT = 3, 5  # clusters; masks that the killed run has put down
 TINY = {

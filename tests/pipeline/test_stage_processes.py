@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.croc_processes import free_port
+from tests.processes import free_port
 from unseg.engine import distributed
 
 SCRIPT = Path(__file__).with_name("stage_processes.py")
 IMAGES, KILLED_AT, BATCH = 10, 5, 2
-ENV = {**os.environ, "UNSEG_WORKERS": "0", "UNSEG_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
+ENV = {**os.environ, "UNSEG_WORKERS": "0", "UNSEG_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_the_launcher_gets_torchruns_words(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"), [("false", "(false) ended with status 1"), ("no-such 1", "no command here"), ("'", "no command here")]
+    ("bad", "said"), [("false", "(false) ended with status 1"), ("no-such 1", "not a command"), ("'", "not a command")]
 )
 def test_a_launcher_that_fails_is_named(bad: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNSEG_LAUNCHER", bad)
@@ -113,7 +113,7 @@ for step in range(10**6):
 def dies(tmp_path: Path, start: str, work: str) -> None:
     """A module whose second process kills itself, started twice; in the end both have ended."""
     (tmp_path / "dying.py").write_text(DYING.format(start=start, work=work, died=str(tmp_path / "died")))
-    env = ENV | {"UNSEG_PROCESSES": "2", "PYTHONPATH": f"{tmp_path}{os.pathsep}{SCRIPT.parents[1]}"}
+    env = ENV | {"UNSEG_PROCESSES": "2", "PYTHONPATH": f"{tmp_path}{os.pathsep}{SCRIPT.parents[2]}"}
     done = subprocess.run(
         [sys.executable, "-m", "unseg.engine.distributed", "dying"], env=env, capture_output=True, text=True, timeout=300
     )

@@ -134,7 +134,7 @@ def test_a_damaged_checkpoint_starts_again(tmp_path: Path, capsys: pytest.Captur
 def test_two_at_once(tmp_path: Path) -> None:
     with (
         Checkpoint("toy", [1], []),
-        pytest.raises(InputError, match="in use: another run makes this very thing"),
+        pytest.raises(InputError, match="in use: another run computes the same"),
         Checkpoint("toy", [1], []),
     ):
         pass
@@ -191,7 +191,7 @@ def test_other_initial_weights_of_the_same_name_are_another_run(
 ) -> None:
     """What a checkpoint was begun from may have been fetched or trained again since."""
     monkeypatch.chdir(tmp_path)
-    params, weights = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text()), Path("init.safetensors")
+    params, weights = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text()), Path("init.safetensors")
     for group in ("detector", "segmenter", "croc"):
         params[group]["init"] = str(weights)
     Path("params.yaml").write_text(yaml.safe_dump(params))

@@ -25,7 +25,7 @@ from unseg.core.console import InputError
 from unseg.engine import training
 from unseg.engine.checkpoint import Checkpoint, ResultStore, code_hash
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WRITERS: dict[str, Callable[[Path], None]] = {
     "json": lambda path: storage.write_json(path, [{"a": 1}] * 9999),
     "labels": lambda path: label_maps.write_label_maps(path, [("a", np.zeros((4, 4), np.uint8))] * 1),
@@ -46,7 +46,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, kind: str) -> None:
     out.write_text("before")
     part = tmp_path / f".out.{os.getpid()}.part"
     part.symlink_to("/dev/full")
-    with pytest.raises(InputError, match=r"out cannot be written: .*No space left on device.*; mend that and run again"):
+    with pytest.raises(InputError, match=r"out cannot be written: .*No space left on device.*; correct that and run again"):
         WRITERS[kind](out)
     assert out.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -64,11 +64,11 @@ def test_a_full_disk_under_a_checkpoint() -> None:
 
 
 def test_no_room_for_results() -> None:
-    full = pytest.raises(InputError, match=r"cannot be written \(.*full\); mend that")
+    full = pytest.raises(InputError, match=r"cannot be written \(.*full\); correct that")
     with full, Checkpoint("toy", [], []) as checkpoint, ResultStore(checkpoint) as results:
         results.put(1, b"one")
         results.complete()
-        results.own.execute("pragma max_page_count = 3")
+        results.connection.execute("pragma max_page_count = 3")
         results.put(2, b"x" * 99999)
     with Checkpoint("toy", [], []) as checkpoint, ResultStore(checkpoint) as results:
         assert results.done == {1}
@@ -86,7 +86,7 @@ def test_scratch_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "file").touch()
     monkeypatch.setenv("UNSEG_SCRATCH", str(tmp_path / "file"))
     with (
-        pytest.raises(InputError, match="cannot be written: Not a directory; mend that, or set UNSEG_SCRATCH"),
+        pytest.raises(InputError, match="cannot be written: Not a directory; correct that, or set UNSEG_SCRATCH"),
         Checkpoint("t", [], []),
     ):
         pass
@@ -122,7 +122,7 @@ def test_sigterm(tmp_path: Path) -> None:
         run.send_signal(signal.SIGTERM)
         said = run.communicate(timeout=60)[1]
     assert run.returncode == 1
-    assert said == "error: ended by SIGTERM; the same command goes on where this one was\n"
+    assert said == "error: ended by SIGTERM; the same command resumes it\n"
     assert not list(tmp_path.glob(".*"))
 
 
@@ -137,7 +137,7 @@ def extract(numbers: list[int], stop: int | None = None) -> tuple[list[int], lis
                 results.put(n, f"result {n}".encode())
                 done.append(n)
         results.complete()
-        return done, list(results.of(numbers))
+        return done, list(results.read(numbers))
 
 
 NUMBERS = [5, 3, 11, 7, 2, 13]
@@ -280,7 +280,7 @@ def test_the_code_hash_covers_every_module_and_stage(tmp_path: Path) -> None:
 from pathlib import Path
 from unseg.engine.checkpoint import code_hash
 hashes = [code_hash()]
-for file in ("unseg/core/rle.py", "unseg/serving/cli/fit.py", "unseg/engine/training.py", "stages/mine.py"):
+for file in ("unseg/core/masks.py", "unseg/serving/cli/fit.py", "unseg/engine/training.py", "stages/mine.py"):
     Path(file).write_text(Path(file).read_text() + "#")
     code_hash.cache_clear()
     hashes.append(code_hash())
