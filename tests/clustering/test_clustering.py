@@ -1,32 +1,20 @@
-"""Labels for objects by K-means on whitened tokens (unseg/clustering/algorithms.py)."""
+"""Labels of objects from their whitened tokens (unseg/clustering/algorithms.py)."""
 
 import math
 from typing import Any
 
 import numpy as np
 import pytest
+from factories import clustering, token_blobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
-from unseg.clustering.algorithms import Clustering, cluster, normalise
+from unseg.clustering.algorithms import cluster, normalise
+from unseg.core.console import InputError
 
 NORMALISE = ("std", "pca", "none")
-
-
-def clustering(**changed: Any) -> Clustering:
-    values = {"k": 3, "whiten": "std", "components": None}
-    values |= {"algorithm": "full", "starts": 3, "iterations": 50, "neighbors": 5, "support": None}
-    return Clustering(**(values | changed))  # type: ignore[arg-type]
-
-
-def blobs(sizes: tuple[int, ...], width: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [M, D] float32 in as many directions as sizes, and which blob each is of, shuffled."""
-    rng = np.random.default_rng(seed)
-    name = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
-    directions = np.linalg.qr(rng.normal(size=(width, width)))[0][: len(sizes)]
-    return (directions[name] + rng.normal(0, 0.05, (len(name), width))).astype(np.float32), name
 
 
 def test_whiten_then_normalise_by_hand() -> None:
@@ -67,17 +55,17 @@ def test_pca_whitens() -> None:
     x = rng.normal(size=(400, 3)) @ rng.normal(size=(3, 3)) + 4
     turned = x @ np.linalg.qr(rng.normal(size=(3, 3)))[0]
     out, other = normalise(x, x, "pca"), normalise(turned, turned, "pca")
-    assert np.allclose(out @ out.T, other @ other.T)  # likenesses do not depend on the axes
-    # before each row is scaled to length 1, every direction has deviation 1: check it through the directions' share
+    assert np.allclose(out @ out.T, other @ other.T)  # similarities do not depend on the axes
+    # before each row is scaled to length 1, each direction has deviation 1, so that its mean square is a third after it
     assert np.allclose((out**2).mean(0), 1 / 3, atol=0.05)
 
 
 @pytest.mark.parametrize("objects", [5, 12])
 def test_pca_of_fewer_objects_than_channels(objects: int) -> None:
-    """What the objects do not span has no deviation to divide by, and says nothing about others either."""
+    """Directions without variance in `fit` are left out, for other objects too."""
     rng = np.random.default_rng(0)
-    fit = rng.normal(size=(objects, 4)) @ rng.normal(size=(4, 40))  # lie in four directions of forty
-    other = fit + rng.normal(0, 1e-3, fit.shape)  # but for a little that no direction of them holds
+    fit = rng.normal(size=(objects, 4)) @ rng.normal(size=(4, 40))  # spans four of forty directions
+    other = fit + rng.normal(0, 1e-3, fit.shape)  # noise in all directions
     assert np.allclose(normalise(other, fit, "pca"), normalise(fit, fit, "pca"), atol=0.02)
 
 
@@ -92,7 +80,7 @@ def test_leading_components_are_those_of_sklearn() -> None:
 
 
 def test_spectral_follows_rings_that_kmeans_cuts() -> None:
-    """Two rings, one inside the other: linked by neighbours, not by distance to a centre. Others go with their neighbours."""
+    """Two concentric rings are separated by neighbourhood, not by distance to a centre. Other rows follow their neighbours."""
     angle = np.linspace(0, 2 * np.pi, 120, endpoint=False)
     ring = np.stack([np.cos(angle), np.sin(angle)], 1)
     radius = np.r_[np.ones(120), 0.4 * np.ones(80)]  # row 2 n of the smaller ring
@@ -112,7 +100,7 @@ def test_spectral_follows_rings_that_kmeans_cuts() -> None:
     [*(("full", w) for w in NORMALISE), ("minibatch", "std"), ("minibatch", "none"), ("spectral", "std"), ("spectral", "none")],
 )
 def test_blobs_are_found_and_numbered_by_size(algorithm: str, whiten: str) -> None:
-    tokens, name = blobs((20, 60, 40))
+    tokens, name = token_blobs((20, 60, 40))
     labels = cluster(tokens, tokens, clustering(algorithm=algorithm, whiten=whiten), seed=0)
     assert labels.dtype == np.int64
     assert np.array_equal(labels, np.array([2, 0, 1])[name])
@@ -132,8 +120,8 @@ def test_the_same_seed_gives_the_same_raw_labels(algorithm: str) -> None:
     assert any(adjusted_rand_score(first, o) < 0.999 for o in others)
 
 
-def test_support_is_clustered_along_and_left_out() -> None:
-    tokens, name = blobs((20, 60, 40))
+def test_support_is_clustered_too_and_left_out() -> None:
+    tokens, name = token_blobs((20, 60, 40))
     few = tokens[:6]
     labels = cluster(few, tokens, clustering(), seed=0)
     assert np.array_equal(labels, np.array([2, 0, 1])[name[:6]])
@@ -141,7 +129,7 @@ def test_support_is_clustered_along_and_left_out() -> None:
 
 
 def test_the_scale_of_a_channel_does_not_matter_under_std() -> None:
-    tokens, _ = blobs((20, 60, 40))
+    tokens, _ = token_blobs((20, 60, 40))
     scaled = tokens * np.array([1, 1000, 1, 1, 0.01, 1], np.float32)
     assert np.array_equal(*(cluster(t, t, clustering(), seed=0) for t in (tokens, scaled)))
 
@@ -158,5 +146,5 @@ def test_too_few_different_objects() -> None:
     [("k", 0), ("k", 255), ("whiten", "zca"), ("algorithm", "faiss"), ("components", 0), ("components", 4), ("neighbors", 0)],
 )
 def test_settings_out_of_range(key: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"cluster\.{key} is"):
+    with pytest.raises(InputError, match=rf"cluster\.{key} is"):
         clustering(**{key: value})

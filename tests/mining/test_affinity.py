@@ -1,11 +1,9 @@
-"""How one object is mined from an image's keys (unseg/mining/affinity.py).
-
-The plain implementation, with its N x N graph, is here: the library's never makes one.
-"""
+"""Mining objects from the keys of an image (unseg/mining/affinity.py), against a plain implementation with the N x N graph."""
 
 import math
 from typing import Any
 
+import factories
 import numpy as np
 import pytest
 import torch
@@ -15,14 +13,15 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 from torch import Tensor
 
-from unseg.mining.affinity import Mined, Mining, attended, first, mine, region_of, regions, to_pixels
+from unseg.core.console import InputError
+from unseg.mining.affinity import Mining, ObjectMasks, connected_region, mine, mine_all, mine_attention, mine_first, to_pixels
 
 PROPERTY = settings(max_examples=60, deadline=None)
 GRIDS = ((1, 6), (3, 4), (5, 5))
 
 
 def plain(query: Tensor, keys: Tensor, keep: float, center: bool, rank: str) -> tuple[np.ndarray, int]:
-    """One image at a time, by the graph itself: query [H, d], keys [H, N, d] float64 to mask [N] bool and source."""
+    """One image at a time, with the graph: query [H, d], keys [H, N, d] float64 to mask [N] bool and source."""
     heads = (query[:, None] * keys).sum(2)  # [H, N]
     attention = heads.mean(0)  # [N], Eq. 1
     if center:
@@ -40,7 +39,7 @@ def plain(query: Tensor, keys: Tensor, keep: float, center: bool, rank: str) -> 
 
 
 def draw(seed: int, images: int, heads: int, patches: int, width: int) -> tuple[Tensor, Tensor]:
-    """Query [B, H, d] and keys [B, H, N, d], float64; keys share a part, so that signs are not a coin's."""
+    """Query [B, H, d] and keys [B, H, N, d], float64; keys have a common part, so that signs are not random."""
     g = torch.Generator().manual_seed(seed)
     query = torch.randn(images, heads, width, generator=g, dtype=torch.float64)
     keys = torch.randn(images, heads, patches, width, generator=g, dtype=torch.float64)
@@ -60,13 +59,13 @@ def test_a_row_of_five_patches() -> None:
     #   similar        1  1  0  1  0      patch 3 is alike but not connected
     mask, source = row(2, 1, -1, 1, -2, keep=0.4)
     assert (mask, source) == ([1, 1, 0, 1, 0], 0)
-    assert region_of(np.array([mask], bool), source).tolist() == [[True, True, False, False, False]]
+    assert connected_region(np.array([mask], bool), source).tolist() == [[True, True, False, False, False]]
 
 
-def test_a_vote_of_nothing_is_no_vote() -> None:
-    # key 0 is unlike nothing and alike to nothing: neither a voter nor in the mask
+def test_a_vote_of_zero_is_no_vote() -> None:
+    # key 0 has an affinity of 0 with all patches: it neither votes nor is in the mask
     assert row(2, 0, -1, keep=1) == ([1, 0, 0], 0)
-    # it is proposed, and must not bring its own similarity in: 0 . 0 = 0, patch 3 = (0, 1) is alike to patch 1 alone
+    # patch 1 is proposed, but has an affinity of 0 with the source and must not vote; patch 3 is similar to patch 1 alone
     keys = torch.tensor([[2.0, 0], [0, 3], [-1, 0], [0, 1]]).view(1, 1, 4, 2)
     mined = mine(torch.tensor([[[1.0, 0.5]]]), keys, 0.5, False)
     assert mined.masks[0].int().tolist() == [1, 0, 0, 0]
@@ -97,20 +96,20 @@ def test_equal_attention_goes_to_the_lower_patch() -> None:
     assert mined.masks[0].nonzero().flatten().tolist() == [3, 4]
 
 
-def test_at_least_one_patch_is_proposed_and_no_share_is_rounded_up() -> None:
+def test_at_least_one_patch_is_proposed_and_no_fraction_is_rounded_up() -> None:
     assert row(3, 2, 1, keep=0.01) == ([1, 1, 1], 0)
-    # 2 of 5 patches: the third, which would turn the vote, is not asked
+    # 2 of 5 patches are proposed: the third, which would change the result, does not vote
     keys = torch.tensor([[3.0, 0], [2, 1], [1, 9], [-9, 1], [-9, -9]]).view(1, 1, 5, 2)
     assert mine(torch.tensor([[[1.0, 0.0]]]), keys, 0.5, False).masks[0].int().tolist() == [1, 1, 1, 0, 0]
 
 
-def test_a_source_without_a_key_is_its_own_object() -> None:
+def test_a_source_with_a_zero_key_is_the_whole_object() -> None:
     assert row(0, 0, keep=1) == ([1, 0], 0)
 
 
 @pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_1000_key_sets_give_the_plain_implementations_masks(step: int) -> None:
-    """A fifth of them, where it is not the slow one."""
+    """The fast one compares a fifth of them."""
     seen, positive, cases = 0, 0, range(0, 350, step)
     for case in cases:
         rng = np.random.default_rng(case)
@@ -136,7 +135,7 @@ def test_properties(seed: int, heads: int, grid: tuple[int, int], keep: float, c
     mined = mine(query, keys, keep, center)
     assert mined.masks.gather(1, mined.source[:, None]).all()  # the source is in its mask
     for mask, source in zip(mined.masks.numpy(), mined.source.tolist(), strict=True):
-        region = region_of(mask.reshape(grid), source)
+        region = connected_region(mask.reshape(grid), source)
         assert region.flat[source]
         assert ndimage.label(region)[1] == 1
         assert not (region & ~mask.reshape(grid)).any()
@@ -150,7 +149,7 @@ def test_properties(seed: int, heads: int, grid: tuple[int, int], keep: float, c
     assert same(query[:, order], keys[:, order])
     mirrored = keys.unflatten(2, grid).flip(3).flatten(2, 3)
     assert torch.equal(mine(query, mirrored, keep, center).masks, mined.masks.unflatten(1, grid).flip(2).flatten(1))
-    alone = mine(query[1:2], keys[1:2], keep, center)  # what an image gives does not depend on its neighbours
+    alone = mine(query[1:2], keys[1:2], keep, center)  # the mask of an image does not depend on the other images
     assert torch.equal(alone.masks[0], mined.masks[1])
 
 
@@ -162,14 +161,14 @@ def test_a_block_of_alike_keys_around_the_source_is_the_object() -> None:
     keys[2 * 6 + 3] *= 2  # the CLS token's maximum, in the middle of A
     mined = mine(torch.tensor([[[1.0, 0.0]]]), keys[None, None], 0.2, False)
     assert int(mined.source) == 15
-    assert np.array_equal(region_of(mined.masks[0].view(6, 6).numpy(), 15), inside.numpy())
+    assert np.array_equal(connected_region(mined.masks[0].view(6, 6).numpy(), 15), inside.numpy())
 
 
 def test_of_two_blobs_the_one_with_the_source_is_the_object() -> None:
     # specification B.9, acceptance test 2: the blobs meet at a corner, which is no connection
     mask = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1]], bool)
-    assert region_of(mask, 5).tolist() == [[True, True, False, False], [True, True, False, False], [False] * 4]
-    assert region_of(mask, 10).tolist() == [[False] * 4, [False] * 4, [False, False, True, True]]
+    assert connected_region(mask, 5).tolist() == [[True, True, False, False], [True, True, False, False], [False] * 4]
+    assert connected_region(mask, 10).tolist() == [[False] * 4, [False] * 4, [False, False, True, True]]
 
 
 def test_attention_that_is_negative_everywhere_still_has_a_maximum() -> None:
@@ -177,7 +176,7 @@ def test_attention_that_is_negative_everywhere_still_has_a_maximum() -> None:
     assert row(-3, -1, -2, -9, keep=0.5) == ([1, 1, 1, 1], 1)
 
 
-def test_a_head_that_likes_the_wide_background_is_overruled_after_the_softmax() -> None:
+def test_a_head_that_attends_to_the_large_background_is_overruled_after_the_softmax() -> None:
     # one head's logits: 0 on the object (patch 0), 3 on the 9 others; the other's: 2 on the object
     keys = torch.zeros(1, 2, 10, 1)
     keys[0, 0, 1:], keys[0, 1, 0] = 3, 2
@@ -186,17 +185,17 @@ def test_a_head_that_likes_the_wide_background_is_overruled_after_the_softmax() 
     assert mine(query, keys, 0.1, False, "softmax").source.tolist() == [0]  # (0.01 + 0.45) / 2 against (0.11 + 0.06) / 2
 
 
-def test_the_patch_with_the_fewest_alike_is_the_source_by_degree() -> None:
+def test_the_patch_with_the_fewest_similar_ones_is_the_source_by_degree() -> None:
     keys = torch.tensor([1.0, 2, 3, -1, -2]).view(1, 1, 5, 1)  # degrees 3, 3, 3, 2, 2: itself counts
     assert mine(torch.ones(1, 1, 1), keys, 0.4, False, "degree").source.tolist() == [3]
     assert mine(torch.ones(1, 1, 1), keys, 0.4, False, "degree").masks[0].int().tolist() == [0, 0, 0, 1, 1]
-    # a key of nothing is alike to all, by LOST's definition (not below 0)
+    # a zero key is similar to all, by LOST's definition (not below 0)
     keys = torch.tensor([0.0, 1, 1, -1]).view(1, 1, 4, 1)
     assert mine(torch.ones(1, 1, 1), keys, 0.4, False, "degree").source.tolist() == [3]
 
 
 def nearest(mask: np.ndarray, resized: tuple[int, int], size: tuple[int, int], patch: int) -> np.ndarray:
-    """The patch in which the centre of each pixel lies, in whole numbers and pixel by pixel."""
+    """The patch that contains the centre of each pixel, in whole numbers and pixel by pixel."""
     out = np.zeros(size, bool)
     for y in range(size[0]):
         for x in range(size[1]):
@@ -213,7 +212,7 @@ def test_to_pixels_takes_the_nearest_patch(data: st.DataObject, h: int, w: int, 
 
 
 def test_to_pixels_at_every_size() -> None:
-    # the centres of pixels fall on the borders of patches: no rounding may decide where they belong
+    # the centres of pixels lie on the borders of patches: rounding must not decide
     for resized in range(1, 97):
         mask = np.arange(96) % 2 == 0
         for size in range(1, 97):
@@ -237,7 +236,7 @@ def test_padding_falls_away() -> None:
     ],
 )
 def test_settings_out_of_range(key: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"mine\.{key}"):
+    with pytest.raises(InputError, match=rf"mine\.{key}"):
         setting(**{key: value})
 
 
@@ -247,38 +246,38 @@ def test_settings_out_of_range(key: str, value: Any) -> None:
 def setting(**changed: Any) -> Mining:
     values = {"method": "maskdistill", "mass": 0.75, "patches": 400, "objects": 1, "stop": 0.5, "resize": 640, "keep": 0.4}
     values |= {"rank": "logits", "center": False, "component": True, "precision": "fp32"}
-    return Mining(**(values | changed))  # type: ignore[arg-type]
+    return factories.group("mine", Mining, **(values | changed))
 
 
 def two_objects() -> tuple[Tensor, Tensor, np.ndarray]:
-    """A grid of 4 x 6: object a (CLS likes it best), object b, and background: keys of three directions, a and b apart.
+    """A grid of 4 x 6 with object a (most attention), object b and background, whose keys have three directions.
 
-    CLS attends to a patch by the key's fourth channel. Returns query [1, 1, 4], keys [1, 1, 24, 4], and what is where [4, 6].
+    CLS attends to a patch by the fourth channel of its key. Returns query [1, 1, 4], keys [1, 1, 24, 4] and the classes [4, 6].
     """
-    where = np.array([[0, 0, 0, 0, 0, 0], [0, 1, 1, 0, 2, 0], [0, 1, 1, 0, 2, 0], [0, 0, 0, 0, 0, 0]])
-    keys = torch.tensor([[-0.2, -0.2, 1.0, 0.0], [1.0, -0.2, -0.2, 0.9], [-0.2, 1.0, -0.2, 0.5]])[where.ravel()]
-    keys = keys * torch.tensor([1.0, 1.0, 1.0, 0.1])  # the channel of CLS decides no similarity
-    return torch.tensor([[[0.0, 0.0, 0.0, 1.0]]]), keys[None, None], where
+    classes = np.array([[0, 0, 0, 0, 0, 0], [0, 1, 1, 0, 2, 0], [0, 1, 1, 0, 2, 0], [0, 0, 0, 0, 0, 0]])
+    keys = torch.tensor([[-0.2, -0.2, 1.0, 0.0], [1.0, -0.2, -0.2, 0.9], [-0.2, 1.0, -0.2, 0.5]])[classes.ravel()]
+    keys = keys * torch.tensor([1.0, 1.0, 1.0, 0.1])  # the channel of CLS is too small to change a similarity
+    return torch.tensor([[[0.0, 0.0, 0.0, 1.0]]]), keys[None, None], classes
 
 
-def found(p: Mining) -> list[np.ndarray]:
-    query, keys, where = two_objects()
-    return regions(query, keys, first(query, keys, p), where.shape, p)
+def mined_masks(p: Mining) -> list[np.ndarray]:
+    query, keys, classes = two_objects()
+    return mine_all(query, keys, mine_first(query, keys, p), classes.shape, p)
 
 
-def test_what_was_found_is_masked_out_and_the_rest_mined_again() -> None:
-    _, _, where = two_objects()
-    assert [m.tolist() for m in found(setting())] == [(where == 1).tolist()]  # the paper: one object
-    assert [m.tolist() for m in found(setting(objects=2))] == [(where == 1).tolist(), (where == 2).tolist()]
-    # the third source would be background, which is like all that is left of it: 18 of 18 patches
-    assert len(found(setting(objects=9))) == 2
-    third = found(setting(objects=3, stop=1.0))
+def test_an_object_is_masked_out_and_the_rest_mined_again() -> None:
+    _, _, classes = two_objects()
+    assert [m.tolist() for m in mined_masks(setting())] == [(classes == 1).tolist()]  # the paper: one object
+    assert [m.tolist() for m in mined_masks(setting(objects=2))] == [(classes == 1).tolist(), (classes == 2).tolist()]
+    # the third source would be background, which is similar to all remaining patches, 18 of 18
+    assert len(mined_masks(setting(objects=9))) == 2
+    third = mined_masks(setting(objects=3, stop=1.0))
     assert len(third) == 3
-    assert third[2].tolist() == (where == 0).tolist()
-    assert np.sum(found(setting(objects=9, stop=1.0)), 0).max() == 1  # apart from each other; it ends when nothing is left
-    # b is like 2 of the 20 patches that are left, a tenth
-    assert len(found(setting(objects=2, stop=0.11))) == 2
-    assert len(found(setting(objects=2, stop=0.09))) == 1
+    assert third[2].tolist() == (classes == 0).tolist()
+    assert np.sum(mined_masks(setting(objects=9, stop=1.0)), 0).max() == 1  # disjoint; it ends when no patch remains
+    # b is similar to 2 of the 20 remaining patches, a tenth
+    assert len(mined_masks(setting(objects=2, stop=0.11))) == 2
+    assert len(mined_masks(setting(objects=2, stop=0.09))) == 1
 
 
 def test_the_first_object_is_what_mining_one_gives() -> None:
@@ -287,11 +286,11 @@ def test_the_first_object_is_what_mining_one_gives() -> None:
         p = setting(objects=4, stop=1.0, component=bool(seed % 2), rank=("logits", "degree")[seed % 3 % 2])
         mined = mine(query, keys, p.keep, p.center, p.rank)
         for i in range(2):
-            masks = regions(query[i : i + 1], keys[i : i + 1], Mined(*(x[i : i + 1] for x in mined)), (4, 6), p)
+            masks = mine_all(query[i : i + 1], keys[i : i + 1], ObjectMasks(*(x[i : i + 1] for x in mined)), (4, 6), p)
             whole = mined.masks[i].numpy().reshape(4, 6)
-            assert masks[0].tolist() == (region_of(whole, int(mined.source[i])) if p.component else whole).tolist()
+            assert masks[0].tolist() == (connected_region(whole, int(mined.source[i])) if p.component else whole).tolist()
             assert np.sum(masks, 0).max() == 1
-            if len(masks) > 1 and not p.component:  # the second, by the plain implementation on the patches that are left
+            if len(masks) > 1 and not p.component:  # the second, by the plain implementation on the remaining patches
                 left = ~masks[0].ravel()
                 mask, _ = plain(query[i], keys[i][:, left], p.keep, p.center, p.rank)
                 assert masks[1].ravel()[left].tolist() == mask.tolist()
@@ -300,10 +299,10 @@ def test_the_first_object_is_what_mining_one_gives() -> None:
 def test_attention_holds_three_quarters_of_the_mass() -> None:
     # one head, scale 1: softmax of log(8, 4, 2, 1, 1) is 8, 4, 2, 1, 1 of 16; three quarters are the first two, exactly
     keys = torch.log(torch.tensor([2.0, 8, 1, 4, 1])).view(1, 1, 5, 1)
-    assert attended(torch.ones(1, 1, 1), keys, 0.74).masks[0].int().tolist() == [0, 1, 0, 1, 0]
-    assert attended(torch.ones(1, 1, 1), keys, 0.76).masks[0].int().tolist() == [1, 1, 0, 1, 0]
-    assert attended(torch.ones(1, 1, 1), keys, 1.0).masks[0].all()
-    assert attended(torch.ones(1, 1, 1), keys, 0.01).source.tolist() == [1]
+    assert mine_attention(torch.ones(1, 1, 1), keys, 0.74).masks[0].int().tolist() == [0, 1, 0, 1, 0]
+    assert mine_attention(torch.ones(1, 1, 1), keys, 0.76).masks[0].int().tolist() == [1, 1, 0, 1, 0]
+    assert mine_attention(torch.ones(1, 1, 1), keys, 1.0).masks[0].all()
+    assert mine_attention(torch.ones(1, 1, 1), keys, 0.01).source.tolist() == [1]
     for seed in range(20):
         query, keys = draw(seed, 1, 4, 30, 6)
         total = sum((query[0, h] @ keys[0, h].T / math.sqrt(6)).softmax(0) for h in range(4)) / 4  # type: ignore[arg-type]
@@ -312,15 +311,15 @@ def test_attention_holds_three_quarters_of_the_mass() -> None:
             if mass < 0.75:
                 kept.add(j)
             mass += float(total[j])  # type: ignore[index]
-        assert set(attended(query, keys, 0.75).masks[0].nonzero().flatten().tolist()) == kept
+        assert set(mine_attention(query, keys, 0.75).masks[0].nonzero().flatten().tolist()) == kept
 
 
-def test_lost_takes_so_many_of_the_least_alike_and_one_region() -> None:
+def test_lost_has_a_fixed_number_of_proposals_and_one_region() -> None:
     for seed in range(20):
         query, keys = draw(seed, 1, 2, 24, 5)
         p = setting(method="lost", patches=7, component=False, keep=1.0)
         mask, source = plain(query[0], keys[0], 7 / 24 + 1e-9, False, "degree")
-        (got,) = regions(query, keys, first(query, keys, p), (4, 6), p)
-        assert got.tolist() == region_of(mask.reshape(4, 6), source).tolist()
-    many = first(query, keys, setting(method="lost", patches=400))  # more than there are
+        (got,) = mine_all(query, keys, mine_first(query, keys, p), (4, 6), p)
+        assert got.tolist() == connected_region(mask.reshape(4, 6), source).tolist()
+    many = mine_first(query, keys, setting(method="lost", patches=400))  # more than there are
     assert torch.equal(many.masks, mine(query, keys, 1.0, False, "degree").masks)
