@@ -15,6 +15,7 @@ from unseg.core.instances import Detection, Instance, Lookup, read, read_by_imag
 from unseg.core.label_maps import LabelMaps, class_names
 from unseg.core.storage import atomic_write, read_json
 from unseg.report import backbones, label_free, page, pictures, sections, sheets
+from unseg.report.label_free import Fact
 from unseg.report.page import Section
 
 
@@ -32,35 +33,12 @@ def main(
     output: str,
     sheets_folder: str,
 ) -> None:
-    p, final = params.group("report", page.Report), params.value("final", str)
-    first, root = params.value("rounds", list[str])[0], Path(results)
-    details, clustering = root / "details", root / "details/clustering" / final
-    components = {  # name: folder below results/details/clustering
-        "ViT masks": "masks",
-        "+ detector": "detector",
-        f"+ segmentation model ({first})": first,
-        f"+ CRF round ({final})": final,
-    }
-    if first == final:
-        del components[f"+ CRF round ({final})"]
-    files = [*(f"clustering/{step}/scores.json" for step in components.values()), "linear.json", "instances.json"]
-    metrics = {name: read_json(details / name) for name in files}
-    by_component = {name: metrics[f"clustering/{step}/scores.json"] for name, step in components.items()}
-    class_ious = {name: read_json(details / f"clustering/{step}/class_iou.json") for name, step in components.items()}
-    scores, ious = metrics[f"clustering/{final}/scores.json"], read_json(clustering / "class_iou.json")
-    image_ious, confusion = read_json(clustering / "image_iou.json"), read_json(clustering / "confusion.json")
-    trainings = {"Detector": "detector.tsv", f"Segmenter {final}": f"segmenter-{final}.tsv"}
-    histories = {name: read_tsv(root / file) for name, file in trainings.items()}
-    precision, chosen = read_json(root / "precision_recall.json"), read_json(root / "choose_k.json")
-    quality = read_json(details / "quality.json")
-    listed = [params.value(name, list) for name in ("backbones", "sets", "videos")]
-    backbone_scores = backbones.read(root / "backbones", *listed)
-
+    p, final, root = params.group("report", page.Report), params.value("final", str), Path(results)
     records, classes = read_images(index), class_names(truth)
+    ious = read_json(root / f"details/clustering/{final}/class_iou.json")
     matched = {row["cluster"]: c for c, row in enumerate(ious) if row["cluster"] is not None}
     count = 1 + max((c["id"] for c in read_json(instances)["categories"]), default=-1)
     names = naming.read(clusters, count, naming.fingerprint(instances))
-    scheme = pictures.apply_names(pictures.scheme(count, classes, matched), names)
     data = sheets.ReportData(
         root=images,
         images=records,
@@ -74,39 +52,59 @@ def main(
         predictions=LabelMaps(predictions),
         truth=LabelMaps(truth, "semantic/"),
         classes=classes,
-        scheme=scheme,
+        scheme=pictures.apply_names(pictures.scheme(count, classes, matched), names),
     )
+    headline, numbers = read_results(root, final, data)
+    image_ious = read_json(root / f"details/clustering/{final}/image_iou.json")
     eval_rows, train_rows = sheets.contact_sheets(data, p.pictures)
     failures = sheets.failures(data, image_ious, p.pictures)
     cards = sheets.cluster_cards(data, p.exemplars)
-    sheets.write_sheets(Path(sheets_folder), eval_rows, train_rows, cards, scheme)
-
-    colours = {"scheme": scheme, "classes": classes}
-    legend = {"legend": sections.legend(scheme, classes), **colours}
-    without_labels = {"facts": label_free.quality(quality), "missing": label_free.missing(metrics)}
-    first_sections = [
-        Section("components", "Components", "components", sections.components(by_component)),
-        Section("quality", "Quality without labels", "quality", without_labels),
-    ]
-    parts = [
-        *(first_sections if "miou" in scores else reversed(first_sections)),
+    sheets.write_sheets(Path(sheets_folder), eval_rows, train_rows, cards, data.scheme)
+    colours = {"scheme": data.scheme, "classes": classes}
+    legend = {"legend": sections.legend(data.scheme, classes), **colours}
+    shown = [
+        *numbers[:2],
         Section("evaluation", "Evaluation images", "contact", {"rows": eval_rows, **legend}),
         *([Section("training", "Training images", "contact", {"rows": train_rows})] if train_rows else []),
         *([Section("failures", "Failure cases", "contact", {"rows": failures})] if failures else []),
         Section("clusters", "Clusters", "clusters", {"cards": cards, **colours}),
-        Section("choice", "Choice of K", "choice", label_free.choice(chosen, count)),
-        Section("classes", "Classes", "classes", sections.classes(ious, confusion, scores, scheme, class_ious)),
-        Section("instances", "Instances", "instances", metrics["instances.json"]),
-        Section("linear", "Linear probe", "linear", metrics["linear.json"]),
+        *numbers[2:],
+    ]
+    with atomic_write(output) as part:
+        part.write_bytes(page.render("report", shown, data=data, headline=headline))
+
+
+def read_results(root: Path, final: str, data: sheets.ReportData) -> tuple[list[Fact], list[Section]]:
+    """The headline and the sections of numbers, the two most important first; root: the folder results."""
+    first, details = params.value("rounds", list[str])[0], root / "details"
+    steps = {"ViT masks": "masks", "+ detector": "detector", f"+ segmentation model ({first})": first}
+    steps |= {} if first == final else {f"+ CRF round ({final})": final}
+    scores = {name: read_json(details / f"clustering/{step}/scores.json") for name, step in steps.items()}
+    ious = {name: read_json(details / f"clustering/{step}/class_iou.json") for name, step in steps.items()}
+    final_scores, final_ious = list(scores.values())[-1], list(ious.values())[-1]
+    confusion = read_json(details / f"clustering/{final}/confusion.json")
+    linear, instances, quality = (read_json(details / f"{name}.json") for name in ("linear", "instances", "quality"))
+    metrics = {f"clustering/{steps[name]}/scores.json": content for name, content in scores.items()}
+    metrics |= {"linear.json": linear, "instances.json": instances}
+    histories = {"Detector": read_tsv(root / "detector.tsv"), f"Segmenter {final}": read_tsv(root / f"segmenter-{final}.tsv")}
+    precision, chosen = read_json(root / "precision_recall.json"), read_json(root / "choose_k.json")
+    listed = [params.value(name, list) for name in ("backbones", "sets", "videos")]
+    backbone_scores = backbones.read(root / "backbones", *listed)
+    table = backbones.table(backbone_scores, [b["name"] for b in listed[0]])
+
+    label_free_data = {"facts": label_free.quality(quality), "missing": label_free.missing(metrics)}
+    components = Section("components", "Components", "components", sections.components(scores))
+    without_labels = Section("quality", "Quality without labels", "quality", label_free_data)
+    return sections.headline(quality, final_scores, linear, instances), [
+        *((components, without_labels) if "miou" in final_scores else (without_labels, components)),
+        Section("choice", "Choice of K", "choice", label_free.choice(chosen, len(data.scheme.clusters))),
+        Section("classes", "Classes", "classes", sections.classes(final_ious, confusion, final_scores, data.scheme, ious)),
+        Section("instances", "Instances", "instances", instances),
+        Section("linear", "Linear probe", "linear", linear),
+        *([Section("backbones", "Backbones", "backbones", table)] if backbone_scores else []),
         Section("curves", "Curves", "curves", sections.curves(histories, precision)),
         Section("numbers", "All numbers", "numbers", metrics | {"quality.json": quality}),
     ]
-    if backbone_scores:
-        table = backbones.table(backbone_scores, [b["name"] for b in listed[0]])
-        parts.insert(-2, Section("backbones", "Backbones", "backbones", table))
-    headline = sections.headline(quality, scores, metrics)
-    with atomic_write(output) as part:
-        part.write_bytes(page.render("report", parts, data=data, headline=headline))
 
 
 def read_tsv(path: Path) -> dict[str, list[float]]:

@@ -34,10 +34,10 @@ def test_the_page_shows_the_most_and_the_least_typical(tmp_path: Path) -> None:
         instances.append(factories.instance(mask, i + 1, 0, i + 1))
     tokens = np.stack([np.cos(angles), np.sin(angles)], 1)
     (card, empty) = cards.cluster_cards(str(tmp_path), images, instances, tokens, 2)
-    assert card.typical[0].file_name == "7.png"  # the middle one of a fan
+    assert card.crops[0].file_name == "7.png"  # the middle one of a fan
     assert {name for _, name in card.atypical[:2]} == {"0.png", "14.png"}
-    assert len(card.typical) == cards.TYPICAL
-    assert not {n for _, n in card.typical} & {n for _, n in card.atypical}
+    assert len(card.crops) == cards.TYPICAL
+    assert not {n for _, n in card.crops} & {n for _, n in card.atypical}
     assert (empty.size, empty.typical) == (0, [])
     said = ClusterNames(2, {0: ClusterEntry(name="<b>dog</b>"), 1: ClusterEntry(ignore=True)})
     page = cards.document([card, empty], said, pictures.apply_names(pictures.scheme(2, [], {}), said), "clusters.yaml").decode()

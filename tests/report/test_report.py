@@ -686,7 +686,7 @@ def test_without_truth_runs_are_compared_by_what_they_say(bare: Path, tmp_path: 
     runs = [comparison.read(bare, "one"), comparison.read(second, "two")]
     names = comparison.common_images(runs)
     assert len(names) == 2  # the third has another name there
-    likes = comparison.match_labels(runs[0], runs[1], names)
+    likes = comparison.match_labels(runs, names)[1]
     assert likes[0] == 0
     change = comparison.image_changes(runs, names)
     assert change[names[0]] > 0.05  # moved

@@ -4,7 +4,6 @@ Shapes: M masks, D channels of a CLS token, K clusters.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,20 +12,9 @@ from unseg.core.console import track
 from unseg.core.image_index import ImageRecord
 from unseg.core.instances import Instance
 from unseg.report import page, pictures
-from unseg.report.sheets import Crop, crop
+from unseg.report.sheets import ClusterCard, Crop, crop
 
 TYPICAL, ATYPICAL = 8, 4  # masks on a card: those nearest to the cluster's mean, and those farthest from it
-
-
-class ClusterCard(NamedTuple):
-    """A cluster in numbers and pictures."""
-
-    id: int
-    size: int  # masks
-    fraction: float  # of all masks
-    coherence: float  # mean cosine of its tokens with their mean direction; 1: all the same; nan: no mask
-    typical: list[Crop]  # the most typical first
-    atypical: list[Crop]  # the least typical first
 
 
 def centre_tokens(tokens: np.ndarray) -> np.ndarray:
@@ -62,7 +50,7 @@ def cluster_cards(
         atypical = order[max(TYPICAL, len(order) - ATYPICAL) :]
         coherence = float(np.nanmean(cosines)) if order else float("nan")
         fraction = len(order) / max(1, len(instances))
-        cards.append(ClusterCard(k, len(order), fraction, coherence, crops(order[:TYPICAL]), crops(atypical[::-1])))
+        cards.append(ClusterCard(k, len(order), fraction, crops(order[:TYPICAL]), crops(atypical[::-1]), coherence))
     return cards
 
 

@@ -8,7 +8,7 @@ without truth, of the clusters of the first run that they share most pixels with
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from unseg.report.page import DASH, Section, percent, plain, render, scalars
 from unseg.report.sheets import Row, Tile
 
 Record = dict[str, Any]
+Values = tuple[str, list[str], list[str]]  # key, a value for each run, their differences to the first run
 Source = Literal["params", "numbers", "class_iou"]  # fields of ComparedRun
 PICTURES = 24  # images on the page, at most
 HEADLINE = ("miou", "pixel_accuracy", "AP50", "mean_iou")  # last parts of the numbers that are shown first
@@ -48,14 +49,6 @@ class ComparedRun:
     def prediction(self, file_name: str) -> np.ndarray:
         """The final label map of an evaluation image, [H, W] uint8."""
         return self.predictions[self.eval_images[file_name]]
-
-
-class ValueRow(NamedTuple):
-    """A value of each run, and the differences to the first run."""
-
-    key: str
-    values: list[str]
-    gains: list[str]
 
 
 def read(folder: Path, name: str) -> ComparedRun:
@@ -113,25 +106,23 @@ def image_changes(runs: Sequence[ComparedRun], names: Sequence[str]) -> dict[str
             first, *others = (run.image_iou.get(n) for run in runs)
             gains[n] = max((x - first for x in others if x is not None and first is not None), key=abs, default=0.0)
         return gains
-    luts, fractions = matched_luts(runs, names), {}
+    luts, fractions = match_labels(runs, names), {}
     for n in names:
         first_map, *maps = (lut[run.prediction(n)] for run, lut in zip(runs, luts, strict=True))
         fractions[n] = max(float((other != first_map).mean()) for other in maps)
     return fractions
 
 
-def matched_luts(runs: Sequence[ComparedRun], names: Sequence[str]) -> list[np.ndarray]:
-    """For each run, a table [256] from its labels to those of the first run."""
-    return [np.arange(256), *(match_labels(runs[0], other, names) for other in runs[1:])]
-
-
-def match_labels(first: ComparedRun, other: ComparedRun, names: Sequence[str]) -> np.ndarray:
-    """[256]: for each label of the other run the label of the first run with the largest IoU, one to one; 254 for none."""
-    counts = np.zeros((255, 255), np.int64)
-    for n in track(names, "compare"):
-        counts += metrics.confusion(first.prediction(n), other.prediction(n), 255, 255)
-    matched = metrics.match(counts, by="iou", fixed_background=True)
-    return np.append(np.where(matched < 0, 254, matched), 255)
+def match_labels(runs: Sequence[ComparedRun], names: Sequence[str]) -> list[np.ndarray]:
+    """For each run, a table [256]: the first run's label with the largest IoU for each label, one to one; 254 for none."""
+    luts = [np.arange(256)]
+    for other in runs[1:]:
+        counts = np.zeros((255, 255), np.int64)
+        for n in track(names, "compare"):
+            counts += metrics.confusion(runs[0].prediction(n), other.prediction(n), 255, 255)
+        matched = metrics.match(counts, by="iou", fixed_background=True)
+        luts.append(np.append(np.where(matched < 0, 254, matched), 255))
+    return luts
 
 
 def schemes(runs: Sequence[ComparedRun], names: Sequence[str]) -> list[pictures.Scheme]:
@@ -142,7 +133,7 @@ def schemes(runs: Sequence[ComparedRun], names: Sequence[str]) -> list[pictures.
     clusters = ["background", *(f"cluster {k}" for k in range(ks[0]))]
     return [
         pictures.scheme(k, clusters, {c: int(lut[c + 1]) for c in range(k) if 0 < lut[c + 1] < len(clusters)})
-        for k, lut in zip(ks, matched_luts(runs, names), strict=True)
+        for k, lut in zip(ks, match_labels(runs, names), strict=True)
     ]
 
 
@@ -169,13 +160,13 @@ def contact_rows(runs: Sequence[ComparedRun], names: Sequence[str], scheme_image
     return rows
 
 
-def side_by_side(runs: Sequence[ComparedRun], source: Source, keys: Iterable[str]) -> list[ValueRow]:
+def side_by_side(runs: Sequence[ComparedRun], source: Source, keys: Iterable[str]) -> list[Values]:
     """The values by key, and the difference to the first run if both are numbers."""
     rows = []
     for key in keys:
         values = [getattr(run, source).get(key) for run in runs]
         gains = [f"{x - values[0]:+.4g}" if is_number(x) and is_number(values[0]) else DASH for x in values[1:]]
-        rows.append(ValueRow(key, [*map(plain, values)], gains))
+        rows.append((key, [*map(plain, values)], gains))
     return rows
 
 
@@ -220,9 +211,8 @@ def summary(runs: Sequence[ComparedRun]) -> str:
     for source in sources:
         keys = differing(runs, source)
         lines.append(source if keys else f"{source}: no difference")
-        for row in side_by_side(runs, source, keys):
-            gains = "".join(f" ({gain})" for gain in row.gains if gain != DASH)
-            lines.append(f"  {row.key}: {' | '.join(row.values)}{gains}")
+        for key, values, gains in side_by_side(runs, source, keys):
+            lines.append(f"  {key}: {' | '.join(values)}" + "".join(f" ({gain})" for gain in gains if gain != DASH))
     return "\n".join(lines)
 
 

@@ -83,7 +83,7 @@ class Scheme:
         return table, striped
 
     def truth_table(self) -> tuple[np.ndarray, np.ndarray]:
-        """For a map of classes; nothing is striped."""
+        """As `table`, for a map of classes; nothing is striped."""
         table = np.zeros((256, 3), np.uint8)
         table[: len(self.classes)] = self.classes
         return table, np.zeros(256, bool)

@@ -18,15 +18,6 @@ Record = dict[str, Any]
 TABLE_1 = (39.0, 42.0, 45.8, 48.9)  # clustering mIoU on VOC2012 val: ViT masks, + detector, + segmentation model, + CRF
 
 
-class Component(NamedTuple):
-    """A row of the paper's Table 1."""
-
-    name: str
-    metrics: Record
-    paper: float  # mIoU, per cent
-    gain: float | None  # of mIoU over the row before
-
-
 class LegendEntry(NamedTuple):
     colour: np.ndarray
     striped: bool
@@ -35,40 +26,15 @@ class LegendEntry(NamedTuple):
     cluster_colour: np.ndarray | None = None  # if it is not the class's
 
 
-class ClassRow(NamedTuple):
-    """How well a class is predicted; fractions, None where there are no pixels."""
-
-    name: str
-    colour: np.ndarray
-    iou: float | None
-    recall: float | None
-    precision: float | None
-    confused_with: str | None  # the most frequent wrong prediction
-    confused_fraction: float  # of the class's pixels
-    cluster: int | None  # below 0: background
-
-
-class History(NamedTuple):
-    title: str
-    first: Chart | None
-    others: list[Chart]
-
-
-def headline(quality: Record, scores: Record, metrics: dict[str, Record]) -> list[Fact]:
-    """The first numbers of the page: the scores, or without truth those of `label_free`.
-
-    Args:
-        quality: of results/details/quality.json.
-        scores: metrics of the final segmentation.
-        metrics: by file name, with "linear.json" and "instances.json".
-    """
+def headline(quality: Record, scores: Record, linear: Record, instances: Record) -> list[Fact]:
+    """The first numbers of the page: the scores of the final segmentation, or without truth those of `label_free`."""
     if "miou" not in scores:
         return label_free.headline(quality)
-    instances, probe = dict(scalars(metrics["instances.json"])), metrics["linear.json"].get("miou")
+    probe, fit = linear.get("miou"), dict(scalars(instances))
     numbers = [
         ("clustering mIoU", scores["miou"], f"final segmentation, {scores.get('images')} images"),
-        ("fit of mined masks", instances.get("masks.mean_iou"), "mean IoU with the object that fits best"),
-        ("mask AP50", instances.get("detector.multi.agnostic.AP50"), "detector, all objects, class-agnostic"),
+        ("fit of mined masks", fit.get("masks.mean_iou"), "mean IoU with the object that fits best"),
+        ("mask AP50", fit.get("detector.multi.agnostic.AP50"), "detector, all objects, class-agnostic"),
     ]
     facts = [Fact(name, percent(x), meaning) for name, x, meaning in numbers if x is not None]
     return [*facts, Fact("linear probe mIoU", "not measured here" if probe is None else percent(probe), "on frozen features")]
@@ -83,7 +49,8 @@ def components(scores: dict[str, Record]) -> dict[str, Any]:
     table, before = [], None
     for (name, metrics), paper in zip(scores.items(), TABLE_1, strict=False):
         miou = metrics.get("miou")
-        table.append(Component(name, metrics, paper, None if miou is None or before is None else miou - before))
+        gain = None if miou is None or before is None else miou - before
+        table.append({"name": name, "metrics": metrics, "paper": paper, "gain": gain})
         before = miou
     described = next((metrics for metrics in scores.values() if protocol(metrics, "miou")), None)
     return {"rows": table, "described": described, "needs": list(label_free.missing(scores))}
@@ -112,51 +79,34 @@ def classes(
         return {"rows": [], "scores": scores}
     counts = np.array([cell["pixels"] for cell in cells]).reshape(len(ious), -1)  # [C, C + 1], the last: no class
     predicted = [str(cell["prediction"]) for cell in cells[: counts.shape[1]]]
-    pixels = counts.sum(1, keepdims=True)
-    by_step = [(row["class"], [s[c]["iou"] if c < len(s) else None for s in steps.values()]) for c, row in enumerate(ious)]
-    return {
-        "rows": class_rows(ious, predicted, counts, scheme),
-        "steps": list(steps),
-        "by_step": by_step,
-        "predicted": predicted,
-        "confusion": counts / np.where(pixels > 0, pixels, np.nan),  # fractions of a class's pixels
-    }
-
-
-def class_rows(ious: Sequence[Record], predicted: Sequence[str], counts: np.ndarray, scheme: Scheme) -> list[ClassRow]:
-    """The classes' scores from pixel counts [C, C + 1]; predicted: the names of the columns."""
     rows = []
     for c, row in enumerate(ious):
-        true, positive, correct = counts[c].sum(), counts[:, c].sum(), counts[c, c]
-        wrong = np.where(np.arange(counts.shape[1]) == c, 0, counts[c])
-        rows.append(
-            ClassRow(
-                name=row["class"],
-                colour=scheme.classes[c],
-                iou=row["iou"],
-                recall=correct / true if true else None,
-                precision=correct / positive if positive else None,
-                confused_with=predicted[int(wrong.argmax())] if wrong.any() else None,
-                confused_fraction=wrong.max() / max(1, true),
-                cluster=row["cluster"],
-            )
-        )
-    return rows
+        true, correct, errors = counts[c].sum(), counts[c, c], np.where(np.arange(counts.shape[1]) == c, 0, counts[c])
+        recall, precision = ratio(correct, true), ratio(correct, counts[:, c].sum())
+        confused = {"confused_with": predicted[errors.argmax()], "confused_fraction": ratio(errors.max(), true)}
+        by_step = [step[c]["iou"] if c < len(step) else None for step in steps.values()]
+        rows.append(row | confused | {"recall": recall, "precision": precision, "colour": scheme.classes[c], "by_step": by_step})
+    pixels = counts.sum(1, keepdims=True)
+    fractions = counts / np.where(pixels > 0, pixels, np.nan)
+    return {"rows": rows, "steps": list(steps), "predicted": predicted, "confusion": fractions}
 
 
-def curves(trainings: dict[str, dict[str, list[float]]], points: Sequence[Record]) -> list[History]:
-    """The numbers of each training over its steps, and the precision of detections over recall where it is known."""
-    histories = [history(name, columns) for name, columns in trainings.items()]
+def ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def curves(trainings: dict[str, dict[str, list[float]]], points: Sequence[Record]) -> list[tuple[str, list[Chart]]]:
+    """Titles and charts: each training's numbers over its steps, the loss first, and the precision of detections over recall."""
+    histories = [(name, history(columns)) for name, columns in trainings.items()]
     known = [point for point in points if point["precision"] is not None]
     if known:
         recall, precision = ([float(point[key]) for point in known] for key in ("recall", "precision"))
         drawn = charts.curve(recall, precision, "recall", "precision", 1.0)
-        histories.append(History("Detections, class-agnostic, at IoU 0.5", drawn, []))
+        histories.append(("Detections, class-agnostic, at IoU 0.5", [drawn]))
     return histories
 
 
-def history(name: str, columns: dict[str, list[float]]) -> History:
-    """The curves of a training, the loss first."""
+def history(columns: dict[str, list[float]]) -> list[Chart]:
     steps = columns.get("step") or list(range(len(next(iter(columns.values()), []))))
-    drawn = {key: charts.curve(steps, values, "step", key) for key, values in columns.items() if key != "step" and values}
-    return History(name, drawn.pop("loss", None), list(drawn.values()))
+    names = sorted((name for name in columns if name != "step" and columns[name]), key=lambda name: name != "loss")
+    return [charts.curve(steps, columns[name], "step", name) for name in names]

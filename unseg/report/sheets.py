@@ -58,13 +58,15 @@ class Crop(NamedTuple):
     file_name: str
 
 
-class SheetCard(NamedTuple):
-    """Some masks of a cluster."""
+class ClusterCard(NamedTuple):
+    """A cluster in numbers and pictures."""
 
     id: int
     size: int  # masks
     fraction: float  # of all masks
     crops: list[Crop]
+    atypical: Sequence[Crop] = ()  # the least typical first
+    coherence: float = float("nan")  # mean cosine of its tokens with their mean direction; 1: all the same; nan: no mask
 
 
 Row = tuple[str, list[Tile]]  # of a contact sheet: the image's file name, and a tile for each step
@@ -157,7 +159,7 @@ def crop(root: str, image: ImageRecord, instance: Instance) -> Crop:
     return Crop(pictures.crop(photos.read(root, image), instance.mask.decode(), CROP), image.file_name)
 
 
-def cluster_cards(data: ReportData, exemplars: int) -> list[SheetCard]:
+def cluster_cards(data: ReportData, exemplars: int) -> list[ClusterCard]:
     """Masks of each cluster, evenly spaced over the images, so that they are typical rather than the best."""
     image_by_id = {image.id: image for image in data.images}
     members: dict[int, list[Instance]] = {k: [] for k in range(len(data.scheme.clusters))}
@@ -168,12 +170,12 @@ def cluster_cards(data: ReportData, exemplars: int) -> list[SheetCard]:
     for k, masks in track(members.items(), "draw clusters", len(members)):
         shown = evenly_spaced([x for x in masks if x.mask.area], count)
         crops = [crop(data.root, image_by_id[x.image_id], x) for x in shown]
-        cards.append(SheetCard(k, len(masks), len(masks) / max(1, len(data.cluster)), crops))
+        cards.append(ClusterCard(k, len(masks), len(masks) / max(1, len(data.cluster)), crops))
     return cards
 
 
 def write_sheets(
-    folder: Path, eval_rows: Sequence[Row], train_rows: Sequence[Row], cards: Sequence[SheetCard], scheme: pictures.Scheme
+    folder: Path, eval_rows: Sequence[Row], train_rows: Sequence[Row], cards: Sequence[ClusterCard], scheme: pictures.Scheme
 ) -> None:
     """The pictures of the page, each kind as one PNG."""
     for name, rows in {"contact-eval": eval_rows, "contact-train": train_rows}.items():
