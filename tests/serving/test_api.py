@@ -99,7 +99,7 @@ def test_blending_is_the_weighted_mean_of_tiles(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(tiles, "probabilities", fake)
     net = segmenter.TrainedSegmenter(torch.nn.Identity(), 4, 32, "fp32")  # type: ignore[arg-type]
-    got = torch.cat([p for _, p in tiles.blended(net, pixels, torch.device("cpu"), 64, 16)], 1)
+    got = torch.cat([p for _, p in tiles.blend_tiles(net, pixels, torch.device("cpu"), 64, 16)], 1)
     want, total = torch.zeros(4, 150, 110), torch.zeros(150, 110)
     down, across = tiles.spans(150, 64, 16), tiles.spans(110, 64, 16)
     for rows, a in zip(down, tiles.weights(down, 16), strict=True):
@@ -114,7 +114,7 @@ def test_blending_is_the_weighted_mean_of_tiles(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("size", [(100, 70), (31, 200), (12, 9)])
 def test_enlarging_in_bands_is_bilinear(size: tuple[int, int]) -> None:
     p = torch.rand(3, 24, 18)
-    got = torch.cat([band for _, band in tiles.enlarged(p, size, rows=17)], 1)
+    got = torch.cat([band for _, band in tiles.upsample(p, size, rows=17)], 1)
     assert torch.allclose(got, F.interpolate(p[None], size, mode="bilinear", align_corners=False)[0], atol=1e-6)
 
 
@@ -123,11 +123,11 @@ def test_a_crf_in_bands_is_the_crf_where_margins_hold_all(model: Path, monkeypat
     p = torch.rand(3, 90, 60).softmax(0)
     bands = [(0, p[:, :40]), (40, p[:, 40:70]), (70, p[:, 70:])]
     whole = refine(p.numpy(), pixels, CRF)
-    wide = list(tiles.refined(iter(bands), pixels, CRF, margin=1000))
+    wide = list(tiles.refine_bands(iter(bands), pixels, CRF, margin=1000))
     assert (np.concatenate([found for _, found, _ in wide]) == whole).all()
     given: list[int] = []  # rows, with the margins
     monkeypatch.setattr(tiles, "refine", lambda p, image, crf: (given.append(len(image)), refine(p, image, crf))[1])
-    cut = list(tiles.refined(iter(bands), pixels, CRF, margin=12))
+    cut = list(tiles.refine_bands(iter(bands), pixels, CRF, margin=12))
     assert given == [40, 70 - 16, 90 - 46]
     assert [top for top, _, _ in cut] == [0, 28, 58]
     assert torch.equal(torch.cat([q for _, _, q in cut], 1), p)
@@ -213,7 +213,7 @@ def test_a_model_says_what_it_needs(model: Path, tmp_path: Path) -> None:
         state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     assert about == {"format": 1, "kind": "segmenter", "model": SHAPE, "size": 32, "precision": "fp32"}
     for changed, message in (
-        ({"format": 2}, "of another version of unseg .its format is 2, this one reads 1"),
+        ({"format": 2}, "of another version of unseg .its format is 2"),
         ({"format": None}, "of another version"),
         ({"model": {**SHAPE, "width": 8}}, "weights and metadata do not fit"),
         ({"model": {"arch": "resnet18"}}, "weights and metadata do not fit"),
@@ -229,7 +229,7 @@ def test_what_cannot_be_loaded_or_predicted(model: Path, tmp_path: Path) -> None
     for bad, message in (
         (tmp_path / "none.jpg", "no such file"),
         (tmp_path / "text.jpg", "not an image"),
-        (np.zeros((4, 4)), "it must be uint8"),
+        (np.zeros((4, 4)), "a photograph must be uint8"),
         (np.zeros((4, 40, 3), np.uint8), "at least 8"),
     ):
         with pytest.raises(InputError, match=message):
@@ -304,14 +304,14 @@ def test_instances_of_a_reduced_photograph_at_its_own_size(
     """A detector that finds the left third and the top half, as clusters 0 and 1, of what it is shown."""
     shapes = []
 
-    def fake(trained: object, x: torch.Tensor) -> list[list[Detection]]:
+    def fake(trained: object, x: torch.Tensor, ids: object) -> list[list[Detection]]:
         rows, cols = x.shape[-2:]
         shapes.append((rows, cols))
         third, half = np.zeros((2, rows, cols), bool)
         third[:, : cols // 3], half[: rows // 2] = True, True
         return [[factories.detection(mask, 0.9, category_id=k) for k, mask in enumerate((third, half, third, third))]]
 
-    monkeypatch.setattr(detector, "instances", fake)
+    monkeypatch.setattr(detector, "detect_batch", fake)
     monkeypatch.setattr(api, "DETECT_PIXELS", 60 * 90)
     text = "{0: {name: dog}, 1: {merge: 0}, 2: {ignore: true}, 3: {merge: background}}"
     predictor = unseg.load(model, clusters_yaml(tmp_path, text), finder / "models/detector.safetensors")

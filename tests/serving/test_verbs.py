@@ -208,7 +208,7 @@ def test_fit_writes_what_one_would_by_hand(clone: Path, capsys: pytest.CaptureFi
         ([".."], "holds this clone of unseg; give a folder that has photographs only"),
         (["profiles"], "profiles has 0 photographs .2 .yaml.; give a folder with more"),
         (["../my photos", "--profile", "none"], "profiles/none.yaml: no such profile; there are folder"),
-        (["../my photos", "--set", "croc.nothing=1"], "--set croc.nothing: croc.nothing is not a parameter"),
+        (["../my photos", "--set", "croc.nothing=1"], "--set: croc.nothing is not a parameter"),
         (["../my photos", "--set", "croc"], "write it like --set croc.epochs=3"),
     ],
 )
