@@ -4,9 +4,6 @@ from importlib.util import find_spec
 
 from unseg.core.console import InputError
 
-DETECTOR_BACKENDS = ("torchvision", "detectron2")
-CRF_METHODS = ("dense", "conv")
-
 
 def check_detector_backend(backend: str) -> None:
     """Raises InputError if Detectron2 is asked for and not installed. Its own requirements are checked on import."""

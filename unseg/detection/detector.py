@@ -8,7 +8,7 @@ Shapes: B images, H rows, W columns, M objects of an image, K clusters.
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from unseg.core import optional, params
 from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
-from unseg.core.instances import Detection, Instance
+from unseg.core.instances import Detection
 from unseg.core.masks import encode_all
 from unseg.data.photos import read
-from unseg.detection.examples import DetectionDataset, Target, collate
+from unseg.detection.examples import DetectionDataset, Objects, Target, collate
 from unseg.detection.settings import Detect, Detections, Detector
 from unseg.engine import batching, distributed, environment, training
 from unseg.engine.batching import Batches
@@ -67,21 +67,12 @@ def learning_rate(p: Detector, iteration: int) -> float:
 
 
 def train(
-    p: Detector,
-    k: int,
-    root: str,
-    images: list[ImageRecord],
-    objects: Mapping[int, Sequence[Instance]],
-    seed: int,
-    checkpoint: Checkpoint,
+    p: Detector, k: int, root: str, images: list[ImageRecord], objects: Objects, seed: int, checkpoint: Checkpoint
 ) -> tuple[nn.Module, list[dict[str, float]]]:
-    """Train on instances of K clusters, given by image id. Images without instances count as background.
+    """Train on instances of K clusters. Images without instances count as background.
 
-    Returns:
-        The model, and the metrics of each step: the total loss and its parts, with the same names for both backends.
-
-    Raises:
-        InputError: if the backend is not installed, the weights do not fit, or a loss is not finite.
+    Returns the model, and the metrics of each step: the total loss and its parts, with the same names for both backends.
+    Raises InputError if the backend is not installed, the weights do not fit, or a loss is not finite.
     """
     by = backend(p)
     torch.manual_seed(seed)
@@ -123,8 +114,7 @@ def save(path: str | Path, model: nn.Module, p: Detector, k: int) -> None:
 def load(path: str | Path, q: Detect) -> TrainedDetector:
     """Load a detector from a file and configure it with `q`.
 
-    Raises:
-        InputError: if the file is missing or no detector of this version of unseg, or its backend is not installed.
+    Raises InputError if the file is not a detector of this version of unseg, or its backend is not installed.
     """
     state, about = training.read_weights(path, "detector")
     try:

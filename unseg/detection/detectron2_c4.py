@@ -39,6 +39,7 @@ NAMES = {  # loss names: ours to Detectron2's
     "objectness": "loss_rpn_cls",
     "rpn_box_reg": "loss_rpn_loc",
 }
+sync_norms = distributed.sync_norms  # each process still draws its own image sizes and proposals
 
 
 def config(p: Detector, k: int) -> CfgNode:
@@ -118,15 +119,9 @@ def initialise(model: nn.Module, p: Detector) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def sync_norms(model: nn.Module) -> None:
-    """Synchronise batch norm over all processes. Each process still draws its own image sizes and proposals."""
-    distributed.sync_norms(model)
-
-
 def param_groups(model: nn.Module, p: Detector) -> list[dict[str, object]]:
     """Parameter groups for the optimiser. As in Detectron2, batch norm weights have no weight decay."""
-    groups: list[dict[str, object]] = get_default_optimizer_params(model, weight_decay=p.weight_decay, weight_decay_norm=0.0)
-    return groups
+    return list(get_default_optimizer_params(model, weight_decay=p.weight_decay, weight_decay_norm=0.0))
 
 
 def resized(x: Tensor, short_side: int, long_side: int) -> Tensor:

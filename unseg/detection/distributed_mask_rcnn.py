@@ -60,7 +60,7 @@ class DistributedRCNNTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
 
 
 def distribute(model: MaskRCNN) -> None:
-    """Prepare an untrained model for distributed training. Does nothing with one process."""
+    """Make training in several processes equal to training in one process. Does nothing with one process."""
     distributed.sync_norms(model)
     if distributed.world() > 1:
         model.transform.__class__ = DistributedRCNNTransform
@@ -75,4 +75,5 @@ def weight_losses(model: MaskRCNN, parts: dict[str, Tensor]) -> dict[str, Tensor
     rpn, heads = model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler
     counts = {"objectness": rpn.samples, "rpn_box_reg": rpn.samples, "mask": heads.positives}
     counts |= {"classifier": heads.samples, "box_reg": heads.samples}
-    return {name: x * (counts[name] / distributed.all_reduce_mean(counts[name]).clamp_min(1e-9)) for name, x in parts.items()}
+    fractions = {name: n / distributed.all_reduce_mean(n).clamp_min(1e-9) for name, n in counts.items()}
+    return {name: x * fractions[name] for name, x in parts.items()}

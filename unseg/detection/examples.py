@@ -20,6 +20,7 @@ from unseg.core.instances import Instance
 from unseg.core.masks import boxes_xyxy, encode_all
 from unseg.data.photos import read
 
+Objects = Mapping[int, Sequence[Instance]]  # by image id
 Target = dict[str, Tensor]
 Example = tuple[Tensor, Target]
 PastedScene = tuple[np.ndarray, list[int], np.ndarray]  # pixels [H, W, 3] uint8, labels [M], masks [M, H, W] bool
@@ -31,7 +32,7 @@ class DetectionDataset(Dataset[Any]):
 
     root: str
     images: list[ImageRecord]
-    objects: Mapping[int, Sequence[Instance]]  # by image id
+    objects: Objects
     copy_paste: float = 0.0  # fraction of the examples that get objects of another image
     paste_scale: Sequence[float] = (1.0, 1.0)
 
@@ -97,5 +98,4 @@ def pasted(onto: PastedScene, other: PastedScene, rng: np.random.Generator, scal
 
 
 def collate(items: list[Example]) -> tuple[list[Tensor], list[Target]]:
-    pixels, targets = zip(*items, strict=True)
-    return list(pixels), list(targets)
+    return [pixels for pixels, _ in items], [target for _, target in items]

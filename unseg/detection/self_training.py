@@ -27,12 +27,8 @@ class SelfTraining:
 def self_train(detections: Sequence[Detection], previous: Sequence[Instance], p: SelfTraining) -> list[Detection | Instance]:
     """Select one image's objects for the next round: confident detections by falling score, then previous instances.
 
-    Args:
-        detections: of the image; equal scores keep their order.
-        previous: the instances of the image on which the detector was trained.
-
-    Returns:
-        The objects whose mask IoU with each selected object before them is below p.overlap. May be empty.
+    An object is selected if its mask IoU with each object selected before it is below p.overlap. Equal scores keep their
+    order. `previous` are the instances of the image on which the detector was trained.
     """
     confident = sorted((d for d in detections if d.score >= p.threshold), key=lambda d: -d.score)
     candidates: list[Detection | Instance] = [*confident, *previous]

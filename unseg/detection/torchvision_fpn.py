@@ -23,6 +23,8 @@ from unseg.detection.settings import Detect, Detections, Detector
 from unseg.engine import batching
 from unseg.models import resnet
 
+sync_norms = distributed_mask_rcnn.distribute
+
 
 class ResNetFPN(nn.Module):
     """ResNet with FPN. It maps images to feature maps at strides 4, 8, 16, 32, 64 with `out_channels` channels each."""
@@ -115,11 +117,6 @@ def build(p: Detector, k: int) -> MaskRCNN:
 def initialise(model: MaskRCNN, p: Detector) -> None:
     """Load self-supervised weights into the ResNet. Raises InputError if they do not fit."""
     resnet.initialise(model.backbone.body, p.init, "detector")
-
-
-def sync_norms(model: MaskRCNN) -> None:
-    """Make training in several processes equal to training in one process on the whole batch."""
-    distributed_mask_rcnn.distribute(model)
 
 
 def param_groups(model: nn.Module, p: Detector) -> list[nn.Parameter]:

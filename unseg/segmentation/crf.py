@@ -64,11 +64,7 @@ def refine(probabilities: np.ndarray, image: np.ndarray, crf: Crf, device: torch
         image: [H, W, 3] uint8 RGB. The order of channels changes some 0.5 % of the pixels with dense, none with conv.
         device: for conv; without sparse tensors (mps) it is the CPU. dense always uses the CPU.
 
-    Returns:
-        [H, W] uint8
-
-    Raises:
-        InputError: method dense, and pydensecrf is not installed.
+    Returns [H, W] uint8. Raises InputError if the method is dense and pydensecrf is not installed.
     """
     count = len(probabilities)
     if count > 256:
@@ -104,9 +100,7 @@ def dense(p: np.ndarray, image: np.ndarray, crf: Crf) -> np.ndarray:
 def conv(p: Tensor, image: Tensor, crf: Crf) -> Tensor:
     """Probabilities [C, H, W] after mean field: Q = softmax(log p + sum over both kernels of weight D K D Q), D = (K 1)^-1/2.
 
-    Args:
-        p: [C, H, W] float32, on any device.
-        image: [H, W, 3] uint8 RGB, on the same device.
+    p is [C, H, W] float32 on any device, image [H, W, 3] uint8 RGB on the same device.
     """
     height, width = p.shape[1:]
     log_p = p.clamp_min(MIN_PROBABILITY).log()

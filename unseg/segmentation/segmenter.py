@@ -107,15 +107,11 @@ def augment(
     """Flip, rotate and scale about the centre, and resize to S x S ignoring the aspect ratio, in one resampling.
 
     Args:
-        pixels: [H, W, 3] uint8.
-        labels: [H, W] uint8.
-        size: S.
+        pixels: [H, W, 3] uint8; becomes [S, S, 3], bicubic.
+        labels: [H, W] uint8; becomes [S, S], nearest neighbour.
         rotate: maximum, degrees.
         scale: 0.25 for 0.75 to 1.25.
         border: label of pixels from outside the image, which are black.
-
-    Returns:
-        [S, S, 3] uint8 (bicubic) and [S, S] uint8 (nearest).
     """
     h, w = labels.shape
     warp = np.eye(3)
@@ -135,19 +131,11 @@ def learning_rate(p: Segmenter, epoch: int) -> float:
 
 
 def train(
-    p: Segmenter,
-    k: int,
-    root: str,
-    images: list[ImageRecord],
-    labels: LabelMaps,
-    seed: int,
-    checkpoint: Checkpoint,
-    name: str,
+    p: Segmenter, k: int, root: str, images: list[ImageRecord], labels: LabelMaps, seed: int, checkpoint: Checkpoint, name: str
 ) -> tuple[DeepLab, list[dict[str, float]]]:
-    """Train on label maps of K clusters; returns the model and the metrics of each step. name: on the progress bar.
+    """Train on label maps of K clusters; returns the model and the metrics of each step. `name` is on the progress bar.
 
-    Raises:
-        InputError: fewer than two images, a missing label map, weights that do not fit, or a loss that is not finite.
+    Raises InputError for fewer than two images, a missing label map, weights that do not fit, or a loss that is not finite.
     """
     if len(images) < 2:
         raise InputError(f"the segmenter has {len(images)} training image(s); batch norm needs at least two: add photographs")
@@ -214,11 +202,7 @@ class TrainedSegmenter:
 
 
 def load(path: str | Path) -> TrainedSegmenter:
-    """Read a segmenter; it is on the CPU and in evaluation mode.
-
-    Raises:
-        InputError: no such file, or not a segmenter of this version of unseg.
-    """
+    """Read a segmenter to the CPU, in evaluation mode. Raises InputError if it is not a segmenter of this version of unseg."""
     state, about = training.read_weights(path, "segmenter")
     try:
         shape, names = about["model"], tuple(map(str, about.get("names", ())))

@@ -97,8 +97,7 @@ def network_size(net: TrainedSegmenter, size: tuple[int, int], input_size: str |
 def predict_bands(net: TrainedSegmenter, photo: Pillow.Image, input_size: str | int, device: torch.device) -> Iterator[Band]:
     """Probabilities of a photograph at its size, band by band.
 
-    Args:
-        input_size: original, square (the training size, aspect ratio ignored), or the shorter side in pixels.
+    The network sees it at `input_size`: original, square (S x S, aspect ratio ignored), or the shorter side in pixels.
     """
     size = photo.height, photo.width
     resized = network_size(net, size, input_size)
