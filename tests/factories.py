@@ -21,7 +21,7 @@ def demo_params() -> dict[str, Any]:
     return content
 
 
-def group(key: str, kind: type[T], **changes: Any) -> T:
+def group(key: str, kind: type[T], /, **changes: Any) -> T:
     """A group of the shipped params.yaml as the dataclass kind, with some values changed; checked as one that is read."""
     node = demo_params()
     for part in key.split("."):
@@ -41,6 +41,22 @@ def instance(mask: np.ndarray, image_id: int = 1, category_id: int = 0, id: int 
 def detection(mask: np.ndarray, score: float = 0.9, image_id: int = 1, category_id: int = 0) -> Detection:
     encoded = masks.encode(mask)
     return Detection(image_id, category_id, encoded, encoded.bbox, score)
+
+
+def clustering(**changes: Any) -> Any:
+    """A `Clustering`: K-means with K = 3 on whitened tokens, with some values changed."""
+    from unseg.clustering.algorithms import Clustering
+
+    values = {"k": 3, "whiten": "std", "components": None, "algorithm": "full", "starts": 3, "iterations": 50, "neighbors": 5}
+    return group("cluster", Clustering, **(values | {"support": None} | changes))
+
+
+def token_blobs(sizes: tuple[int, ...], width: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [M, D] float32 around one direction for each size, and the index of the direction of each, shuffled."""
+    rng = np.random.default_rng(seed)
+    index = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    directions = np.linalg.qr(rng.normal(size=(width, width)))[0][: len(sizes)]
+    return (directions[index] + rng.normal(0, 0.05, (len(index), width))).astype(np.float32), index
 
 
 def section_html(template: str, data: Any) -> str:

@@ -1,14 +1,16 @@
-"""The drawn scenes (unseg/data/demo.py): stable, disjoint, and not to be told apart by colour."""
+"""The drawn scenes (unseg/data/demo.py): stable bytes, disjoint masks, classes that colour alone does not separate."""
 
 import json
 from functools import cache
 from pathlib import Path
 
+import factories
 import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from unseg.core.rle import decode
+from unseg.core.console import InputError
+from unseg.core.instances import Instance
 from unseg.data.demo import CLASSES, COUNTS, Demo, scene, silhouette, write
 
 SIZE = 64
@@ -32,7 +34,7 @@ def test_the_same_seed_draws_the_same_bytes(tmp_path: Path) -> None:
     assert first == again
     assert first.keys() == other.keys()
     assert all(first[k] != other[k] for k in first)
-    assert len(set(first.values())) == len(first)  # and no two scenes are the same, those of the other split included
+    assert len(set(first.values())) == len(first)  # no two scenes are the same, in both splits
 
 
 def test_a_scene_does_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
@@ -57,10 +59,10 @@ def test_it_is_written_as_coco(tmp_path: Path) -> None:
         for number, image in enumerate(coco["images"]):
             pixels, objects = scene(np.random.default_rng([0, split == "val", number]), 48)
             assert np.array_equal(Pillow.open(tmp_path / "images" / image["file_name"]), pixels)
-            listed = [a for a in coco["annotations"] if a["image_id"] == image["id"]]
-            assert [a["category_id"] for a in listed] == [label for label, _ in objects]
-            assert all(np.array_equal(decode(a["segmentation"]), m) for a, (_, m) in zip(listed, objects, strict=True))
-    assert ids == list(range(1, 7))  # an image is known by its id, whatever its split
+            instances = [Instance.from_coco(a) for a in coco["annotations"] if a["image_id"] == image["id"]]
+            assert [x.category_id for x in instances] == [label for label, _ in objects]
+            assert all(np.array_equal(x.mask.decode(), mask) for x, (_, mask) in zip(instances, objects, strict=True))
+    assert ids == list(range(1, 7))  # different in all splits
 
 
 def test_one_to_three_objects_that_do_not_share_a_pixel() -> None:
@@ -85,22 +87,22 @@ def test_one_to_three_objects_that_do_not_share_a_pixel() -> None:
 
 def test_all_six_classes_occur_about_as_often() -> None:
     labels = np.array([label for _, objects in drawn() for label, _ in objects])
-    shares = np.bincount(labels, minlength=7) / len(labels)
-    assert shares[0] == 0
-    assert (shares[1:] > 0.08).all()
+    fractions = np.bincount(labels, minlength=7) / len(labels)
+    assert fractions[0] == 0
+    assert (fractions[1:] > 0.08).all()
 
 
 def test_colour_alone_does_not_tell_the_class() -> None:
-    """The nearest class mean of mean colours, each half of the objects judged by the other; a guess is right one time in six."""
+    """Nearest class mean of mean colours, fitted on one half of the objects, tested on the other; chance is one in six."""
     colours = np.array([pixels[mask].mean(0) for pixels, objects in drawn() for _, mask in objects])
     labels = np.array([label for _, objects in drawn() for label, _ in objects])
     half = np.arange(len(labels)) % 2 == 0
     for x, bound in ((colours, 0.75), (colours / colours.sum(1, keepdims=True), 0.72)):
         right = 0
-        for learn in (half, ~half):
-            centres = np.stack([x[learn & (labels == k)].mean(0) for k in range(1, 7)])
-            apart = (x[~learn, None] - centres) / x[learn].std(0)
-            right += (1 + np.linalg.norm(apart, axis=2).argmin(1) == labels[~learn]).sum()
+        for train in (half, ~half):
+            centres = np.stack([x[train & (labels == k)].mean(0) for k in range(1, 7)])
+            offsets = (x[~train, None] - centres) / x[train].std(0)
+            right += (1 + np.linalg.norm(offsets, axis=2).argmin(1) == labels[~train]).sum()
         assert right / len(labels) < bound
 
 
@@ -129,7 +131,7 @@ def test_silhouettes_stay_in_their_circle_and_differ(label: int) -> None:
     assert max(areas) > 300
 
 
-@pytest.mark.parametrize(("values", "key"), [((0, 1, 64), "train"), ((1, 0, 64), "val"), ((1, 1, 31), "size")])
-def test_settings_out_of_range(values: tuple[int, int, int], key: str) -> None:
-    with pytest.raises(ValueError, match=rf"demo\..*{key}"):
-        Demo(*values)
+@pytest.mark.parametrize(("key", "value"), [("train", 0), ("val", 0), ("size", 31)])
+def test_settings_out_of_range(key: str, value: int) -> None:
+    with pytest.raises(InputError, match=rf"demo\.{key} is {value}; it must be at least"):
+        factories.group("demo", Demo, **{key: value})

@@ -1,4 +1,4 @@
-"""stages/prepare.py and what it is made of: unseg/data/readers.py, coco.py, examine.py, truth.py."""
+"""stages/prepare.py, and unseg/data: readers.py, coco.py, examination.py, truth.py."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import factories
 import numpy as np
 import pytest
 import torch
@@ -16,32 +17,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image as Pillow
-from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from stages import prepare
-from unseg.core import optional
+from unseg.core import masks, optional
 from unseg.core.console import InputError
-from unseg.core.image_index import read_images
+from unseg.core.image_index import ImageRecord, read_images
+from unseg.core.instances import Instance
 from unseg.core.label_maps import LabelMaps
-from unseg.core.rle import decode, encode, run_lengths
 from unseg.core.storage import write_json
 from unseg.data import coco, demo, examination, photos, truth
 from unseg.data.readers import Data
 
-REAL = Path(__file__).parents[1] / ".." / "shared" / "data"
+ROOT = Path(__file__).parents[2]
+REAL = ROOT / ".." / "shared" / "data"
 VOC = {"kind": "voc", "root": "raw", "images": "raw/JPEGImages", "train": "train.txt", "val": None, "annotations": None}
 COCO_ = {"kind": "coco", "root": "raw", "images": "raw/images", "train": "t.json", "val": None, "annotations": None}
 FOLDER = {"kind": "folder", "root": "raw", "images": "raw", "train": None, "val": None, "annotations": None}
 
 
-class Made(NamedTuple):
-    images: list[Any]
+class Outputs(NamedTuple):
+    images: list[ImageRecord]
     rejected: dict[str, str]
     classes: list[str]
     members: list[str]
-    instances: Any
+    instances: Any  # the content of instances.json
     truth: LabelMaps
+
+    @property
+    def objects(self) -> list[Instance]:
+        return [Instance.from_coco(a) for a in self.instances["annotations"]]
 
 
 @pytest.fixture(autouse=True)
@@ -51,13 +56,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def params_of(data: dict[str, Any], backend: str = "torchvision", precision: str = "auto", crf: str = "conv") -> dict[str, Any]:
-    """What prepare reads of params.yaml."""
+    """The part of params.yaml that prepare reads."""
     groups: dict[str, Any] = {key.split(".")[0]: {"precision": precision} for key in prepare.PRECISION_KEYS}
     groups["detector"]["backend"] = backend
     return {"data": data, "crf": {"method": crf}, **groups}
 
 
-def run(data: dict[str, Any], backend: str = "torchvision", precision: str = "auto", crf: str = "conv") -> Made:
+def run(data: dict[str, Any], backend: str = "torchvision", precision: str = "auto", crf: str = "conv") -> Outputs:
     Path("params.yaml").write_text(yaml.safe_dump(params_of(data, backend, precision, crf)))
     prepare.main("images.json", "rejected.json", "truth.zip")
     rejected = json.loads(Path("rejected.json").read_text())["rejected"]
@@ -67,7 +72,7 @@ def run(data: dict[str, Any], backend: str = "torchvision", precision: str = "au
         classes = json.loads(archive.read("classes.json"))["classes"]
         instances = json.loads(archive.read("instances.json")) if "instances.json" in names else None
     labels = LabelMaps("truth.zip", "semantic/")
-    return Made(read_images("images.json"), {r["file_name"]: r["reason"] for r in rejected}, classes, names, instances, labels)
+    return Outputs(read_images("images.json"), {r["file_name"]: r["reason"] for r in rejected}, classes, names, instances, labels)
 
 
 def photo(path: str, h: int = 12, w: int = 10, **options: Any) -> None:
@@ -104,7 +109,7 @@ def lines(path: str, *content: str) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"kind": "imagenet"}, "data.kind is imagenet; it must be folder, voc or coco"),
+        ({"kind": "imagenet"}, "data.kind is 'imagenet'; it must be one of folder, voc, coco"),
         ({"images": "other"}, "data.images is other; it must be data.root"),
         ({"images": "raw/../other"}, "data.images is raw/../other"),
         ({"images": "rawer"}, "data.images is rawer"),
@@ -119,17 +124,17 @@ def lines(path: str, *content: str) -> None:
         ({"kind": "coco", "train": "a.json", "val": "b.txt"}, "data.annotations is None"),
     ],
 )
-def test_a_group_that_cannot_be_is_refused(change: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=r"^data\.") as error:
-        Data(**{**VOC, **change})
-    assert str(error.value).startswith(says)
+def test_an_invalid_group_is_refused(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError) as error:
+        factories.group("data", Data, **{**VOC, **change})
+    assert str(error.value).removeprefix("params.yaml: ").startswith(says)
 
 
 @pytest.mark.parametrize(
     "change", [{}, {"root": "."}, {"images": "raw"}, {"root": "/abs", "images": "/abs/in"}, {"val": "v.txt"}]
 )
-def test_a_group_that_can_be_is_taken(change: dict[str, Any]) -> None:
-    Data(**{**VOC, **change})
+def test_a_valid_group_is_accepted(change: dict[str, Any]) -> None:
+    factories.group("data", Data, **{**VOC, **change})
 
 
 # ---------------------------------------------------------------- any folder
@@ -143,14 +148,14 @@ def test_a_folder_is_searched_in_the_order_of_names_and_the_rest_passed_over(cap
     lines("raw/a b/more.TXT", "no image")
     lines("raw/video.mpg", "no image")
     Path("raw/loop").symlink_to("..", target_is_directory=True)
-    made = run(FOLDER)
+    outputs = run(FOLDER)
     names = ["Z.bmp", "a b/ünïcode ✓.png", "a.webp", "b.JPG", "x.jpg/inner.tiff"]
-    assert [i.file_name for i in made.images] == names
-    assert [i.id for i in made.images] == [1, 2, 3, 4, 5]
-    assert [i.size for i in made.images] == [(12 + len(n), 20) for n in names]
-    assert {i.split for i in made.images} == {"train"}
-    assert made.rejected == {"loop": "a link to a folder, not followed"}
-    assert (made.classes, made.members) == ([], ["classes.json"])
+    assert [i.file_name for i in outputs.images] == names
+    assert [i.id for i in outputs.images] == [1, 2, 3, 4, 5]
+    assert [i.size for i in outputs.images] == [(12 + len(n), 20) for n in names]
+    assert {i.split for i in outputs.images} == {"train"}
+    assert outputs.rejected == {"loop": "a link to a folder, not followed"}
+    assert (outputs.classes, outputs.members) == ([], ["classes.json"])
     out = capsys.readouterr().out
     assert "raw: 5 images (5 train)" in out
     assert "1 rejected (1 a link to a folder, not followed): see rejected.json" in out
@@ -245,16 +250,16 @@ def odd_images() -> dict[str, tuple[int, int] | str]:
 
 def test_odd_images_are_handled_or_listed(capsys: pytest.CaptureFixture[str]) -> None:
     expected = odd_images()
-    made = run(FOLDER)
-    good = {i.file_name: i.size for i in made.images}
+    outputs = run(FOLDER)
+    good = {i.file_name: i.size for i in outputs.images}
     assert good == {name: size for name, size in expected.items() if isinstance(size, tuple)}
-    assert made.rejected.keys() == expected.keys() - good.keys()
-    for name, reason in made.rejected.items():
+    assert outputs.rejected.keys() == expected.keys() - good.keys()
+    for name, reason in outputs.rejected.items():
         assert reason.startswith(expected[name]), (name, reason)
         assert str(Path.cwd()) not in reason
     out = capsys.readouterr().out
     assert f"raw: {len(good)} images" in out
-    assert f"{len(made.rejected)} rejected (" in out
+    assert f"{len(outputs.rejected)} rejected (" in out
     assert "3 too thin or too small" in out
 
 
@@ -262,9 +267,9 @@ def test_a_decompression_bomb_is_rejected_and_a_large_image_is_not(monkeypatch: 
     photo("raw/large.png", 40, 40)
     photo("raw/bomb.png", 100, 100)
     monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 1000)  # Pillow warns from here and refuses twice as much
-    made = run(FOLDER)
-    assert [i.file_name for i in made.images] == ["large.png"]
-    assert made.rejected["bomb.png"].startswith("a decompression bomb")
+    outputs = run(FOLDER)
+    assert [i.file_name for i in outputs.images] == ["large.png"]
+    assert outputs.rejected["bomb.png"].startswith("a decompression bomb")
 
 
 def test_reasons_name_no_place_on_this_machine() -> None:
@@ -280,8 +285,8 @@ def test_a_name_that_is_no_text_is_rejected() -> None:
         Path(os.fsdecode(b"raw/b\xff.jpg")).write_bytes(Path("raw/a.jpg").read_bytes())
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    made = run(FOLDER)
-    assert made.rejected == {"b\\udcff.jpg": "its name is not UTF-8 text: rename it"}
+    outputs = run(FOLDER)
+    assert outputs.rejected == {"b\\udcff.jpg": "its name is not UTF-8 text: rename it"}
 
 
 @pytest.mark.parametrize(
@@ -290,7 +295,7 @@ def test_a_name_that_is_no_text_is_rejected() -> None:
         (lambda: None, r"data\.root: raw: no such folder"),
         (lambda: Path("raw").mkdir(), r"raw: no image found \(empty\)"),
         (lambda: lines("raw/a.heic", "x"), r"raw: no image found \(1 \.heic\)"),
-        (lambda: lines("raw/a.jpg", "x"), r"data\.train: raw: none of its images can be used; rejected\.json says why"),
+        (lambda: lines("raw/a.jpg", "x"), r"data\.train: raw: none of its images can be used; rejected\.json has the reasons"),
     ],
 )
 def test_a_folder_without_photographs_is_an_error(make: Any, says: str) -> None:
@@ -338,7 +343,7 @@ def test_bf16_on_a_cpu_that_emulates_it_ends_prepare(monkeypatch: pytest.MonkeyP
 
 def test_the_command_line_ends_in_one_line_and_needs_no_torch() -> None:
     Path("params.yaml").write_text(yaml.safe_dump(params_of(FOLDER)))
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-m", "stages.prepare", "a.json", "b.json", "c.zip"]
     done = subprocess.run(words, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
@@ -351,7 +356,7 @@ def test_the_command_line_ends_in_one_line_and_needs_no_torch() -> None:
 
 
 def voc_toy() -> tuple[np.ndarray, np.ndarray]:
-    """Two learned from, one held out, one both; masks of a alone, with two instances and a strip of void."""
+    """Two photographs for training, one held out, one both; masks of one, with two instances and a strip of void."""
     for stem in "cabd":
         photo(f"raw/JPEGImages/{stem}.jpg")
     lines("raw/train.txt", "c", "a", "d")
@@ -369,19 +374,23 @@ def test_voc_splits_ids_maps_and_instances() -> None:
     semantic, objects = voc_toy()
     mask("raw/SegmentationClass/a.png", semantic)
     mask("raw/SegmentationObject/a.png", objects)
-    made = run({**VOC, "val": "val.txt"})
-    assert [(i.id, i.file_name, i.split) for i in made.images] == [
+    outputs = run({**VOC, "val": "val.txt"})
+    assert [(i.id, i.file_name, i.split) for i in outputs.images] == [
         *[(1, "a.jpg", "train"), (2, "b.jpg", "val"), (3, "c.jpg", "train"), (4, "d.jpg", "both")]
     ]
-    assert made.members == ["semantic/a.jpg.png", "instances.json", "classes.json"]
-    assert (made.classes[0], made.classes[7], made.classes[20], len(made.classes)) == ("background", "car", "tvmonitor", 21)
-    np.testing.assert_array_equal(made.truth[made.images[0]], semantic)
-    assert [i["file_name"] for i in made.instances["images"]] == ["a.jpg"]
-    assert {c["id"]: c["name"] for c in made.instances["categories"]} == dict(enumerate(made.classes[1:], 1))
-    found = [(a["id"], a["image_id"], a["category_id"], a["iscrowd"]) for a in made.instances["annotations"]]
-    assert found == [(1, 1, 20, 0), (2, 1, 7, 0)]
-    for a, value in zip(made.instances["annotations"], (1, 2), strict=True):
-        np.testing.assert_array_equal(decode(a["segmentation"]), objects == value)
+    assert outputs.members == ["semantic/a.jpg.png", "instances.json", "classes.json"]
+    assert (outputs.classes[0], outputs.classes[7], outputs.classes[20], len(outputs.classes)) == (
+        "background",
+        "car",
+        "tvmonitor",
+        21,
+    )
+    np.testing.assert_array_equal(outputs.truth[outputs.images[0]], semantic)
+    assert [i["file_name"] for i in outputs.instances["images"]] == ["a.jpg"]
+    assert {c["id"]: c["name"] for c in outputs.instances["categories"]} == dict(enumerate(outputs.classes[1:], 1))
+    assert [(x.id, x.image_id, x.category_id, x.iscrowd) for x in outputs.objects] == [(1, 1, 20, False), (2, 1, 7, False)]
+    for x, value in zip(outputs.objects, (1, 2), strict=True):
+        np.testing.assert_array_equal(x.mask.decode(), objects == value)
 
 
 def test_masks_of_the_augmented_set_are_taken_where_voc_has_none() -> None:
@@ -389,21 +398,21 @@ def test_masks_of_the_augmented_set_are_taken_where_voc_has_none() -> None:
     mask("raw/SegmentationClass/a.png", semantic)
     mask("raw/SegmentationClassAug/a.png", np.zeros_like(semantic))
     mask("raw/SegmentationClassAug/c.png", objects)
-    made = run(VOC)
-    assert made.members[:2] == ["semantic/a.jpg.png", "semantic/c.jpg.png"]
-    by_name = {i.file_name: i for i in made.images}
-    np.testing.assert_array_equal(made.truth[by_name["a.jpg"]], semantic)
-    np.testing.assert_array_equal(made.truth[by_name["c.jpg"]], objects)
+    outputs = run(VOC)
+    assert outputs.members[:2] == ["semantic/a.jpg.png", "semantic/c.jpg.png"]
+    by_name = {i.file_name: i for i in outputs.images}
+    np.testing.assert_array_equal(outputs.truth[by_name["a.jpg"]], semantic)
+    np.testing.assert_array_equal(outputs.truth[by_name["c.jpg"]], objects)
 
 
 def test_voc_without_object_masks_has_no_instances_and_without_masks_no_truth() -> None:
     semantic, _ = voc_toy()
     mask("raw/SegmentationClass/b.png", semantic, "L")
-    made = run({**VOC, "val": "val.txt"})
-    assert (made.members, made.instances) == (["semantic/b.jpg.png", "classes.json"], None)
+    outputs = run({**VOC, "val": "val.txt"})
+    assert (outputs.members, outputs.instances) == (["semantic/b.jpg.png", "classes.json"], None)
     Path("raw/SegmentationClass/b.png").unlink()
-    made = run({**VOC, "val": "val.txt"})
-    assert (made.members, made.classes) == (["classes.json"], [])
+    outputs = run({**VOC, "val": "val.txt"})
+    assert (outputs.members, outputs.classes) == (["classes.json"], [])
 
 
 @pytest.mark.parametrize(
@@ -441,9 +450,9 @@ def test_listed_files_that_are_missing_or_lead_out_are_rejected() -> None:
     photo("raw/JPEGImages/stem.png")
     Path("raw/JPEGImages/folder.jpg").mkdir()
     lines("raw/train.txt", "a", "gone", "../secret", str(Path("raw/secret").resolve()), "folder", "x/../a", "", "./b", "stem")
-    made = run(VOC)
-    assert [i.file_name for i in made.images] == ["a.jpg", "b.jpg", "stem.png"]
-    assert made.rejected == {
+    outputs = run(VOC)
+    assert [i.file_name for i in outputs.images] == ["a.jpg", "b.jpg", "stem.png"]
+    assert outputs.rejected == {
         "gone.jpg": "no such file",
         "../secret.jpg": "leads out of data.images",
         f"{Path('raw/secret').resolve()}.jpg": "leads out of data.images",
@@ -476,9 +485,9 @@ def test_a_turned_photograph_is_kept_where_no_mask_contradicts_it() -> None:
     turned_photo("raw/JPEGImages/a.jpg", 6)
     turned_photo("raw/JPEGImages/c.jpg", 3)  # upside down: its size would not tell
     mask("raw/SegmentationClass/c.png", np.zeros((12, 10)))
-    made = run(VOC)
-    assert {i.file_name: i.size for i in made.images} == {"a.jpg": (10, 12), "d.jpg": (12, 10)}
-    assert made.rejected["c.jpg"].startswith("turned by EXIF")
+    outputs = run(VOC)
+    assert {i.file_name: i.size for i in outputs.images} == {"a.jpg": (10, 12), "d.jpg": (12, 10)}
+    assert outputs.rejected["c.jpg"].startswith("turned by EXIF")
 
 
 # ---------------------------------------------------------------- COCO
@@ -504,16 +513,15 @@ def test_segmentations_of_all_kinds_come_to_the_same_mask() -> None:
     by_hand = np.zeros((5, 6), bool)
     by_hand[1:3, 1:4] = True
     plain = [6, 2, 3, 2, 3, 2, 12]  # down the columns: 6 off, rows 1 and 2 of column 1, 3 off, ...
-    compressed = encode(by_hand)
-    for segmentation in ([SQUARE], {"size": [5, 6], "counts": plain}, compressed):
-        rle = coco.to_rle(segmentation, (5, 6))
-        np.testing.assert_array_equal(decode(rle), by_hand)
-        assert rle == compressed
-    two = coco.to_rle([box(0, 0, 2, 2), box(1, 1, 3, 2)], (5, 6))
-    assert decode(two).sum() == 4 + 6 - 1
-    over = coco.to_rle([[2, 1, 12, 1, 12, 10, 2, 10]], (5, 6))  # corners beyond the frame, by one image at the most
-    assert decode(over).sum() == 4 * 4
-    assert not decode(coco.to_rle([[1, 1, 1.2, 1, 1.2, 1.2]], (5, 6))).any()  # no pixel's centre
+    expected = masks.encode(by_hand)
+    for segmentation in ([SQUARE], {"size": [5, 6], "counts": plain}, expected.rle, json.dumps(expected.rle).encode()):
+        mask = coco.to_mask(segmentation, (5, 6))
+        np.testing.assert_array_equal(mask.decode(), by_hand)
+        assert mask == expected
+    assert coco.to_mask([box(0, 0, 2, 2), box(1, 1, 3, 2)], (5, 6)).area == 4 + 6 - 1
+    over = coco.to_mask([[2, 1, 12, 1, 12, 10, 2, 10]], (5, 6))  # corners outside the image, by at most one image
+    assert over.area == 4 * 4
+    assert not coco.to_mask([[1, 1, 1.2, 1, 1.2, 1.2]], (5, 6)).area  # no pixel's centre
 
 
 @pytest.mark.parametrize(
@@ -526,57 +534,56 @@ def test_segmentations_of_all_kinds_come_to_the_same_mask() -> None:
         *[
             {"size": [6, 5], "counts": [30]},
             {"counts": [30]},
-            {"size": [6, 5], "counts": encode(np.ones((6, 5), bool))["counts"]},
+            masks.encode(np.ones((6, 5), bool)).rle,
         ],
-        {"size": [5, 6], "counts": encode(np.eye(5, 6) > 0)["counts"][:-1]},
-        {"size": [5, 6], "counts": encode(np.eye(5, 6) > 0)["counts"] + "o"},
+        {"size": [5, 6], "counts": masks.encode(np.eye(5, 6) > 0).counts[:-1]},
+        {"size": [5, 6], "counts": masks.encode(np.eye(5, 6) > 0).counts + "o"},
     ],
 )
-def test_a_segmentation_that_is_none_is_refused(segmentation: Any) -> None:
+def test_an_invalid_segmentation_is_refused(segmentation: Any) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        coco.to_rle(segmentation, (5, 6))
+        coco.to_mask(segmentation, (5, 6))
 
 
 @settings(max_examples=60, deadline=None)
 @given(arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40))))
 def test_compressed_run_lengths_are_read_as_pycocotools_writes_them(pixels: np.ndarray) -> None:
     h, w = pixels.shape
-    rle = encode(pixels)
-    lengths = run_lengths([rle["counts"]])[0]
-    assert coco_mask.frPyObjects({"size": [h, w], "counts": lengths.tolist()}, h, w)["counts"].decode() == rle["counts"]
+    mask = masks.encode(pixels)
+    lengths = masks.run_lengths([mask.counts])[0]
+    assert masks.from_run_lengths(lengths.tolist(), (h, w)) == mask
     values = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
     np.testing.assert_array_equal(values.reshape(w, h).T, pixels)
 
 
 def test_long_runs_and_falling_ones_are_read() -> None:
     lengths = [0, 100_000, 3, 7, 40_000, 1, 123_456, 1]
-    size = [1, sum(lengths)]
-    packed = coco_mask.frPyObjects({"size": size, "counts": lengths}, *size)["counts"].decode()
-    assert run_lengths([packed, "01", packed])[2].tolist() == lengths
+    counts = masks.from_run_lengths(lengths, (1, sum(lengths))).counts
+    assert masks.run_lengths([counts, "01", counts])[2].tolist() == lengths
 
 
 def test_smaller_objects_stay_visible_and_crowds_are_void() -> None:
     photo("raw/images/a.png")
     small, large, crowd, tiny = box(3, 3, 2, 2), box(1, 1, 8, 8), box(1, 6, 5, 5), box(2, 8, 1, 1)
-    run_lengths = {"size": [12, 10], "counts": encode(decode(coco.to_rle([crowd], (12, 10))))["counts"]}
+    run_lengths = coco.to_mask([crowd], (12, 10)).rle
     coco_json(
         "raw/t.json",
         [thing(5, [small], 3), thing(6, [large], 90), thing(7, run_lengths, 90, iscrowd=1), thing(9, [tiny], 3)],
     )
-    made = run(COCO_)
+    outputs = run(COCO_)
     expected = np.zeros((12, 10), np.uint8)
     expected[1:9, 1:9] = 2  # dog, the second of the ids
     expected[6:11, 1:6] = 255
     expected[3:5, 3:5] = 1
     expected[8, 2] = 1
-    np.testing.assert_array_equal(made.truth[made.images[0]], expected)
-    assert made.classes == ["background", "cat", "dog"]
-    assert made.instances["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-    found = [(a["id"], a["category_id"], a["iscrowd"], a["area"], a["bbox"]) for a in made.instances["annotations"]]
-    assert found == [
+    np.testing.assert_array_equal(outputs.truth[outputs.images[0]], expected)
+    assert outputs.classes == ["background", "cat", "dog"]
+    assert outputs.instances["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    values = [(a["id"], a["category_id"], a["iscrowd"], a["area"], a["bbox"]) for a in outputs.instances["annotations"]]
+    assert values == [
         *[(1, 1, 0, 4, [3, 3, 2, 2]), (2, 2, 0, 64, [1, 1, 8, 8]), (3, 2, 1, 25, [1, 6, 5, 5]), (4, 1, 0, 1, [2, 8, 1, 1])]
     ]
-    assert [(i.id, i.split) for i in made.images] == [(7, "train")]
+    assert [(i.id, i.split) for i in outputs.images] == [(7, "train")]
 
 
 @pytest.mark.parametrize(
@@ -587,7 +594,7 @@ def test_smaller_objects_stay_visible_and_crowds_are_void() -> None:
         (thing(41, {"size": [10, 12], "counts": [120]}), r"annotation 41 of a\.png: its size is \[10, 12\]"),
         (thing(41, [SQUARE], category=4), r"annotation 41: category_id 4 is not among the categories"),
         (thing(41, [SQUARE], image=8), r"annotation 41 is of image 8, which the file does not list"),
-        (5, r"annotations\[0\]: image_id is 'None'; COCO's form has int here"),
+        (5, r"annotations\[0\]: image_id is 'None'; COCO's format has int here"),
     ],
 )
 def test_a_bad_annotation_is_an_error_that_names_it(bad: Any, says: str) -> None:
@@ -604,15 +611,18 @@ def record(id: Any, name: Any, h: Any = 12, w: Any = 10) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("[]", r"t\.json: images is 'None'; COCO's form has list here"),
+        ("[]", r"t\.json: images is 'None'; COCO's format has list here"),
         ("{", r"t\.json is not JSON"),
         ('{"images": {}}', r"images is '\{\}'"),
         (json.dumps({"images": [record("7", "a.png")]}), r"images\[0\]: id is '7'"),
         (json.dumps({"images": [record(True, "a.png")]}), r"images\[0\]: id is 'True'"),
         (json.dumps({"images": [record(7, None)]}), r"images\[0\]: file_name is 'None'"),
         (json.dumps({"images": [record(7, "a.png", 12.5)]}), r"images\[0\]: height is '12.5'"),
-        (json.dumps({"images": [record(7, "a.png"), record(7, "b.png")]}), r"id 7 is given to two images"),
-        (json.dumps({"images": [record(7, "a.png"), record(8, "./a.png")]}), r"file_name 'a\.png' is given to two"),
+        (
+            json.dumps({"images": [record(7, "a.png"), record(7, "b.png")]}),
+            r"two images have the id 7; each needs a different one",
+        ),
+        (json.dumps({"images": [record(7, "a.png"), record(8, "./a.png")]}), r"two images have the file_name 'a\.png'"),
         (json.dumps({"images": [], "annotations": None}), r"annotations is 'None'"),
         (json.dumps({"images": [], "categories": [{"id": 1}]}), r"categories\[0\]: name is 'None'"),
         (json.dumps({"images": [], "categories": [{"id": 1, "name": n} for n in "ab"]}), r"category id 1 is both a and b"),
@@ -637,15 +647,15 @@ def test_names_that_lead_out_and_sizes_that_disagree_are_rejected() -> None:
     records = [record(i, n) for i, n in enumerate(names)]
     records += [record(20, "b.png", 10, 12), record(21, "turned.jpg"), record(22, "over.jpg")]
     coco_json("raw/t.json", [thing(1, [SQUARE], image=22)], records)
-    made = run(COCO_)
-    assert [i.file_name for i in made.images] == ["sub/a.png"]
-    assert made.members == ["semantic/sub/a.png.png", "instances.json", "classes.json"]
-    heads = {name: reason.split(":")[0] for name, reason in made.rejected.items()}
+    outputs = run(COCO_)
+    assert [i.file_name for i in outputs.images] == ["sub/a.png"]
+    assert outputs.members == ["semantic/sub/a.png.png", "instances.json", "classes.json"]
+    heads = {name: reason.split(":")[0] for name, reason in outputs.rejected.items()}
     out = "leads out of data.images"
     assert heads == {
         **{names[1]: out, names[2]: out, names[3]: "its name is not UTF-8 text", "sub": "a folder", ".": "a folder"},
         **dict.fromkeys(("b.png", "turned.jpg"), "not of the annotated size"),
-        "over.jpg": "turned by EXIF, while its annotation is not",
+        "over.jpg": "turned by EXIF, but its annotation is not",
     }
 
 
@@ -674,11 +684,11 @@ def test_text_lists_name_images_in_every_way() -> None:
     ]
     lines("raw/train.txt", *train)
     lines("raw/val.txt", "elsewhere/f.jpg", "e", "g.jpg")
-    made = run({**COCO_, "train": "train.txt", "val": "val.txt", "annotations": "all.json"})
-    assert {i.id: i.split for i in made.images} == {
+    outputs = run({**COCO_, "train": "train.txt", "val": "val.txt", "annotations": "all.json"})
+    assert {i.id: i.split for i in outputs.images} == {
         **{9: "train", 30: "train", 41: "train", 52: "train", 63: "both", 85: "train", 96: "val"}
     }
-    assert made.rejected.keys() == {"nowhere.jpg", "elsewhere/f.jpg"}  # the second could be either
+    assert outputs.rejected.keys() == {"nowhere.jpg", "elsewhere/f.jpg"}  # the second could be either
     lines("raw/val.txt", "g.jpg", "96")
     with pytest.raises(InputError, match=r"val\.txt: 96 names g\.jpg a second time"):
         run({**COCO_, "train": "train.txt", "val": "val.txt", "annotations": "all.json"})
@@ -689,11 +699,11 @@ def test_two_jsons_their_splits_folders_and_truths() -> None:
         photo(f"raw/images/{name}")
     coco_json("raw/instances_train9.json", [thing(1, [SQUARE], 3, 1)], [record(2, "c.png"), record(1, "a.png")])
     coco_json("raw/instances_val9.json", [thing(1, [SQUARE], 90, 5)], [record(5, "val9/b.png")])
-    made = run({**COCO_, "train": "instances_train9.json", "val": "instances_val9.json"})
-    index = [(i.id, i.file_name, i.split) for i in made.images]
+    outputs = run({**COCO_, "train": "instances_train9.json", "val": "instances_val9.json"})
+    index = [(i.id, i.file_name, i.split) for i in outputs.images]
     assert index == [(1, "train9/a.png", "train"), (2, "train9/c.png", "train"), (5, "val9/b.png", "val")]
-    assert [int(made.truth[i].max()) for i in made.images] == [1, 0, 2]
-    assert [(a["id"], a["image_id"]) for a in made.instances["annotations"]] == [(1, 1), (2, 5)]
+    assert [int(outputs.truth[i].max()) for i in outputs.images] == [1, 0, 2]
+    assert [(a["id"], a["image_id"]) for a in outputs.instances["annotations"]] == [(1, 1), (2, 5)]
     content = json.loads(Path("raw/instances_val9.json").read_text())
     content["categories"][0]["name"] = "horse"
     write_json("raw/instances_val9.json", content)
@@ -704,12 +714,12 @@ def test_two_jsons_their_splits_folders_and_truths() -> None:
 def test_one_json_for_both_splits_gives_each_truth_once() -> None:
     photo("raw/images/a.png")
     coco_json("raw/t.json", [thing(1, [SQUARE])])
-    made = run({**COCO_, "val": "t.json"})
-    assert [(i.id, i.split) for i in made.images] == [(7, "both")]
-    assert len(made.instances["annotations"]) == 1
+    outputs = run({**COCO_, "val": "t.json"})
+    assert [(i.id, i.split) for i in outputs.images] == [(7, "both")]
+    assert len(outputs.instances["annotations"]) == 1
     coco_json("raw/v.json", [thing(1, [SQUARE], 3), thing(2, [SQUARE], 3)])
-    made = run({**COCO_, "val": "v.json"})
-    assert [a["category_id"] for a in made.instances["annotations"]] == [1, 1]
+    outputs = run({**COCO_, "val": "v.json"})
+    assert [a["category_id"] for a in outputs.instances["annotations"]] == [1, 1]
     coco_json("raw/t.json", [], [record(7, "a.png", 99, 99)])  # the file that gives the truth gives the size
     assert [i.size for i in run({**COCO_, "val": "v.json"}).images] == [(12, 10)]
 
@@ -719,17 +729,17 @@ def test_ids_that_clash_are_counted_anew() -> None:
         photo(f"raw/images/{name}")
     coco_json("raw/t.json", [thing(1, [SQUARE], 3, 1)], [record(1, "b.png")])
     coco_json("raw/v.json", [thing(1, [SQUARE], 90, 1)], [record(1, "a.png")])
-    made = run({**COCO_, "val": "v.json"})
-    assert [(i.id, i.file_name, i.split) for i in made.images] == [(1, "a.png", "val"), (2, "b.png", "train")]
-    assert [int(made.truth[i].max()) for i in made.images] == [2, 1]
-    assert {a["image_id"]: a["category_id"] for a in made.instances["annotations"]} == {1: 2, 2: 1}
+    outputs = run({**COCO_, "val": "v.json"})
+    assert [(i.id, i.file_name, i.split) for i in outputs.images] == [(1, "a.png", "val"), (2, "b.png", "train")]
+    assert [int(outputs.truth[i].max()) for i in outputs.images] == [2, 1]
+    assert {a["image_id"]: a["category_id"] for a in outputs.instances["annotations"]} == {1: 2, 2: 1}
 
 
 def test_a_json_without_annotations_gives_photographs_and_no_truth() -> None:
     photo("raw/images/a.png")
     write_json("raw/t.json", {"images": [record(7, "a.png")]})
-    made = run(COCO_)
-    assert (made.members, made.classes, len(made.images)) == (["classes.json"], [], 1)
+    outputs = run(COCO_)
+    assert (outputs.members, outputs.classes, len(outputs.images)) == (["classes.json"], [], 1)
 
 
 @pytest.mark.parametrize(("count", "fits"), [(254, True), (255, False)])
@@ -737,8 +747,8 @@ def test_a_label_map_holds_254_classes(count: int, fits: bool) -> None:
     photo("raw/images/a.png")
     coco_json("raw/t.json", [thing(1, [SQUARE], count)], categories=[{"id": i + 1, "name": f"c{i}"} for i in range(count)])
     if fits:
-        made = run(COCO_)
-        assert made.truth[made.images[0]].max() == 254
+        outputs = run(COCO_)
+        assert outputs.truth[outputs.images[0]].max() == 254
     else:
         with pytest.raises(InputError, match=r"255 categories; a label map holds 254"):
             run(COCO_)
@@ -749,38 +759,38 @@ def test_a_label_map_holds_254_classes(count: int, fits: bool) -> None:
 
 def test_the_demo_goes_through_with_its_exact_truth() -> None:
     demo.write(Path("raw"), demo.Demo(train=12, val=6, size=32), seed=3)
-    made = run({**COCO_, "train": "annotations/instances_train.json", "val": "annotations/instances_val.json"})
-    assert made.rejected == {}
-    assert made.classes == ["background", *demo.CLASSES]
-    assert [i.split for i in made.images] == ["train"] * 12 + ["val"] * 6
-    assert [i.id for i in made.images] == list(range(1, 19))
-    for n, image in enumerate(made.images):
+    outputs = run({**COCO_, "train": "annotations/instances_train.json", "val": "annotations/instances_val.json"})
+    assert outputs.rejected == {}
+    assert outputs.classes == ["background", *demo.CLASSES]
+    assert [i.split for i in outputs.images] == ["train"] * 12 + ["val"] * 6
+    assert [i.id for i in outputs.images] == list(range(1, 19))
+    for n, image in enumerate(outputs.images):
         rng = np.random.default_rng([3, image.split == "val", n if n < 12 else n - 12])
         pixels, objects = demo.scene(rng, 32)
         np.testing.assert_array_equal(np.array(Pillow.open(Path("raw/images") / image.file_name)), pixels)
         semantic = np.zeros((32, 32), np.uint8)
         for label, visible in objects:
             semantic[visible] = label
-        np.testing.assert_array_equal(made.truth[image], semantic)
-        annotations = [a for a in made.instances["annotations"] if a["image_id"] == image.id]
-        assert [a["category_id"] for a in annotations] == [label for label, _ in objects]
-        for a, (_, visible) in zip(annotations, objects, strict=True):
-            np.testing.assert_array_equal(decode(a["segmentation"]), visible)
+        np.testing.assert_array_equal(outputs.truth[image], semantic)
+        instances = [x for x in outputs.objects if x.image_id == image.id]
+        assert [x.category_id for x in instances] == [label for label, _ in objects]
+        for x, (_, visible) in zip(instances, objects, strict=True):
+            np.testing.assert_array_equal(x.mask.decode(), visible)
 
 
 @pytest.mark.skipif(not (REAL / "VOC2012").is_dir(), reason="../shared/data/VOC2012 is not here")
 def test_real_voc() -> None:
     root = str(REAL / "VOC2012")
     lists = {f"{s}": f"ImageSets/Segmentation/{s}.txt" for s in ("train", "val")}
-    made = run({**VOC, "root": root, "images": f"{root}/JPEGImages", **lists})
-    splits = [i.split for i in made.images]
-    assert (splits.count("train"), splits.count("val"), len(splits), made.rejected) == (311, 381, 692, {})
-    assert [i.id for i in made.images] == list(range(1, 693))
-    assert made.instances is None
-    assert len(made.members) == 693
-    for image in made.images[::23]:
+    outputs = run({**VOC, "root": root, "images": f"{root}/JPEGImages", **lists})
+    splits = [i.split for i in outputs.images]
+    assert (splits.count("train"), splits.count("val"), len(splits), outputs.rejected) == (311, 381, 692, {})
+    assert [i.id for i in outputs.images] == list(range(1, 693))
+    assert outputs.instances is None
+    assert len(outputs.members) == 693
+    for image in outputs.images[::23]:
         png = Pillow.open(Path(root) / "SegmentationClass" / f"{Path(image.file_name).stem}.png")
-        np.testing.assert_array_equal(made.truth[image], np.array(png))
+        np.testing.assert_array_equal(outputs.truth[image], np.array(png))
 
 
 @pytest.mark.skipif(not (REAL / "coco").is_dir(), reason="../shared/data/coco is not here")
@@ -788,32 +798,38 @@ def test_real_voc() -> None:
 def test_real_coco_against_pycocotools(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     root = str(REAL / "coco")
     file = "annotations/instances_train2017.json"
-    made = run({**COCO_, "root": root, "images": root + folder, "train": file})
+    outputs = run({**COCO_, "root": root, "images": root + folder, "train": file})
     theirs = COCO(Path(root) / file)
-    assert (len(made.images), len(made.instances["annotations"]), len(made.classes), made.rejected) == (80, 705, 81, {})
-    assert [i.id for i in made.images] == sorted(theirs.getImgIds())
+    assert (len(outputs.images), len(outputs.instances["annotations"]), len(outputs.classes), outputs.rejected) == (
+        80,
+        705,
+        81,
+        {},
+    )
+    assert [i.id for i in outputs.images] == sorted(theirs.getImgIds())
     names = {c["name"]: c["id"] for c in theirs.loadCats(theirs.getCatIds())}
-    for image in made.images[:: 4 if folder else 8]:
-        ours = [a for a in made.instances["annotations"] if a["image_id"] == image.id]
+    for image in outputs.images[:: 4 if folder else 8]:
+        ours = [x for x in outputs.objects if x.image_id == image.id]
         annotations = theirs.loadAnns(theirs.getAnnIds(image.id))
-        masks = [theirs.annToMask(a) for a in annotations]
-        for a, b, pixels in zip(ours, annotations, masks, strict=True):
-            assert (names[made.classes[a["category_id"]]], a["iscrowd"]) == (b["category_id"], b["iscrowd"])
-            np.testing.assert_array_equal(decode(a["segmentation"]), pixels)
-        values = made.truth[image]
-        covered = np.any(masks, 0) if masks else np.zeros(image.size, bool)
+        pixels = [theirs.annToMask(a) for a in annotations]
+        for x, a, mask in zip(ours, annotations, pixels, strict=True):
+            assert (names[outputs.classes[x.category_id]], x.iscrowd) == (a["category_id"], a["iscrowd"])
+            np.testing.assert_array_equal(x.mask.decode(), mask)
+        values = outputs.truth[image]
+        covered = np.any(pixels, 0) if pixels else np.zeros(image.size, bool)
         np.testing.assert_array_equal(values > 0, covered)
         for label in np.unique(values[values > 0]):
-            own = [m for m, a in zip(masks, ours, strict=True) if (255 if a["iscrowd"] else a["category_id"]) == label]
-            assert np.any(own, 0)[values == label].all()
+            masks_of_label = [m for m, x in zip(pixels, ours, strict=True) if (255 if x.iscrowd else x.category_id) == label]
+            assert np.any(masks_of_label, 0)[values == label].all()
 
 
-def test_painting_does_not_hang_on_the_order_of_the_annotations() -> None:
+def test_painting_does_not_depend_on_the_order_of_the_annotations() -> None:
     rng = np.random.default_rng(0)
-    things = [truth.Instance(i + 1, encode(rng.random((9, 9)) < share)) for i, share in enumerate((0.9, 0.5, 0.2, 0.05))]
-    painted = truth.paint((9, 9), things)
-    np.testing.assert_array_equal(painted, truth.paint((9, 9), things[::-1]))
-    np.testing.assert_array_equal(painted == 4, decode(things[3].rle))
+    fractions = (0.9, 0.5, 0.2, 0.05)
+    instances = [factories.instance(rng.random((9, 9)) < f, category_id=i) for i, f in enumerate(fractions, 1)]
+    painted = truth.paint((9, 9), instances)
+    np.testing.assert_array_equal(painted, truth.paint((9, 9), instances[::-1]))
+    np.testing.assert_array_equal(painted == 4, instances[3].mask.decode())
 
 
 # Archives
@@ -836,16 +852,16 @@ def test_archives_of_photographs() -> None:
     packed("raw/in/a.zip", **{"sub/b.webp": picture(1), "a.webp": picture(2), "note.txt": b"x", "bad.png": b"x", **odd})
     Path("raw/c.png").write_bytes(picture(3))
     Path("raw/broken.zip").write_bytes(b"PK no zip")
-    made = run(FOLDER)
-    assert [i.file_name for i in made.images] == ["c.png", "in/a.zip/a.webp", "in/a.zip/sub/b.webp"]
-    assert [i.size for i in made.images] == [(20, 30)] * 3
-    assert made.rejected.pop("broken.zip").startswith("an archive that cannot be read")
-    assert made.rejected == {
+    outputs = run(FOLDER)
+    assert [i.file_name for i in outputs.images] == ["c.png", "in/a.zip/a.webp", "in/a.zip/sub/b.webp"]
+    assert [i.size for i in outputs.images] == [(20, 30)] * 3
+    assert outputs.rejected.pop("broken.zip").startswith("an archive that cannot be read")
+    assert outputs.rejected == {
         "in/a.zip/../out.png": "leads out of its archive",
         "in/a.zip//abs.png": "leads out of its archive",
         "in/a.zip/bad.png": "not an image",
     }
-    for image, seed in zip(made.images, (3, 2, 1), strict=True):
+    for image, seed in zip(outputs.images, (3, 2, 1), strict=True):
         want = np.random.default_rng(seed).integers(0, 255, (20, 30, 3), np.uint8)
         assert np.array_equal(np.array(photos.read("raw", image)), want)
 
@@ -859,8 +875,8 @@ def test_a_member_without_a_name() -> None:
 
 def test_a_member_too_large_to_be_a_photograph(monkeypatch: pytest.MonkeyPatch) -> None:
     packed("raw/a.zip", **{"a.webp": picture(), "b.png": b"0" * 5000})
-    monkeypatch.setattr(photos, "LARGEST", 4000)
-    assert run(FOLDER).rejected == {"a.zip/b.png": "cannot be decoded: 5000 bytes in an archive are no photograph"}
+    monkeypatch.setattr(photos, "MAX_MEMBER_BYTES", 4000)
+    assert run(FOLDER).rejected == {"a.zip/b.png": "cannot be decoded: a member of 5000 bytes is too large for a photograph"}
 
 
 def test_a_name_in_a_list_may_lead_into_an_archive_but_not_out(tmp_path: Path) -> None:
@@ -872,20 +888,19 @@ def test_a_name_in_a_list_may_lead_into_an_archive_but_not_out(tmp_path: Path) -
     assert examination.refuse(root, str(tmp_path / "other.zip/a.webp")) is not None
     (root / "link.zip").symlink_to(tmp_path / "other.zip")
     assert examination.refuse(root, "link.zip/a.webp") == "leads out of data.images"
-    assert (
-        examination.look(root, examination.Candidate("a.zip/gone.webp", "train")) == "cannot be decoded: a.zip has no gone.webp"
-    )
+    missing = examination.Candidate("a.zip/gone.webp", "train")
+    assert examination.examine_file(root, missing) == "cannot be decoded: a.zip has no gone.webp"
 
 
 def test_each_process_reads_an_archive_for_itself() -> None:
     packed("raw/a.zip", **{"a.webp": picture(1), "b.webp": picture(2)})
     with zipfile.ZipFile("raw/a.zip") as archive:
-        assert photos.archive(Path("raw/a.zip"), 1) is photos.archive(Path("raw/a.zip"), 1)
-        assert photos.archive(Path("raw/a.zip"), 1) is not photos.archive(Path("raw/a.zip"), 2)
-        assert photos.inside("raw/a.zip/b.webp") == (Path("raw/a.zip"), "b.webp")
-        assert photos.inside("raw/b.webp") is None
-        assert photos.source("raw/a.zip/b.webp").read() == archive.read("b.webp")  # type: ignore[union-attr]
-        photos.archive(Path("raw/a.zip"), os.getpid()).close()
+        assert photos.open_archive(Path("raw/a.zip"), 1) is photos.open_archive(Path("raw/a.zip"), 1)
+        assert photos.open_archive(Path("raw/a.zip"), 1) is not photos.open_archive(Path("raw/a.zip"), 2)
+        assert photos.split_archive("raw/a.zip/b.webp") == (Path("raw/a.zip"), "b.webp")
+        assert photos.split_archive("raw/b.webp") is None
+        assert photos.pillow_source("raw/a.zip/b.webp").read() == archive.read("b.webp")  # type: ignore[union-attr]
+        photos.open_archive(Path("raw/a.zip"), os.getpid()).close()
         with pytest.raises(ValueError, match="closed"):
-            photos.source("raw/a.zip/b.webp")
-    photos.archive.cache_clear()
+            photos.pillow_source("raw/a.zip/b.webp")
+    photos.open_archive.cache_clear()
