@@ -8,6 +8,7 @@ warm up. Plain: float32, explicit softmax attention, all of every block, one ima
 the last block's attention and MLP), attention head by head (`vit.CpuAttention`), a batch, bf16 if the CPU has bfloat16 units.
 """
 
+import math
 import statistics
 import sys
 import time
@@ -60,16 +61,32 @@ def forward(model: VisionTransformer, image: Tensor) -> tuple[Tensor, Tensor]:
     return query[:, 0], keys[:, 1:]
 
 
-def compare(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each way; they take turns, and the first turn warms up."""
+def two_vits(shape: vit.Backbone, device: torch.device) -> tuple[VisionTransformer, VisionTransformer]:
+    """Two ViTs, the second with explicit softmax."""
+    net, explicit = (vit.build(shape, 224).eval().to(device) for _ in range(2))
+    for block in explicit.blocks:
+        block.attn.fused_attn = False  # type: ignore[union-attr]
+    return net, explicit
+
+
+def measure(ways: dict[str, Callable[[], object]], rounds: int, seconds: float = math.inf) -> dict[str, list[float]]:
+    """Seconds of each way in each round. They take turns; a first round warms up. No round starts after `seconds`, but one."""
     times: dict[str, list[float]] = {name: [] for name in ways}
+    begin = now()
     for turn in range(rounds + 1):
         for name, way in ways.items():
             start = now()
             way()
             if turn:
                 times[name].append(now() - start)
-    return {name: statistics.median(t) for name, t in times.items()}
+        if turn and now() - begin > seconds:
+            break
+    return times
+
+
+def compare(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each way."""
+    return {name: statistics.median(times) for name, times in measure(ways, rounds).items()}
 
 
 def now() -> float:
@@ -101,10 +118,7 @@ def main(rounds: int = 3) -> None:
     print(f"mining: plain {1e3 * t['plain'] / BATCH:.1f} ms, ours {1e3 * t['ours'] / BATCH:.2f} ms per image (batch {BATCH}),")
     print(f"  {t['plain'] / t['ours']:.0f} times as fast; same regions: {agree:.0%}")
 
-    shape = vit.Backbone("none", PATCH, WIDTH, DEPTH, HEADS)
-    explicit, net = vit.build(shape, 224).eval(), vit.build(shape, 224).eval()
-    for block in explicit.blocks:
-        block.attn.fused_attn = False  # type: ignore[union-attr]
+    net, explicit = two_vits(vit.Backbone("none", PATCH, WIDTH, DEPTH, HEADS), CPU)
     images = torch.randn(IMAGES, 3, ROWS * PATCH, COLS * PATCH)
 
     def batched() -> list[np.ndarray]:

@@ -54,13 +54,8 @@ def photograph(path: Path, height: int, width: int, seed: int) -> None:
 
 def write_random(path: Path, arch: str | None) -> None:
     p = params.group("segmenter", segmenter.Segmenter, ROOT / "params.yaml")
-    shape: dict[str, Any] = {
-        "arch": p.arch,
-        "width": p.width,
-        "stride": p.stride,
-        "rates": p.rates,
-        "labels": params.value("cluster.k", int, ROOT / "params.yaml") + 1,
-    }
+    shape: dict[str, Any] = {key: getattr(p, key) for key in ("arch", "width", "stride", "rates")}
+    shape["labels"] = params.value("cluster.k", int, ROOT / "params.yaml") + 1
     if arch:
         shape |= {"arch": arch, "width": 64, "rates": [12, 24, 36]}
     segmenter.write_segmenter(path, deeplab.DeepLab(**shape), shape, p.size, p.precision)
@@ -89,7 +84,7 @@ def time_network(predictor: Predictor, folder: Path) -> float:
     seconds = 0.0
     for path in sorted(folder.iterdir()):
         image = photos.open_rgb(path)
-        size = tiles.looked_at(predictor.net, (image.height, image.width), predictor.input_size)
+        size = tiles.network_size(predictor.net, (image.height, image.width), predictor.input_size)
         x = batching.to_tensor(photos.resize(image, size))[None]
         start = time.perf_counter()
         segmenter.probabilities(predictor.net, x.to(predictor.device)).float().cpu()

@@ -10,7 +10,6 @@ With a GPU a second table follows, measured there.
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
@@ -21,12 +20,11 @@ import numpy as np
 import torch
 from PIL import Image as Pillow
 from pycocotools import mask as coco_mask
-from timm.models.vision_transformer import VisionTransformer
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.mine import forward, now, plain
+from benchmarks.mine import forward, measure, plain, two_vits
 from unseg.core import image_index, masks, profiles
 from unseg.core.instances import Detection
 from unseg.data import photos
@@ -57,20 +55,6 @@ class Row(NamedTuple):
     floor: Way | None = None
 
 
-def fastest(ways: dict[str, Way], seconds: float) -> dict[str, float]:
-    """The smallest time of each way. They take turns, at least two, until the time is over; the first turn warms up."""
-    best, begin = dict.fromkeys(ways, float("inf")), time.perf_counter()
-    for turn in range(ROUNDS + 1):
-        for name, way in ways.items():
-            start = now()
-            way()
-            if turn:
-                best[name] = min(best[name], now() - start)
-        if turn and time.perf_counter() - begin > seconds:
-            break
-    return best
-
-
 def peaks(device: torch.device) -> dict[str, Way]:
     left, right = torch.randn(2, *2 * [SIDE_GPU if device.type == "cuda" else SIDE], device=device)
     if fastest_precision(device) == "fp32":
@@ -86,18 +70,10 @@ def count_flops(way: Way) -> float:
     return float(counter.get_total_flops())
 
 
-def two_vits(device: torch.device) -> tuple[VisionTransformer, VisionTransformer]:
-    """Two ViT-S/16, the second with explicit softmax."""
-    net, explicit = (vit.build(SHAPE, 224).eval().to(device) for _ in range(2))
-    for block in explicit.blocks:
-        block.attn.fused_attn = False  # type: ignore[union-attr]
-    return net, explicit
-
-
 def mine(device: torch.device) -> Row:
     """From pixels to regions of patches. The floor leaves out the last block, whose attention is not needed."""
     batch = 2 if device.type == "cpu" else 16
-    net, explicit = two_vits(device)
+    net, explicit = two_vits(SHAPE, device)
     x, grid = torch.randn(batch, 3, *MINE, device=device), (MINE[0] // SHAPE.patch, MINE[1] // SHAPE.patch)
 
     def ours() -> None:
@@ -119,7 +95,7 @@ def mine(device: torch.device) -> Row:
 def embed(device: torch.device) -> Row:
     """CLS tokens of crops with `embed.precision: auto`."""
     batch = 16 if device.type == "cpu" else 256
-    net, explicit = two_vits(device)
+    net, explicit = two_vits(SHAPE, device)
     x = torch.randn(batch, 3, *CROP, device=device)
 
     def ours() -> None:
@@ -243,7 +219,7 @@ def table(rows: list[Row], device: torch.device, seconds: float) -> None:
     lines = []
     for row in rows:
         ways = {name: way for name, way in (("ours", row.ours), ("plain", row.plain), ("floor", row.floor)) if way}
-        t = fastest(ways | products, seconds / len(rows))
+        t = {name: min(times) for name, times in measure(ways | products, ROUNDS, seconds / len(rows)).items()}
         side = SIDE_GPU if device.type == "cuda" else SIDE
         peak = {name: max(peak[name], 2 * side**3 / t[name]) for name in peak}
         lines.append((row, t))

@@ -69,20 +69,20 @@ class Prediction:
 
     def index(self) -> Pillow.Image:
         """The label map as a palette image."""
-        return overlay.indexed(self.labels, self.colours)
+        return overlay.palette_image(self.labels, self.colours)
 
     def overlay(self) -> Pillow.Image:
         """The labels over the photograph, with a legend; the longer side has 320 to 1280 pixels."""
-        return Pillow.fromarray(overlay.drawn(self.pixels, self.labels, self.colours, self.names))
+        return Pillow.fromarray(overlay.draw(self.pixels, self.labels, self.colours, self.names))
 
     def boxes(self) -> Pillow.Image:
         """The confident detections over the photograph, as in the report: score at least 0.5, ten at most."""
-        photo = overlay.reduced(self.pixels)
-        confident = [d for d in self.detections if d.score >= sheets.SURE][: sheets.MOST]
+        photo = overlay.resize(self.pixels)
+        confident = [d for d in self.detections if d.score >= sheets.MIN_SCORE][: sheets.MAX_DETECTIONS]
         labels = [d.category_id for d in confident]
         tags = [f"{self.names.get(d.category_id, '')} {d.score:.2f}" for d in confident]
-        drawn = [pictures.fit(d.mask.decode(), photo) for d in confident]
-        return Pillow.fromarray(pictures.boxed(photo, drawn, labels, tags, self.colours, np.zeros(256, bool)))
+        drawn = [pictures.resize_labels(d.mask.decode(), photo) for d in confident]
+        return Pillow.fromarray(pictures.draw_instances(photo, drawn, labels, tags, self.colours, np.zeros(256, bool)))
 
     def annotations(self, image_id: int = 1, first_id: int = 1) -> list[dict[str, Any]]:
         """A COCO annotation (run-length mask) per label but background; `score` is the mean confidence."""
@@ -122,9 +122,9 @@ class Predictor:
         pixels = np.asarray(image)
         labels, confidence = np.empty(pixels.shape[:2], np.uint8), np.empty(pixels.shape[:2], np.float32)
         lut = self.clusters.label_lut()
-        bands = ((top, self.merge(p)) for top, p in tiles.bands(self.net, image, self.input_size, self.device))
+        bands = ((top, self.merge(p)) for top, p in tiles.predict_bands(self.net, image, self.input_size, self.device))
         if crf:
-            refined = tiles.refined(bands, pixels, PUBLISHED_CRF if crf is True else crf)
+            refined = tiles.refine_bands(bands, pixels, PUBLISHED_CRF if crf is True else crf)
         else:
             refined = ((top, p.max(0).indices.to(torch.uint8).numpy(), p) for top, p in bands)
         for top, band, p in refined:
@@ -149,7 +149,7 @@ class Predictor:
         scale = min(1.0, (DETECT_PIXELS / (size[0] * size[1])) ** 0.5)
         small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
         x = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].to(self.device)  # [1, 3, h, w]
-        with tiles.TURN:
+        with tiles.NETWORK_LOCK:
             detections = detector.detect_batch(self.detector, x, [1])[0]
         labelled = [replace(d, category_id=int(lut[d.category_id + 1])) for d in detections]
         kept = [d for d in labelled if d.category_id not in (0, IGNORE_LABEL)]
@@ -204,7 +204,7 @@ def load(
             raise InputError(f"{detector_path} detects clusters that {path} does not label; predict without instances")
         trained.model.to(target)
         trained = replace(trained, p=replace(trained.p, precision=portable(trained.p.precision)))
-    return Predictor(net, names, overlay.colours(names), target, input_size, trained)
+    return Predictor(net, names, overlay.colour_table(names), target, input_size, trained)
 
 
 def enlarge(detection: Detection, size: tuple[int, int]) -> Detection:

@@ -27,7 +27,7 @@ from unseg.engine import batching
 from unseg.engine.precision import autocast
 from unseg.evaluation import metrics
 from unseg.segmentation.segmenter import TrainedSegmenter
-from unseg.segmentation.tiles import looked_at
+from unseg.segmentation.tiles import network_size
 
 MAX_CELLS = 4000  # per photograph, for the head
 MAX_SIDE = 1024  # pixels of the longer side, for the head
@@ -110,7 +110,7 @@ def cell_features(
     net: TrainedSegmenter, photo: Pillow.Image, labels: np.ndarray, input_size: str | int, device: torch.device, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features [N, D] of labelled cells and their classes [N]. A cell has the label at its middle, from labels [H, W]."""
-    height, width = looked_at(net, (photo.height, photo.width), input_size)
+    height, width = network_size(net, (photo.height, photo.width), input_size)
     scale = min(1.0, MAX_SIDE / max(height, width))
     small = photos.resize(photo, (max(1, round(height * scale)), max(1, round(width * scale))))
     x = batching.to_tensor(small)[None].to(device, memory_format=torch.channels_last)

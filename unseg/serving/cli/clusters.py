@@ -98,8 +98,8 @@ def write_page(run: Run, clusters: ClusterNames, out: Path) -> None:
     tokens, p = stored["tokens"], run.group("cluster", Clustering)
     unit = normalise(tokens, tokens, p.whiten, p.components)[[row_of_id[x.id] for x in clustered]]  # [M, D]
     folder = str(run.root / run.value("data.images", str))
-    drawn = cards.cards(folder, images, clustered, cards.centred(unit), clusters.count)
-    scheme = pictures.renamed(pictures.scheme(clusters.count, [], {}), clusters)
+    drawn = cards.cluster_cards(folder, images, clustered, cards.centre_tokens(unit), clusters.count)
+    scheme = pictures.apply_names(pictures.scheme(clusters.count, [], {}), clusters)
     with storage.atomic_write(out) as part:
         part.write_bytes(cards.document(drawn, clusters, scheme, naming.FILE))
 

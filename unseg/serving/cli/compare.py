@@ -13,8 +13,8 @@ def run(options: argparse.Namespace) -> None:
         raise InputError("unseg compare: name two runs or more")
     if options.out:
         check_output(options.out, options.force)
-    runs = comparison.opened(options.runs)
-    print(comparison.spoken(runs))
+    runs = comparison.read_runs(options.runs)
+    print(comparison.summary(runs))
     if options.out:
         with atomic_write(options.out) as part:
             part.write_bytes(comparison.compare(runs))

@@ -59,14 +59,8 @@ def run(options: argparse.Namespace) -> None:
     has_params = folder.params.exists()
     if options.instances and not has_params:
         raise InputError(f"{folder.root} is not the folder of a run, but --instances needs its detector; name one by --run")
-    model = load(
-        options.model or folder.segmenter,
-        clusters_file(options),
-        folder.detector if options.instances else None,
-        folder.group("detect", Detect) if options.instances else None,
-        options.device,
-        options.size,
-    )
+    detector = (folder.detector, folder.group("detect", Detect)) if options.instances else (None, None)
+    model = load(options.model or folder.segmenter, clusters_file(options), *detector, options.device, options.size)
     crf = (folder.group("crf", Crf) if has_params else PUBLISHED_CRF) if options.crf else None
     results = predict(model, options.input, options.out, crf, options.force)
     print(summary(model.names, results.records))
@@ -128,7 +122,7 @@ def find_sources(path: Path, out: Path, results: Results) -> list[Source]:
             sources.append(Source(name, path / name))
     if not sources:
         skipped = results.skipped
-        contents = readers.count_photos(dataset.ignored) or (skipped[0]["reason"] if skipped else "empty")
+        contents = readers.format_counts(dataset.ignored) or (skipped[0]["reason"] if skipped else "empty")
         raise InputError(f"{path} has no photograph or video ({contents}); name a folder that has some")
     return sources
 
@@ -151,7 +145,7 @@ def record(name: str, prediction: Prediction) -> Record:
 def predict_photos(
     model: Predictor, sources: list[Source], out: Path, crf: Crf | None, pool: ThreadPoolExecutor, results: Results
 ) -> None:
-    """Threads take turns at the network (tiles.TURN); the others read, draw and write."""
+    """Threads take turns at the network (tiles.NETWORK_LOCK); the others read, draw and write."""
 
     def work(source: Source) -> Record:
         prediction = model.predict(source.path, crf)
@@ -182,7 +176,7 @@ def predict_video(
     def work(frame: tuple[int, np.ndarray]) -> tuple[Record, np.ndarray, bytes]:
         number, pixels = frame
         prediction = model.predict(pixels, crf)
-        picture = overlay.drawn(pixels, prediction.labels, prediction.colours, prediction.names, fixed=True)
+        picture = overlay.draw(pixels, prediction.labels, prediction.colours, prediction.names, fixed=True)
         return record(f"{source.name}/{number:06d}", prediction), picture, storage.encode_png(prediction.labels)
 
     def label_maps(writer: video.Writer) -> Iterator[tuple[str, bytes]]:
@@ -201,11 +195,8 @@ def predict_video(
 def write_tables(model: Predictor, out: Path, results: Results) -> None:
     """Write the files that list all pictures."""
     records = list(enumerate(results.records, 1))
-    categories = [
-        {"id": k, "name": name, "colour": "#{:02x}{:02x}{:02x}".format(*model.colours[k].tolist())}
-        for k, name in model.names.items()
-        if k
-    ]
+    colours = {k: "#{:02x}{:02x}{:02x}".format(*model.colours[k].tolist()) for k in model.names}
+    categories = [{"id": k, "name": name, "colour": colours[k]} for k, name in model.names.items() if k]
     images = [{"id": i, "file_name": r.name, "height": r.size[0], "width": r.size[1]} for i, r in records]
     coco = {"images": images, "categories": categories}
     annotations = [{**x, "image_id": i} for i, r in records for x in r.annotations]
