@@ -60,8 +60,7 @@ def normalise(tokens: np.ndarray, fit: np.ndarray, whiten: str, components: int 
     else:
         x = tokens.astype(np.float64)
     length = np.linalg.norm(x, axis=1, keepdims=True)
-    x /= np.where(length > 0, length, 1)
-    return x
+    return np.divide(x, length, out=x, where=length > 0)
 
 
 def cluster(tokens: np.ndarray, fit: np.ndarray, p: Clustering, seed: int) -> np.ndarray:
@@ -73,8 +72,7 @@ def cluster(tokens: np.ndarray, fit: np.ndarray, p: Clustering, seed: int) -> np
     Raises:
         ValueError: `fit` has fewer different rows than clusters, or no more rows than neighbours.
     """
-    different = len(np.unique(fit, axis=0))
-    if different < p.k:
+    if (different := len(np.unique(fit, axis=0))) < p.k:
         raise ValueError(f"{different} different objects cannot make {p.k} clusters; lower cluster.k or add images")
     x = normalise(fit, fit, p.whiten, p.components)
     labels, predict = (spectral if p.algorithm == "spectral" else kmeans)(x, p, seed)

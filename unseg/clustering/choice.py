@@ -2,9 +2,8 @@
 
 Stability is Lange et al.'s (Neural Computation 16, 2004) in the form of Ben-Hur et al. (2002): K-means of two random halves of
 the objects must assign all objects to similar clusters, by the adjusted Rand index (0: chance level; 1: equal). Silhouette:
-Rousseeuw 1987. Both favour few clusters even if there are none. So the score compares them with a reference without clusters,
-normal noise of the same mean and covariance (after Tibshirani et al.'s gap statistic, 2001). It is the geometric mean of the
-two gains.
+Rousseeuw 1987. Both favour few clusters even if there are none. So the score is the geometric mean of their gains over normal
+noise with the same mean and covariance (after Tibshirani et al.'s gap statistic, 2001).
 
 Shapes: M objects, D channels, R repeats, T values of K.
 """
@@ -79,19 +78,16 @@ def sweep(tokens: np.ndarray, p: Clustering, q: Choosing, seed: int) -> Trial:
         noise_distances = distances(noise, p)
         for t, k in enumerate(ks):
             settings = replace(p, k=k, starts=q.starts, support=None)
-            scores[:2, t, r] = score_halves(sample, halves[r], sample_distances, settings, seed + r)
-            scores[2:, t, r] = score_halves(noise, halves[r], noise_distances, settings, seed + r)
+            scores[:2, t, r] = evaluate(sample, halves[r], sample_distances, settings, seed + r)
+            scores[2:, t, r] = evaluate(noise, halves[r], noise_distances, settings, seed + r)
     return Trial(ks, *scores)
 
 
-def score_halves(
-    tokens: np.ndarray, halves: Sequence[np.ndarray], between: np.ndarray, p: Clustering, seed: int
-) -> tuple[float, float]:
+def evaluate(tokens: np.ndarray, halves: list[np.ndarray], between: np.ndarray, p: Clustering, seed: int) -> tuple[float, float]:
     """Stability and silhouette of tokens [M, D] in p.k clusters of each half (indices); between: their distances [M, M]."""
     first, second = (cluster(tokens, tokens[half], p, seed) for half in halves)
     defined = 1 < len(np.unique(first)) < len(tokens)
-    silhouette = silhouette_score(between, first, metric="precomputed") if defined else 0.0
-    return adjusted_rand_score(first, second), silhouette
+    return adjusted_rand_score(first, second), silhouette_score(between, first, metric="precomputed") if defined else 0.0
 
 
 def distances(tokens: np.ndarray, p: Clustering) -> np.ndarray:
@@ -122,8 +118,7 @@ def recommend(trial: Trial) -> Recommendation:
 
 def to_records(trial: Trial, wins: Sequence[float]) -> list[dict[str, float]]:
     """For a JSON file: a record for each K, with means and standard deviations over the repeats."""
-    names = ("stability", "silhouette", "chance_stability", "chance_silhouette", "score")
-    values = {name: getattr(trial, name) for name in names}
+    values = {name: x for name, x in trial._asdict().items() if name != "ks"} | {"score": trial.score}
     return [
         {"k": k, "wins": round(wins[t], 6)}
         | {name: round(float(x[t].mean()), 6) for name, x in values.items()}

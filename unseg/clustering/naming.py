@@ -103,11 +103,10 @@ def read(path: str | Path, count: int, clustering: str | None = None) -> Cluster
     stored = tree.get("clustering")
     if clustering and stored and rows and stored != clustering:
         raise InputError(f"{path} is for another clustering, with other cluster numbers: `unseg clusters --reset all`")
-    entries = {}
-    for k, row in rows.items():
+    for k in rows:
         if type(k) is not int or not 0 <= k < count:
             raise InputError(f"{path}: there is no cluster {k!r}; there are 0 to {count - 1}")
-        entries[k] = parse(path, k, row or {}, count)
+    entries = {k: parse(path, k, row or {}, count) for k, row in rows.items()}
     names = ClusterNames(count, entries, str(stored) if stored else clustering)
     check(path, names)
     return names
@@ -157,10 +156,10 @@ def write(path: str | Path, clusters: ClusterNames) -> None:
         colour = "#{:02x}{:02x}{:02x}".format(*entry.colour) if entry.colour else None
         merge = None if entry.merge is None else BACKGROUND if entry.merge == 0 else entry.merge - 1
         row = dict(zip(KEYS, (entry.name, colour, merge, entry.ignore or None), strict=True))
-        if row := {key: value for key, value in row.items() if value is not None}:
-            rows[k] = row
-    tree = {"clustering": clusters.clustering} if clusters.clustering and rows else {}
-    text = yaml.safe_dump(tree, allow_unicode=True) if tree else ""
+        rows[k] = {key: value for key, value in row.items() if value is not None}
+    rows = {k: row for k, row in rows.items() if row}
+    has_mark = clusters.clustering and rows
+    text = yaml.safe_dump({"clustering": clusters.clustering}, allow_unicode=True) if has_mark else ""
     body = yaml.safe_dump({"clusters": rows}, default_flow_style=None, sort_keys=False, allow_unicode=True, width=1000)
     with atomic_write(path) as part:
         part.write_text(f"{HEAD}{text}{body}", "utf-8")

@@ -38,9 +38,7 @@ class Mining:
 
 
 class ObjectMasks(NamedTuple):
-    """One object of each image."""
-
-    masks: Tensor  # [B, N] bool
+    masks: Tensor  # [B, N] bool, one object of each image
     source: Tensor  # [B] int64, patch index
     similar_fraction: Tensor  # [B], fraction of the patches that are similar to the source
 

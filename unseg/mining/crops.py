@@ -33,9 +33,8 @@ def crop_box(mask: Mask, p: Embedding) -> tuple[int, int, int, int]:
 def crop_size(mask: Mask, p: Embedding) -> tuple[int, int]:
     """(H, W) of the resized crop."""
     left, top, right, bottom = crop_box(mask, p)
-    h, w = size = (bottom - top, right - left)
-    if p.resize:
-        h, w = photos.short_side(size, p.resize)
+    size = bottom - top, right - left
+    h, w = photos.short_side(size, p.resize) if p.resize else size
     scale = min(1.0, p.longest / max(h, w))
     return max(1, round(h * scale)), max(1, round(w * scale))
 

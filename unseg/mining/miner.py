@@ -1,7 +1,4 @@
-"""Mine the objects of photographs: batches of one shape, the last block of the ViT, `affinity`, and masks of pixels.
-
-Shapes: H rows, W columns of a photograph at its original size.
-"""
+"""Mine the objects of photographs: batches of one shape, the last block of the ViT, `affinity`, and masks of pixels [H, W]."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -28,10 +25,7 @@ Size = Callable[[T], tuple[int, int]]  # (H, W) of an item's photograph, compute
 def load_batches(
     items: Iterable[T], size: Size[T], read: Callable[[T], Pillow.Image], p: affinity.Mining, patch: int
 ) -> Batches[T]:
-    """The photographs as batches for the ViT, resized to p.resize and padded to whole patches (side in pixels).
-
-    `read` must be picklable; it runs in loader processes.
-    """
+    """Batches for the ViT: photographs resized to p.resize, padded to whole patches. Loader processes run `read` (picklable)."""
 
     def padded_size(item: T) -> tuple[int, int]:
         h, w = photos.short_side(size(item), p.resize)
@@ -53,8 +47,7 @@ def mine_objects(
     model = model.to(device)
     for items, pixels in batches:
         with autocast(device, p.precision):
-            query, keys = vit.last_block(model, pixels.to(device))
-        query, keys = query.float(), keys.float()
+            query, keys = (x.float() for x in vit.last_block(model, pixels.to(device)))
         mined = affinity.ObjectMasks(*(x.cpu() for x in affinity.mine_first(query, keys, p)))
         grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
         for i, item in enumerate(items):

@@ -80,8 +80,7 @@ def join_locate_split(
         plan = sinkhorn(cost, rho, gamma, p.sharpness, p.iterations)  # [G, T, K]
         if k <= p.centroids_max:
             costs.append((plan * cost).sum((1, 2)))  # [G]
-            views = plan.unflatten(1, (2, -1))  # [G, 2, N, K]
-            views = views / views.sum(2, keepdim=True).clamp_min(1e-12)
+            views = normalise_columns(plan.unflatten(1, (2, -1)))  # [G, 2, N, K]
             plans.append(F.pad(views, (0, p.centroids_max - k)))
         if k > 2:
             plan = merge(plan, normalise_columns(plan).transpose(1, 2) @ z)  # [G, T, K - 1]
@@ -101,8 +100,8 @@ def join_locate_split(
 
 
 def normalise_columns(plan: Tensor) -> Tensor:
-    """Scale the column of each cluster to sum 1: [G, T, K]."""
-    return plan / plan.sum(1, keepdim=True).clamp_min(1e-12)
+    """Scale the column of each cluster to sum 1: [..., T, K]."""
+    return plan / plan.sum(-2, keepdim=True).clamp_min(1e-12)
 
 
 def transport_cost(z: Tensor, x: Tensor, centres: Tensor, centre_xy: Tensor, p: CrocClustering) -> Tensor:
@@ -208,7 +207,7 @@ class HeadBatchNorm(nn.BatchNorm1d):
 
 def prototypes(width: int, outputs: int, fixed: bool) -> nn.Module:
     """A weight-normalised linear layer without bias; its rows start with norm 1, and keep it if `fixed`."""
-    layer = weight_norm(nn.Linear(width, outputs, bias=False))
-    norms: Any = layer.parametrizations.weight.original0  # type: ignore[union-attr]
+    layer: nn.Linear = weight_norm(nn.Linear(width, outputs, bias=False))
+    norms: Any = layer.parametrizations.weight.original0
     nn.init.ones_(norms).requires_grad_(not fixed)
     return layer

@@ -83,16 +83,17 @@ class SharedDropPath(DropPath):
         if not self.drop_prob or not self.training:
             return x
         draws = x.new_empty(2, len(x) // 2 * distributed.world()).bernoulli_(1 - self.drop_prob)
-        kept = distributed.local_shard(draws, 1).reshape(-1, *[1] * (x.ndim - 1))
-        return x * kept.div(1 - self.drop_prob)
+        return x * distributed.local_shard(draws, 1).reshape(-1, *[1] * (x.ndim - 1)).div(1 - self.drop_prob)
 
 
 class Network(nn.Module):
     """A ViT and its projection head."""
 
-    def __init__(self, backbone: VisionTransformer, head: croc.ProjectionHead) -> None:
+    def __init__(self, p: Croc, backbone: vit.Backbone, drop_path: float) -> None:
         super().__init__()
-        self.vit, self.head = backbone, head
+        outputs = (p.outputs, p.outputs_centroid)
+        head = croc.ProjectionHead(backbone.width, p.hidden, p.bottleneck, outputs, p.head_batch_norm, p.norm_last)
+        self.vit, self.head = vit.build(backbone, p.views.size, drop_path), head
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[2 B, 3, S, S] to tokens [2, B, 1 + N, D]."""
@@ -109,14 +110,8 @@ class StudentTeacher(nn.Module):
 
     def __init__(self, p: Croc, backbone: vit.Backbone) -> None:
         super().__init__()
-        outputs = (p.outputs, p.outputs_centroid)
-
-        def build(drop_path: float) -> Network:
-            head = croc.ProjectionHead(backbone.width, p.hidden, p.bottleneck, outputs, p.head_batch_norm, p.norm_last)
-            return Network(vit.build(backbone, p.views.size, drop_path), head)
-
         self.p, self.side = p, p.views.size // backbone.patch
-        self.student, self.teacher = build(p.drop_path), build(0.0)
+        self.student, self.teacher = Network(p, backbone, p.drop_path), Network(p, backbone, 0.0)
         if p.init != RANDOM_INIT:
             self.student.vit.load_state_dict(initial_state(p, backbone))
         self.teacher.load_state_dict(self.student.state_dict())
@@ -245,8 +240,7 @@ def accumulate(net: nn.Module, batch: views.Views, temperatures: tuple[float, fl
             metrics: dict[str, Tensor] = net(views.Views(*(x.chunk(parts)[part] for x in batch)), *temperatures)
             (metrics["loss"] / parts).backward()
         rows.append(torch.stack([x.detach().float() for x in metrics.values()]))
-    means = distributed.all_reduce_mean(torch.stack(rows).mean(0))
-    return dict(zip(metrics, means, strict=True))
+    return dict(zip(metrics, distributed.all_reduce_mean(torch.stack(rows).mean(0)), strict=True))
 
 
 def train(
@@ -297,6 +291,7 @@ def train(
         return metrics
 
     dataset = views.ViewPairs(root, records, p.views)
-    state: dict[str, Any] = {"net": net, "optimizer": optimizer}
-    values = training.fit("croc", checkpoint, state, dataset, p.batch, steps, seed, step, views.collate)
+    values = training.fit(
+        "croc", checkpoint, {"net": net, "optimizer": optimizer}, dataset, p.batch, steps, seed, step, views.collate
+    )
     return copy.deepcopy(net.teacher.vit).cpu(), values

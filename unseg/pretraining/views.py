@@ -20,8 +20,6 @@ from unseg.core.image_index import ImageRecord
 from unseg.core.params import Fraction, NonNegativeFloat, PositiveFraction, PositiveInt
 from unseg.data import photos
 
-Box = tuple[int, int, int, int]  # xywh, pixels
-
 
 class Views(NamedTuple):
     pixels: Tensor  # [B, 2, 3, S, S] uint8
@@ -57,7 +55,7 @@ class ViewPairs(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index_and_seed: tuple[int, int]) -> tuple[np.ndarray, list[Box], list[bool]]:
+    def __getitem__(self, index_and_seed: tuple[int, int]) -> tuple[np.ndarray, list[tuple[int, int, int, int]], list[bool]]:
         index, seed = index_and_seed
         rng = random.Random(seed)
         image = photos.read(self.root, self.records[index])
@@ -78,8 +76,8 @@ def collate(items: list[Any]) -> Views:
     return Views(torch.from_numpy(np.stack(pixels)), torch.tensor(boxes, dtype=torch.float32), torch.tensor(flips))
 
 
-def random_crop_box(rng: random.Random, size: tuple[int, int], min_scale: float) -> Box:
-    """A random-resized crop of an image of size (W, H): area fraction U(min_scale, 1), log-uniform ratio 3/4 to 4/3.
+def random_crop_box(rng: random.Random, size: tuple[int, int], min_scale: float) -> tuple[int, int, int, int]:
+    """A random-resized crop xywh of an image of size (W, H): area fraction U(min_scale, 1), log-uniform ratio 3/4 to 4/3.
 
     If ten draws do not fit into the image: its largest central crop of an allowed ratio, with at least one pixel.
     """
