@@ -1,4 +1,4 @@
-"""Weights in the layouts of their authors, made here at random, through fetching and into the models."""
+"""Random weights in the layouts of official files: fetched, read, and loaded into the models (unseg/models/)."""
 
 import hashlib
 import http.server
@@ -75,7 +75,7 @@ def resnet50() -> timm.models.ResNet:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty UNSEG_WEIGHTS, an empty cache of torch.hub, and no checksum or address that is not local."""
+    """An empty UNSEG_WEIGHTS, an empty cache of torch.hub, and recipes without checksums and with local addresses."""
     monkeypatch.setenv("UNSEG_WEIGHTS", str(tmp_path / "official"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for name, recipe in official.RECIPES.items():
@@ -88,7 +88,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def plain_vit(state: State, image: Tensor, heads: int) -> Tensor:
-    """A ViT written down once more, for one image [1, 3, S, S] of the size of its position embeddings."""
+    """A second implementation of a ViT, for one image [1, 3, S, S] of the size of its position embeddings."""
     patch = state["patch_embed.proj.weight"]
     x = torch.nn.functional.conv2d(image, patch, state["patch_embed.proj.bias"], patch.shape[-1]).flatten(2).transpose(1, 2)
     x = torch.cat([state["cls_token"], x], 1) + state["pos_embed"]  # [1, 1 + N, D]
@@ -111,37 +111,51 @@ def plain_vit(state: State, image: Tensor, heads: int) -> Tensor:
     return norm(x, "norm")
 
 
-@pytest.mark.parametrize("length", [1, vit.FEW - 1, vit.MANY, 2 * vit.ROWS + 1])
-def test_attention_written_out_is_attention(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+LENGTHS = [1, 100, math.isqrt(vit.SCORES // 2) + 1, math.isqrt(vit.SCORES) + 9]  # at last: one head at a time
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_explicit_attention_is_attention(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     attention = vit.build(vit.Backbone("", 8, 32, 1, 2), 64).blocks[0].attn
-    attention.qkv.weight.data.mul_(12)  # attention that is as sharp as in a trained ViT
+    attention.qkv.weight.data.mul_(12)  # attention as sharp as in a trained ViT
     x = 3 * torch.randn(2, length, 32)
     with torch.no_grad():
         want = timm.layers.Attention.forward(attention.double(), x.double())
         fused = attention.float()(x)
-        assert torch.equal(fused, timm.layers.Attention.forward(attention, x))  # float32: timm's own
+        assert torch.equal(fused, timm.layers.Attention.forward(attention, x))  # float32: timm's
         assert (fused - want).abs().max() < 1e-4
 
-    def never(*_: Any, **__: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("the fused kernel")
 
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
-            nearly = timm.layers.Attention.forward(attention, x).double()  # the fused kernel's
+            fused = timm.layers.Attention.forward(attention, x).double()
             attention.fused_attn = False
             assert torch.equal(attention(x), timm.layers.Attention.forward(attention, x))
             attention.fused_attn = True
-        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", never)
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", fail)
         with torch.no_grad():
-            got = attention(x).double()
-        assert (got - want).norm() < 0.03 * want.norm()
-        assert (got - want).norm() < 2 * (nearly - want).norm()
-        with pytest.raises(AssertionError, match="fused"):  # what learns is timm's own
+            explicit = attention(x).double()
+        assert (explicit - want).norm() < 0.03 * want.norm()
+        assert (explicit - want).norm() < 2 * (fused - want).norm()
+        with pytest.raises(AssertionError, match="fused"):  # in training: timm's
             attention(x)
-        for few in (vit.FEW, vit.MANY - 1):
-            with torch.no_grad(), pytest.raises(AssertionError, match="fused"):
-                attention(torch.randn(1, few, 32))
+
+
+def test_explicit_attention_holds_few_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    bmm = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: sizes.append(len(a) * a.shape[1] * b.shape[2]) or bmm(a, b))
+    attention = vit.build(vit.Backbone("", 8, 32, 1, 2), 64).blocks[0].attn
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        attention(torch.randn(60, 150, 32))
+        assert len(sizes) > 2
+        assert max(sizes) <= vit.SCORES
+        sizes.clear()
+        attention(torch.randn(2, 1100, 32))
+    assert max(sizes) == 1100**2
 
 
 @torch.no_grad()
@@ -151,12 +165,12 @@ def test_dino_vit_gives_the_tokens_of_timm_and_of_a_plain_vit(folder: Path) -> N
     fetch.main("dino_vits16", str(folder / "models" / "dino_vits16.safetensors"))
     timms = timm.create_model("vit_small_patch16_224.dino", pretrained=False, dynamic_img_size=True, num_classes=0).eval()
     timms.load_state_dict(state)
-    mine = vit.load(replace(VITS16, weights=str(folder / "official" / "dino_deitsmall16_pretrain.pth")))
+    ours = vit.load(replace(VITS16, weights=str(folder / "official" / "dino_deitsmall16_pretrain.pth")))
     for size in ((224, 224), (96, 160)):
         images = torch.randn(1, 3, *size)
-        assert (vit.tokens(mine, images) - timms.forward_features(images)).abs().max() < 1e-5
+        assert (vit.tokens(ours, images) - timms.forward_features(images)).abs().max() < 1e-5
         if size == (224, 224):
-            assert (vit.tokens(mine, images) - plain_vit(state, images, 6)).abs().max() < 1e-4
+            assert (vit.tokens(ours, images) - plain_vit(state, images, 6)).abs().max() < 1e-4
     kept = load_file(folder / "models" / "dino_vits16.safetensors")
     assert kept.keys() == state.keys()
     assert all(torch.equal(kept[key], state[key]) for key in state)
@@ -247,7 +261,7 @@ def test_layouts(tmp_path: Path, layout: str) -> None:
     assert resnet_state(tmp_path / "a.pth") == small()
 
 
-def test_own_layout(tmp_path: Path) -> None:
+def test_layout_of_unseg(tmp_path: Path) -> None:
     save_file(small(), tmp_path / "a.safetensors")
     assert resnet_state(tmp_path / "a.safetensors") == small()
 
@@ -265,19 +279,19 @@ def test_own_layout(tmp_path: Path) -> None:
 )
 def test_every_key_is_accounted_for(tmp_path: Path, strange: State) -> None:
     torch.save(small() | strange, tmp_path / "a.pth")
-    with pytest.raises(InputError, match=rf"a\.pth: {next(iter(strange))} \(and 0 more keys\) has no place in a ResNet"):
+    with pytest.raises(InputError, match=rf"a\.pth: a ResNet has no {next(iter(strange))} \(and 0 more keys\)"):
         resnet_state(tmp_path / "a.pth")
 
 
 def test_a_key_beside_the_encoder_is_not_taken_for_a_layer(tmp_path: Path) -> None:
     torch.save(prefixed("module.encoder_q.", small()) | {"module.conv1.weight": torch.ones(1)}, tmp_path / "a.pth")
-    with pytest.raises(InputError, match=r"conv1\.weight \(and 0 more keys\) has no place"):
+    with pytest.raises(InputError, match=r"a ResNet has no conv1\.weight"):
         resnet_state(tmp_path / "a.pth")
 
 
-def test_nothing_of_a_resnet(tmp_path: Path) -> None:
+def test_weights_without_a_layer_of_a_resnet(tmp_path: Path) -> None:
     torch.save(FC, tmp_path / "a.pth")
-    with pytest.raises(InputError, match="nothing has its place in a ResNet"):
+    with pytest.raises(InputError, match="it has no layer of a ResNet"):
         resnet_state(tmp_path / "a.pth")
 
 
@@ -307,15 +321,18 @@ def test_pickles_with_code_are_refused_unrun(folder: Path, monkeypatch: pytest.M
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
-    """Serves 3 MiB; promises one byte more under /short, and says no length under /vague."""
+    """Serves 3 MiB; announces one byte more under /short, and no length under /vague."""
 
     content = bytes(range(256)) * (3 << 12)
 
-    def do_GET(self) -> None:
+    def do_HEAD(self) -> None:
         self.send_response(404 if "missing" in self.path else 200)
         if "vague" not in self.path:
             self.send_header("Content-Length", str(len(self.content) + ("short" in self.path)))
         self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
         self.wfile.write(self.content)
 
     def log_message(self, *_: object) -> None:
@@ -336,7 +353,7 @@ MD5 = hashlib.md5(Answer.content).hexdigest()
 
 
 @pytest.mark.parametrize("path", ["a", "vague"])
-def test_fetched_once_then_kept_where_torch_keeps_its_own(folder: Path, server: str, path: str) -> None:
+def test_fetched_once_into_the_cache_of_torch_hub(folder: Path, server: str, path: str) -> None:
     recipe = official.Recipe(f"{server}/{path}/w.pth", MD5[:6], None)
     file = official.obtain(recipe)
     assert file == folder / "torch" / "hub" / "checkpoints" / "w.pth"
@@ -356,12 +373,12 @@ def test_the_given_folder_comes_first(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "md5", "message"),
     [
-        ("a", "ffff", rf"what .*/a/w\.pth sent has the MD5 {MD5}, the official w\.pth has ffff\.\.\.; try again"),
-        ("short", "", r"short/w\.pth cannot be fetched .*\(3145728 of 3145729 bytes came\)"),
+        ("a", "ffff", rf"the download of .*/a/w\.pth has the MD5 {MD5}, the official w\.pth has ffff\.\.\.; try again"),
+        ("short", "", r"short/w\.pth cannot be fetched .*\(only 3145728 of 3145729 bytes came\)"),
         ("missing", "", r"missing/w\.pth cannot be fetched .*404"),
     ],
 )
-def test_what_is_not_the_file_is_not_kept(folder: Path, server: str, path: str, md5: str, message: str) -> None:
+def test_a_bad_download_is_not_kept(folder: Path, server: str, path: str, md5: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         official.obtain(official.Recipe(f"{server}/{path}/w.pth", md5, None))
     assert not list((folder / "torch" / "hub" / "checkpoints").iterdir())
@@ -380,7 +397,7 @@ def test_offline_names_the_address_and_the_remedy(folder: Path) -> None:
     assert "put it as dino_deitsmall16_pretrain.pth into a folder, and set UNSEG_WEIGHTS" in str(caught.value)
 
 
-def test_a_folder_that_is_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_folder_of_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNSEG_WEIGHTS", str(folder / "nowhere"))
     with pytest.raises(InputError, match=r"UNSEG_WEIGHTS is .*nowhere: no such folder"):
         official.obtain(official.RECIPES["dino_vits16"])
@@ -391,5 +408,5 @@ def test_recipes() -> None:
         assert recipe.url.startswith("https://dl.fbaipublicfiles.com/")
         assert recipe.file.endswith((".pth", ".pth.tar"))
     assert [r.patch for r in official.RECIPES.values()] == [16, 8, None, None]
-    with pytest.raises(InputError, match=r"no weights are called 'dino'; there are dino_vits16, dino_vits8"):
+    with pytest.raises(InputError, match=r"there are no weights 'dino'; choose from dino_vits16, dino_vits8"):
         fetch.main("dino", "out.safetensors")
