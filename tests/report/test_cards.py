@@ -38,7 +38,7 @@ def test_the_page_shows_the_most_and_the_least_typical(tmp_path: Path) -> None:
     assert {name for _, name in card.atypical[:2]} == {"0.png", "14.png"}
     assert len(card.crops) == cards.TYPICAL
     assert not {n for _, n in card.crops} & {n for _, n in card.atypical}
-    assert (empty.size, empty.typical) == (0, [])
+    assert (empty.size, empty.crops) == (0, [])
     said = ClusterNames(2, {0: ClusterEntry(name="<b>dog</b>"), 1: ClusterEntry(ignore=True)})
     page = cards.document([card, empty], said, pictures.apply_names(pictures.scheme(2, [], {}), said), "clusters.yaml").decode()
     assert "&lt;b&gt;dog&lt;/b&gt;" in page

@@ -6,10 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import factories
 import numpy as np
@@ -20,12 +21,12 @@ from PIL import Image as Pillow
 
 from stages import evaluate_clustering, evaluate_instances, report
 from unseg.core.console import InputError
-from unseg.core.image_index import ImageRecord, eval_images, evenly_spaced
+from unseg.core.image_index import eval_images
 from unseg.core.instances import instance
 from unseg.core.label_maps import LabelMaps, write_label_maps
 from unseg.core.storage import encode_png, read_json, to_json, write_json, write_zip
 from unseg.data import demo
-from unseg.report import backbones, charts, comparison, label_free, page, pictures, sections, sheets
+from unseg.report import backbones, charts, comparison, label_free, page, pictures, sections
 from unseg.serving.cli.main import main
 
 K = 7
@@ -100,21 +101,27 @@ def evaluate() -> None:
         shutil.copy("data/predictions/r1.zip", f"data/predictions/{step}.zip")
     files = ("data/images.json", "data/truth.zip", "data/instances.json", "data/predictions")
     evaluate_clustering.main(*files, "results/clustering", "results/details/clustering")
-    made = ("data/masks.json", "data/instances.json", "data/detections.json")
+    objects = ("data/masks.json", "data/instances.json", "data/detections.json")
     results = ("results/instances", "results/details/instances.json", "results/precision_recall.json")
-    evaluate_instances.main("data/images.json", "data/truth.zip", *made, *results)
-    known = bool(json.loads(Path("results/details/instances.json").read_text())["images"])
+    evaluate_instances.main("data/images.json", "data/truth.zip", *objects, *results)
+    has_truth = bool(json.loads(Path("results/details/instances.json").read_text())["images"])
     missing = {"images": 0, "needs": "ground truth: data/truth.zip has no semantic map of an image to learn from"}
     quality = {key: 0.25 for key, _, _ in label_free.QUALITY} | {"images": 5, "clusters": K, "clusters_used": 6.0, "seeds": [0]}
     write_json("results/details/quality.json", quality | {"mask_flip": None})
     tried = [{"k": k, "wins": k == 6} | {f"{n}{s}": k / 20 for n in SERIES for s in ("", "_std")} for k in (4, 6, 8)]
     write_json("results/choose_k.json", {"best": 6, "as_good": [6, 8], "tried": tried, "repeats": 5, "objects": 4, "seeds": [0]})
-    write_json("results/details/linear.json", {"miou": 0.512, "pixel_accuracy": 0.9, "images": 3} if known else missing)
+    write_json("results/details/linear.json", {"miou": 0.512, "pixel_accuracy": 0.9, "images": 3} if has_truth else missing)
 
 
 def write_report(output: str = "results/report.html", folder: str = "results/pictures") -> str:
-    made = ("data/masks.json", "data/instances.json", "data/detections.json", "data/labels-r0.zip", "data/predictions/r1.zip")
-    report.main("data/images.json", "photos", "data/truth.zip", *made, "clusters.yaml", "results", output, folder)
+    artefacts = (
+        "data/masks.json",
+        "data/instances.json",
+        "data/detections.json",
+        "data/labels-r0.zip",
+        "data/predictions/r1.zip",
+    )
+    report.main("data/images.json", "photos", "data/truth.zip", *artefacts, "clusters.yaml", "results", output, folder)
     return Path(output).read_text()
 
 
@@ -251,8 +258,8 @@ def test_failures_are_the_worst_images_the_worst_first(full: tuple[Path, str]) -
     assert len(ious) == 3
     text = Reader(full[1]).text
     part = text[text.index("Failure cases", text.index("Training images", 500)) :]
-    said = [f"{r['file_name']}: mIoU {100 * r['iou']:.1f}" for r in sorted(ious, key=lambda r: r["iou"])]
-    assert sorted(said, key=part.index) == said
+    titles = [f"{r['file_name']}: mIoU {100 * r['iou']:.1f}" for r in sorted(ious, key=lambda r: r["iou"])]
+    assert sorted(titles, key=part.index) == titles
 
 
 def test_what_a_class_is_taken_for() -> None:
@@ -345,20 +352,20 @@ def test_without_truth_the_page_says_what_needs_it(bare: Path) -> None:
         "results/segmenter-r1.tsv",
     ],
 )
-def test_what_the_page_is_made_of_must_be_there(bare: Path, name: str) -> None:
+def test_a_missing_input_is_an_error(bare: Path, name: str) -> None:
     Path(name).unlink()
     with pytest.raises(InputError, match=rf"{re.escape(name)}.*[Nn]o such file"):
         write_report()
     assert not Path("results/report.html").exists()
 
 
-def test_a_curve_that_is_not_of_numbers_is_named(bare: Path) -> None:
+def test_a_history_must_hold_numbers(bare: Path) -> None:
     Path("results/segmenter-r1.tsv").write_text("step\tloss\n1\tlow\n")
     with pytest.raises(InputError, match=r"results/segmenter-r1\.tsv is not a table of numbers"):
         write_report()
 
 
-def test_an_image_one_pixel_wide_and_nothing_found(bare: Path) -> None:
+def test_an_image_one_pixel_wide_without_masks(bare: Path) -> None:
     index = read_json("data/images.json")
     for image in index["images"]:
         Pillow.new("RGB", (1, 300)).save(Path("photos", image["file_name"]))
@@ -383,6 +390,17 @@ def test_half_characters_in_names_do_not_stop_the_page() -> None:
     assert pictures.draw_text(picture, [((5, 5), "a\udcffb\n" + "x" * 500)], "la").shape == picture.shape
 
 
+def test_all_text_is_escaped_and_all_templates_are_packaged() -> None:
+    folder = Path(page.__file__).parent
+    files = [p for p in (folder / "templates").rglob("*") if p.is_file()]
+    assert len(files) > 15
+    assert not any(re.search(r"\|\s*safe|Markup|autoescape", p.read_text()) for p in files)
+    assert page.TEMPLATES.from_string("{{ x }}").render(x="<b>") == "&lt;b&gt;"
+    settings = tomllib.loads((factories.ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packaged = {p for pattern in settings["package-data"]["unseg.report"] for p in folder.glob(pattern)}
+    assert packaged >= set(files)
+
+
 def test_a_report_needs_pictures() -> None:
     with pytest.raises(InputError, match=r"report\.pictures is 0"):
         factories.group("report", page.Report, pictures=0)
@@ -390,111 +408,7 @@ def test_a_report_needs_pictures() -> None:
 
 def test_the_stage_does_not_import_torch() -> None:
     words = "import sys, stages.report; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", words], cwd=Path(__file__).parents[2], check=False).returncode == 0
-
-
-# ------------------------------------------------------------------------------------------ pictures and numbers
-
-
-@pytest.mark.parametrize(("count", "least"), [(7, 0.07), (20, 0.06), (64, 0.03), (255, 0.012)])
-def test_colours_can_be_told_apart_by_all_eyes(count: int, least: float) -> None:
-    seen = pictures.oklab(pictures.palette(count))
-    distance = np.linalg.norm(seen[:, :, None] - seen[:, None], axis=3)
-    assert distance[:, ~np.eye(count, dtype=bool)].min() > least
-    np.testing.assert_array_equal(pictures.palette(count)[:7], pictures.OKABE_ITO)
-    np.testing.assert_array_equal(pictures.palette(400)[:count], pictures.palette(count))
-
-
-def test_perceived_lightness_of_white_black_and_grey() -> None:
-    lab = pictures.oklab(np.array([[255, 255, 255], [0, 0, 0], [128, 128, 128]], np.uint8))[0]
-    np.testing.assert_allclose(lab[:, 0], [1, 0, 0.6], atol=0.01)
-    np.testing.assert_allclose(lab[:, 1:], 0, atol=2e-3)
-
-
-def test_a_cluster_has_the_colour_of_its_class() -> None:
-    scheme = pictures.scheme(4, ["background", "cat", "dog"], {2: 1, 0: 2, 3: 0, -1: 1})
-    np.testing.assert_array_equal(scheme.clusters[2], scheme.classes[1])
-    np.testing.assert_array_equal(scheme.clusters[0], scheme.classes[2])
-    assert scheme.names == ("dog", None, "cat", None)
-    colours, striped = scheme.table()
-    assert len(np.unique(scheme.clusters, axis=0)) == 4
-    assert striped.nonzero()[0].tolist() == [2, 4]  # labels of clusters 1 and 3
-    np.testing.assert_array_equal(colours[3], scheme.classes[1])
-    np.testing.assert_array_equal(scheme.truth_table()[0][2], scheme.classes[2])
-    plain = pictures.scheme(3, [], {})
-    assert not plain.table()[1].any()
-    np.testing.assert_array_equal(plain.clusters, pictures.palette(3))
-    assert len(pictures.scheme(255, [str(i) for i in range(81)], {}).clusters) == 255
-
-
-def test_paint_by_hand() -> None:
-    photo = np.full((9, 9, 3), 100, np.uint8)
-    labels = np.zeros((9, 9), np.uint8)
-    labels[:, 3:6], labels[0, 0], labels[0, 1] = 1, 255, 255
-    table = np.zeros((256, 3), np.uint8)
-    table[1] = 200, 0, 0
-    out = pictures.paint(photo, labels, table, np.zeros(256, bool))
-    assert out[4, 8].tolist() == [60, 60, 60]  # background: dimmed
-    assert out[4, 4].tolist() == [160, 40, 40]  # inside: 0.4 of the grey, 0.6 of the colour
-    assert out[4, 3].tolist() == out[4, 5].tolist() == [200, 0, 0]  # outline
-    assert out[0, 0].tolist() == [255, 255, 255]  # a stripe of void
-    striped = np.zeros(256, bool)
-    striped[1] = True
-    dark = pictures.paint(photo, labels, table, striped)
-    assert dark[4, 4].tolist() == [64, 16, 16]  # rows + cols = 8: on a stripe
-    assert dark[0, 4].tolist() == [160, 40, 40]  # between stripes
-
-
-def test_boxed_by_hand() -> None:
-    photo, mask = np.full((40, 40, 3), 100, np.uint8), np.zeros((40, 40), bool)
-    mask[10:30, 5:25] = True
-    table = np.zeros((256, 3), np.uint8)
-    table[1], table[2] = (200, 0, 0), (0, 200, 0)
-    out = pictures.draw_instances(photo, [mask, mask], [1, 2], ["", ""], table, np.zeros(256, bool))
-    assert out[20, 15].tolist() == [160, 40, 40]  # the first hides the second
-    assert out[10, 5].tolist() == out[29, 24].tolist() == [200, 0, 0]
-    assert out[35, 35].tolist() == [60, 60, 60]
-
-
-def test_crop_keeps_the_object_and_dims_the_rest() -> None:
-    pixels, mask = np.full((50, 80, 3), 200, np.uint8), np.zeros((50, 80), bool)
-    mask[20:40, 60:80] = True
-    out = pictures.crop(Pillow.fromarray(pixels), mask, 46)  # 23 pixels around the object, twice as large
-    assert out.shape == (46, 46, 3)
-    assert out[23, 23].tolist() == [200] * 3
-    assert out[0, 0].tolist() == [70] * 3
-    assert out[23, 45].tolist() == [0] * 3  # beyond the photograph
-
-
-@given(st.integers(1, 400), st.integers(1, 400))
-@settings(max_examples=30, deadline=None)
-def test_tiles_have_the_side_asked_for(rows: int, cols: int) -> None:
-    photo = pictures.tile(Pillow.new("L", (cols, rows)).convert("RGB"), 60)
-    assert max(photo.shape[:2]) == 60
-    assert min(photo.shape[:2]) >= 1
-    assert pictures.resize_labels(np.ones((rows, cols), bool), photo).all()
-
-
-def test_a_sheet_that_does_not_fit_shrinks() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3)).astype(np.uint8)
-    small = pictures.small_png(noise, 20_000)
-    assert len(small) <= 20_000
-    assert len(pictures.small_png(noise, 10**6)) > 20_000
-
-
-@given(st.lists(st.integers(), max_size=50), st.integers(1, 60))
-@settings(max_examples=50, deadline=None)
-def test_spread_takes_evenly(items: list[int], count: int) -> None:
-    at = evenly_spaced(range(len(items)), count)
-    assert len(at) == min(count, len(items))
-    assert at == sorted(set(at))
-    gaps = np.diff(at)
-    assert not gaps.size or gaps.max() - gaps.min() <= 1
-
-
-def test_shares_in_words() -> None:
-    labels = np.array([[0, 1, 1, 255]], np.uint8)
-    assert sheets.describe_areas(labels, {1: "cat"}) == "cat 50\N{NO-BREAK SPACE}%, void 25\N{NO-BREAK SPACE}%"
+    assert subprocess.run([sys.executable, "-c", words], cwd=factories.ROOT, check=False).returncode == 0
 
 
 @given(st.floats(-1e6, 0, allow_subnormal=False), st.floats(1e-6, 1e6))
@@ -509,11 +423,11 @@ def test_ticks_hold_the_range(low: float, high: float) -> None:
 def test_curves_and_grids_are_whole_svg() -> None:
     macros = page.TEMPLATES.get_template("charts.html.j2").module
     for drawn in (
-        macros.figure(charts.curve([5.0], [5.0], "<x>", "<y>")),  # type: ignore[attr-defined]
-        macros.figure(charts.curve([1, 2, 3], [-1, 0, 0.5], "step", "loss")),  # type: ignore[attr-defined]
-        macros.heat(np.array([[0.5, 0.5], [np.nan, np.nan]]), ["<a>", "b" * 99], ["<a>", "b"]),  # type: ignore[attr-defined]
-        macros.heat(np.eye(81), [str(i) for i in range(81)], [str(i) for i in range(81)]),  # type: ignore[attr-defined]
-        macros.bar(2.0),  # type: ignore[attr-defined]
+        macros.figure(charts.curve([5.0], [5.0], "<x>", "<y>")),
+        macros.figure(charts.curve([1, 2, 3], [-1, 0, 0.5], "step", "loss")),
+        macros.heat(np.array([[0.5, 0.5], [np.nan, np.nan]]), ["<a>", "b" * 99], ["<a>", "b"]),
+        macros.heat(np.eye(81), [str(i) for i in range(81)], [str(i) for i in range(81)]),
+        macros.bar(2.0),
     ):
         assert Reader(drawn).open == []
         assert "nan" not in drawn
@@ -521,60 +435,31 @@ def test_curves_and_grids_are_whole_svg() -> None:
         assert "b" * 15 not in re.sub("<title>.*?</title>", "", drawn)
 
 
-# Backbones
-
-
 LISTED = ([{"name": "my-dino"}, {"name": "croc"}], [{"name": "voc"}, {"name": "my-voc"}], [{"name": "davis"}])
+
+
+def score(backbone: str, miou: float, images: int, protocol: str = "1x1", **more: float) -> dict[str, Any]:
+    return {"backbone": backbone, "miou": miou, "images": images, "protocols": [{"number": "miou", "protocol": protocol}]} | more
 
 
 def test_backbones_side_by_side(tmp_path: Path) -> None:
     assert backbones.read(tmp_path / "absent", *LISTED) == []
+    protocols = [{"number": "J&F", "protocol": "carried on."}]
     files = {
-        "video-davis-croc": {
-            "backbone": "croc",
-            "J&F": 0.474,
-            "sequences": 3,
-            "protocols": [{"number": "miou", "protocol": "carried on."}],
-        },
-        "linear-my-voc-my-dino": {
-            "backbone": "my-dino",
-            "miou": 0.5,
-            "images": 381,
-            "protocols": [{"number": "miou", "protocol": "1x1"}],
-        },
-        "linear-my-voc-croc": {
-            "backbone": "croc",
-            "miou": 0.25,
-            "images": 381,
-            "protocols": [{"number": "miou", "protocol": "1x1"}],
-        },
-        "linear-voc-croc": {
-            "backbone": "croc",
-            "miou": 0.125,
-            "images": 1449,
-            "protocols": [{"number": "miou", "protocol": "1x1"}],
-        },
-        "kmeans-voc-croc": {
-            "backbone": "croc",
-            "miou": 0.1,
-            "miou_std": 0.012,
-            "images": 1449,
-            "protocols": [{"number": "miou", "protocol": HOSTILE}],
-        },
-        "linear-voc-left": {
-            "backbone": "left",
-            "miou": 0.9,
-            "images": 1449,
-            "protocols": [{"number": "miou", "protocol": "1x1"}],
-        },  # no longer in params.yaml
-        "linear-old-croc": {"backbone": "croc", "miou": 0.9, "images": 7, "protocols": [{"number": "miou", "protocol": "1x1"}]},
+        "video-davis-croc": {"backbone": "croc", "J&F": 0.474, "sequences": 3, "protocols": protocols},
+        "linear-my-voc-my-dino": score("my-dino", 0.5, 381),
+        "linear-my-voc-croc": score("croc", 0.25, 381),
+        "linear-voc-croc": score("croc", 0.125, 1449),
+        "kmeans-voc-croc": score("croc", 0.1, 1449, HOSTILE, miou_std=0.012),
+        "linear-voc-left": score("left", 0.9, 1449),  # no longer in params.yaml
+        "linear-old-croc": score("croc", 0.9, 7),
     }
     for name, content in files.items():
         write_json(tmp_path / f"{name}.json", content)
     (tmp_path / "README").write_text("no score")
-    found = backbones.read(tmp_path, *LISTED)
-    assert [column for column, _ in found] == ["linear-voc", "linear-my-voc", "linear-my-voc", "kmeans-voc", "video-davis"]
-    drawn = factories.section_html("backbones", backbones.table(found, ["my-dino", "croc"]))
+    scores = backbones.read(tmp_path, *LISTED)
+    assert [column for column, _ in scores] == ["linear-voc", "linear-my-voc", "linear-my-voc", "kmeans-voc", "video-davis"]
+    drawn = factories.section_html("backbones", backbones.table(scores, ["my-dino", "croc"]))
     cells = re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", drawn)
     assert cells[:5] == ["backbone", "linear mIoU, voc", "linear mIoU, my-voc", "K-means mIoU, voc", "J&amp;F, davis"]
     assert cells[5:10] == ["my-dino", page.DASH, "50.0", page.DASH, page.DASH]
@@ -588,38 +473,16 @@ def test_the_page_shows_backbones_where_there_are_scores(full: tuple[Path, str],
     root, before = full
     assert 'id="backbones"' not in before
     monkeypatch.chdir(root)
-    score, settings = Path("results/backbones/linear-voc-random.json"), Path("params.yaml")
-    write_json(score, {"backbone": "random", "miou": 0.031, "images": 3, "protocols": [{"number": "miou", "protocol": "1x1"}]})
+    file, settings = Path("results/backbones/linear-voc-random.json"), Path("params.yaml")
+    write_json(file, score("random", 0.031, 3))
     text, plain = write_report("results/with.html", "results/with"), settings.read_text()
     assert 'id="backbones"' not in text  # it is not listed
     settings.write_text(plain.replace("backbones: []", "backbones: [{name: random}]").replace("sets: []", "sets: [{name: voc}]"))
     text = write_report("results/with.html", "results/with")
     settings.write_text(plain)
-    score.unlink()
+    file.unlink()
     assert 'id="backbones"' in text
     assert "linear mIoU, voc" in text
-
-
-@pytest.mark.parametrize(
-    ("scores", "drawn", "note"),
-    [
-        ([0.9, 0.5, 0.4], 2, "2 of 3 (score ≥ 0.5)"),
-        ([0.45, 0.4], 1, "1 of 2 (the best one: none has a score of 0.5)"),
-        ([], 0, "0 of 0 (score ≥ 0.5)"),
-    ],
-)
-def test_an_image_shows_its_best_detection_at_least(scores: list[float], drawn: int, note: str) -> None:
-    image, photo = ImageRecord(1, "a.png", 240, 240, "both"), np.zeros((240, 240, 3), np.uint8)
-    detections = []
-    for n, score in enumerate(scores):
-        mask = np.zeros((240, 240), bool)
-        mask[10 + 75 * n : 60 + 75 * n, 20:200] = True
-        detections.append(factories.detection(mask, score))
-    data = SimpleNamespace(detections={image: detections}, scheme=pictures.scheme(1, [], {}))
-    tile = sheets.draw_detections(data, image, photo)  # type: ignore[arg-type]
-    assert tile.note == note
-    painted = [tile.pixels[40 + 75 * n : 55 + 75 * n, 150:190].any() for n in range(len(scores))]  # type: ignore[index]
-    assert painted == [n < drawn for n in range(len(scores))]
 
 
 # ---- comparison of runs
@@ -653,18 +516,18 @@ def test_two_runs_side_by_side(
     evaluate()
     monkeypatch.chdir(tmp_path)
     text = compared(first, second)
-    spoken = capsys.readouterr().out
-    assert "cluster.k: 7 | 9 (+2)" in spoken
-    assert "clustering/r1/scores.json: miou: " in spoken
+    summary = capsys.readouterr().out
+    assert "cluster.k: 7 | 9 (+2)" in summary
+    assert "clustering/r1/scores.json: miou: " in summary
     reader = Reader(text)
     assert reader.open == []
     assert "http" not in re.sub(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+", "", text)
     assert "cluster.k79+2" in reader.text
     assert "seed0" not in reader.text  # it is the same
     values = [read_json(r / "results/details/clustering/r1/scores.json")["miou"] for r in (first, second)]
-    said = f"clustering/r1/scores.json: miou{values[0]:.6g}{values[1]:.6g}{values[1] - values[0]:+.4g}"
+    row = f"clustering/r1/scores.json: miou{values[0]:.6g}{values[1]:.6g}{values[1] - values[0]:+.4g}"
     assert values[1] < values[0]
-    assert said in reader.text
+    assert row in reader.text
     moved = eval_images(first / "data/images.json")[0].file_name
     heads = re.findall(r"<h4><bdi>(.*?)</bdi></h4>", text)
     assert len(heads) == 3
@@ -678,7 +541,7 @@ def test_two_runs_side_by_side(
     assert Path("compared.html").read_bytes() == first_bytes
 
 
-def test_without_truth_runs_are_compared_by_what_they_say(bare: Path, tmp_path: Path) -> None:
+def test_without_truth_runs_are_compared_by_their_predictions(bare: Path, tmp_path: Path) -> None:
     text = Path("params.yaml").read_text()
     Path("params.yaml").write_text(text.replace("report: {", "data: {images: photos}\nreport: {"))
     second = other_run(tmp_path / "second", truth=False)

@@ -60,8 +60,7 @@ def read(folder: Path, name: str) -> ComparedRun:
     files = sorted([*details.glob("*.json"), *details.glob("clustering/*/scores.json")])
     scores = {f.relative_to(details).as_posix(): read_json(f) for f in files}
     clustering = details / "clustering" / final
-    if not (clustering / "image_iou.json").exists():
-        missing = clustering / "image_iou.json"
+    if not (missing := clustering / "image_iou.json").exists():
         raise InputError(f"{folder} holds no finished run of this version of unseg ({missing}); run `dvc repro` there")
     ious, image_ious = read_json(clustering / "class_iou.json"), read_json(clustering / "image_iou.json")
     return ComparedRun(
@@ -138,13 +137,8 @@ def schemes(runs: Sequence[ComparedRun], names: Sequence[str]) -> list[pictures.
 
 
 def contact_rows(runs: Sequence[ComparedRun], names: Sequence[str], scheme_images: Sequence[str]) -> list[Row]:
-    """Pictures of each image: the photograph, each run's final segmentation, the truth.
-
-    Args:
-        scheme_images: the images by which clusters are matched for their colours.
-    """
-    first, rows = runs[0], []
-    colours = schemes(runs, scheme_images)
+    """The photograph, each run's final segmentation and the truth; clusters are matched, for colours, on scheme_images."""
+    first, rows, colours = runs[0], [], schemes(runs, scheme_images)
     for n in track(names, "draw"):
         image = first.eval_images[n]
         photo = pictures.tile(photos.read(first.root, image), sheets.TILE)
@@ -192,10 +186,8 @@ def compare(runs: Sequence[ComparedRun]) -> bytes:
         rows, more = side_by_side(runs, source, keys), side_by_side(runs, source, others)
         return Section(source, title, "differences", {"label": source, "head": head, "rows": rows, "others": more})
 
-    sections = [
-        section("Params that differ", "params", differing(runs, "params")),
-        section("Numbers", "numbers", headline, others),
-    ]
+    params_section = section("Params that differ", "params", differing(runs, "params"))
+    sections = [params_section, section("Numbers", "numbers", headline, others)]
     if classes := dict.fromkeys(c for run in runs for c in run.class_iou):
         sections.append(section("IoU of each class", "class_iou", classes))
     order = "from the largest loss to the largest gain" if runs[0].image_iou else "from the least to the most changed"
@@ -207,8 +199,8 @@ def compare(runs: Sequence[ComparedRun]) -> bytes:
 def summary(runs: Sequence[ComparedRun]) -> str:
     """The params and numbers that differ, for a terminal: each run's value, and the difference to the first run's."""
     lines = [" | ".join(run.name for run in runs)]
-    sources: tuple[Source, ...] = ("params", "numbers")
-    for source in sources:
+    source: Source
+    for source in ("params", "numbers"):
         keys = differing(runs, source)
         lines.append(source if keys else f"{source}: no difference")
         for key, values, gains in side_by_side(runs, source, keys):

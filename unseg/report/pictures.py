@@ -106,11 +106,9 @@ class Scheme:
 
 
 def scheme(clusters: int, classes: Sequence[str], matched: dict[int, int]) -> Scheme:
-    """Colours for clusters 0..K-1 and classes (background first, empty without truth).
+    """Colours for clusters 0..K-1 and classes (background first, empty without truth); matched: cluster to class.
 
-    Args:
-        matched: class of each matched cluster. A cluster that is matched to background counts as one without a class, so that
-            it differs from unpainted background.
+    A cluster that is matched to background counts as one without a class, so that it differs from unpainted background.
     """
     objects = max(len(classes) - 1, 0)
     colours = palette(objects + clusters)
@@ -199,11 +197,7 @@ def draw_instances(
     table: np.ndarray,
     striped: np.ndarray,
 ) -> np.ndarray:
-    """Instances over a photograph, the first on top: masks [H, W] bool, their boxes, and a tag at each box's corner.
-
-    Args:
-        labels: of each mask, as in a label map; indices into table and striped.
-    """
+    """Instances over a photograph, the first on top: masks [H, W] bool, their boxes, and a tag at each box's corner."""
     base, lines = grey(photo), stripes(photo.shape[:2])
     out = DIM * base
     for mask, label in reversed(list(zip(masks, labels, strict=True))):
@@ -234,11 +228,7 @@ def draw_text(picture: np.ndarray, places: Sequence[tuple[tuple[int, int], str]]
 
 
 def crop(photo: Pillow.Image, mask: np.ndarray, side: int) -> np.ndarray:
-    """A square around the object, the rest dimmed, black beyond the photograph: [S, S, 3].
-
-    Args:
-        mask: [H, W] bool at the photograph's size, not empty.
-    """
+    """A square around the object of a mask [H, W], the rest dimmed, black beyond the photograph: [S, S, 3]."""
     rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     span = round(1.15 * max(rows[-1] - rows[0] + 1, cols[-1] - cols[0] + 1))
     left, top = (cols[0] + cols[-1] + 1 - span) // 2, (rows[0] + rows[-1] + 1 - span) // 2

@@ -41,19 +41,11 @@ def headline(quality: Record, scores: Record, linear: Record, instances: Record)
 
 
 def components(scores: dict[str, Record]) -> dict[str, Any]:
-    """The mIoU as each component is added, beside the published one.
-
-    Args:
-        scores: metrics by name, of: mined masks, detector, first segmenter, and the final one if it is another.
-    """
-    table, before = [], None
-    for (name, metrics), paper in zip(scores.items(), TABLE_1, strict=False):
-        miou = metrics.get("miou")
-        gain = None if miou is None or before is None else miou - before
-        table.append({"name": name, "metrics": metrics, "paper": paper, "gain": gain})
-        before = miou
+    """The mIoU as each component is added, beside the published one; scores: metrics by name, in the order of TABLE_1."""
+    papers = zip(scores.items(), TABLE_1, strict=False)
+    rows = [{"name": name, "metrics": metrics, "paper": paper} for (name, metrics), paper in papers]
     described = next((metrics for metrics in scores.values() if protocol(metrics, "miou")), None)
-    return {"rows": table, "described": described, "needs": list(label_free.missing(scores))}
+    return {"rows": rows, "described": described, "needs": list(label_free.missing(scores))}
 
 
 def legend(scheme: Scheme, classes: Sequence[str]) -> list[LegendEntry]:
@@ -70,11 +62,7 @@ def legend(scheme: Scheme, classes: Sequence[str]) -> list[LegendEntry]:
 def classes(
     ious: Sequence[Record], cells: Sequence[Record], scores: Record, scheme: Scheme, steps: dict[str, Sequence[Record]]
 ) -> dict[str, Any]:
-    """IoU and confusion of the classes; contents of class_iou.json, confusion.json and scores.json of a clustering.
-
-    Args:
-        steps: class_iou.json of each component, by its name.
-    """
+    """IoU and confusion of the classes, from class_iou.json, confusion.json, scores.json; steps: class_iou.json by component."""
     if not ious or not cells:
         return {"rows": [], "scores": scores}
     counts = np.array([cell["pixels"] for cell in cells]).reshape(len(ious), -1)  # [C, C + 1], the last: no class
