@@ -5,7 +5,8 @@
 The paper's sizes: ViT-S/16 (random weights, which take the same time) at 640 x 848, so N = 2,120 patches, 6 heads of 64
 channels. The two take turns, so that other work on the machine slows both. A number is the median of the rounds, after one to
 warm up. Plain: float32, explicit softmax attention, all of every block, one image at a time. Ours: `vit.last_block` (without
-the last block's attention and MLP), attention head by head (`vit.CpuAttention`), a batch, bf16 if the CPU has bfloat16 units.
+the last block's attention and MLP), explicit attention of a few heads at a time (`vit.CpuAttention`), a batch, bf16 if the CPU
+has bfloat16 units.
 """
 
 import math

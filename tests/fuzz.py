@@ -29,7 +29,7 @@ from PIL import Image as Pillow
 from safetensors.torch import save_file
 
 from unseg.clustering import algorithms, choice, naming
-from unseg.core import image_index, label_maps, params, rle, storage
+from unseg.core import image_index, instances, label_maps, masks, params, storage
 from unseg.core.console import InputError
 from unseg.data import coco, examination, readers, truth
 from unseg.detection import detector
@@ -157,7 +157,7 @@ class Fuzz:
         shapes: list[Any] = [
             [[1, 1, 9, 1, 9, 9]],
             {"size": [16, 16], "counts": [0, 100, 156]},
-            rle.encode(np.eye(16, dtype=bool)),
+            masks.encode(np.eye(16, dtype=bool)).rle,
         ]
         same = {"category_id": 7, "bbox": [1, 1, 8, 8], "iscrowd": 0}
         objects = [same | {"id": i, "image_id": i + 1, "segmentation": shape} for i, shape in enumerate(shapes)]
@@ -180,7 +180,7 @@ class Fuzz:
         form, data = self.rng.choice(self.photos)
         data = huge_png(self.rng) if self.rng.random() < 0.1 else bent(self.rng, data)
         Path("photos/x." + form).write_bytes(data)
-        found = examination.look(
+        found = examination.examine_file(
             Path("photos").resolve(), readers.Candidate("x." + form, "train", annotated=self.rng.random() < 0.5)
         )
         assert isinstance(found, (str, tuple))
@@ -195,7 +195,7 @@ class Fuzz:
                 file.writestr(name, bent(self.rng, self.photos[0][1]) if self.rng.random() < 0.5 else self.photos[0][1])
         Path("photos/x.zip").write_bytes(bent(self.rng, Path("photos/x.zip").read_bytes()))
         data = readers.Data("folder", "photos", "photos", None, None, None)
-        examination.photos.archive.cache_clear()
+        examination.photos.open_archive.cache_clear()
         examination.examine(data, readers.find_dataset(data))
         Path("photos/x.zip").unlink()
 
@@ -206,6 +206,16 @@ class Fuzz:
         for name, _ in truth.members(data, index):
             assert "photos" not in name
         coco.read(Path("train.json"), Path("photos"))
+
+    def instances(self) -> None:
+        mask = masks.encode(np.eye(16, dtype=bool))
+        records = [instances.instance(i, 1 + i % 3, i % 2, mask).to_coco() for i in range(6)]
+        text = text_of(self.rng, {"annotations": records})
+        if self.rng.random() < 0.6:
+            text = bent(self.rng, storage.to_json({"annotations": records}).encode())
+        Path("instances.json").write_bytes(text)
+        for x in instances.read("instances.json", instances.Instance, self.index, clusters=2):
+            assert x.mask.decode().shape == (16, 16)
 
     def label_zip(self) -> None:
         data = (
@@ -267,7 +277,8 @@ class Fuzz:
 
 
 KINDS: dict[str, Callable[[Fuzz], None]] = {
-    "photo": Fuzz.photo, "archive": Fuzz.archive, "coco": Fuzz.coco, "label_zip": Fuzz.label_zip, "weights": Fuzz.weights,
+    "photo": Fuzz.photo, "archive": Fuzz.archive, "coco": Fuzz.coco, "instances": Fuzz.instances,
+    "label_zip": Fuzz.label_zip, "weights": Fuzz.weights,
     "params": Fuzz.params, "clusters": Fuzz.clusters_yaml,
 }  # fmt: skip
 

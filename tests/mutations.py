@@ -219,14 +219,14 @@ FAULTS = [
         "unseg/models/vit.py",
         "q = q * self.scale",
         "q = q * 1",
-        "tests/test_weights.py -k written",
+        "tests/models/test_weights.py -k explicit",
     ),
     Fault(
-        "attention: of what learns, too",
+        "attention: explicit in training, too",
         "unseg/models/vit.py",
         " and not torch.is_grad_enabled()",
         "",
-        "tests/test_weights.py -k written",
+        "tests/models/test_weights.py -k explicit",
     ),
     Fault(
         "labels: the lowest score wins",
@@ -254,7 +254,7 @@ FAULTS = [
         "unseg/core/masks.py",
         "every_other.cumsum(out=every_other)",
         "pass",
-        "tests/test_datasets.py -k run",
+        "tests/data/test_datasets.py -k run",
     ),
     Fault(
         "precision: auto is fp32",
@@ -282,7 +282,7 @@ FAULTS = [
         "unseg/data/readers.py",
         'm.filename.endswith("/")',
         "m.is_dir()",
-        "tests/test_datasets.py -k name",
+        "tests/data/test_datasets.py -k name",
     ),
     Fault(
         "croc: centroids at the temperature of CLS",
@@ -324,7 +324,7 @@ FAULTS = [
         "stages/prepare.py",
         "    environment.check()",
         "    pass",
-        "tests/test_datasets.py -k environment",
+        "tests/data/test_datasets.py -k environment",
     ),
     Fault(
         "environment: an infinite number",
@@ -338,7 +338,7 @@ FAULTS = [
         "unseg/data/readers.py",
         ' and not (root / usual / f"{stem}.png").is_file()',
         "",
-        "tests/test_datasets.py -k augmented",
+        "tests/data/test_datasets.py -k augmented",
     ),
     Fault(
         "report: backbones of earlier runs",
