@@ -8,8 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from unseg.core.console import InputError
-
-PRECISIONS = ("auto", "fp32", "bf16")
+from unseg.core.params import Precision
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -30,14 +29,9 @@ def fast_bf16(device: torch.device) -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def portable(precision: str) -> str:
+def portable(precision: Precision) -> Precision:
     """The precision for any device of a model that was trained elsewhere: bf16 becomes auto."""
     return "auto" if precision == "bf16" else precision
-
-
-def check_precision(key: str, precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise ValueError(f"{key} is {precision!r}; it must be auto, fp32 or bf16")
 
 
 def check_not_emulated(precisions: Mapping[str, str], device: torch.device) -> None:

@@ -195,7 +195,7 @@ class TrainedSegmenter:
     model: DeepLab
     labels: int  # C
     size: int  # S
-    precision: str
+    precision: Precision
     names: tuple[str, ...] = ()  # of the labels, background first; empty if they are clusters
     shape: dict[str, Any] = field(default_factory=dict)  # DeepLab's arguments
     input_size: str | int | None = None  # at which it was fitted to photographs, see `tiles.predict_bands`; None: unknown
