@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from tests.processes import free_port, start
-from unseg.core import image_index, label_maps, rle, storage
+from unseg.core import image_index, instances, label_maps, masks, storage
 from unseg.data import demo
 from unseg.engine import checkpoint, distributed
 from unseg.mining import miner
@@ -67,7 +67,7 @@ def prepare(folder: Path) -> None:
         labels = np.zeros((h, w), np.uint8)
         for j, (c, mask) in enumerate(found[: 1 + i % 2]):
             if mask[:h, :w].any():
-                objects.append(rle.coco_annotation(10 * i + j, i + 1, c % K, rle.encode(mask[:h, :w])))
+                objects.append(instances.instance(10 * i + j, i + 1, c % K, masks.encode(mask[:h, :w])).to_coco())
                 labels[mask[:h, :w]] = 1 + c % K
         maps.append((f"{i}.png", labels))
     storage.write_json(folder / "images.json", {"images": [vars(i) for i in index]})
