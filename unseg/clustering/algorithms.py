@@ -60,7 +60,7 @@ def normalise(tokens: np.ndarray, fit: np.ndarray, whiten: str, components: int 
     else:
         x = tokens.astype(np.float64)
     length = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.divide(x, length, out=x, where=length > 0)
+    return np.asarray(np.divide(x, length, out=x, where=length > 0))
 
 
 def cluster(tokens: np.ndarray, fit: np.ndarray, p: Clustering, seed: int) -> np.ndarray:

@@ -8,7 +8,7 @@ G = B H clusterings (one for each head of each image), K clusters, O outputs of 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge
@@ -207,7 +207,7 @@ class HeadBatchNorm(nn.BatchNorm1d):
 
 def prototypes(width: int, outputs: int, fixed: bool) -> nn.Module:
     """A weight-normalised linear layer without bias; its rows start with norm 1, and keep it if `fixed`."""
-    layer: nn.Linear = weight_norm(nn.Linear(width, outputs, bias=False))
-    norms: Any = layer.parametrizations.weight.original0
+    layer = nn.Linear(width, outputs, bias=False)
+    norms = weight_norm(layer).parametrizations.weight.original0
     nn.init.ones_(norms).requires_grad_(not fixed)
     return layer
