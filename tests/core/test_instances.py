@@ -133,6 +133,8 @@ def test_files_that_cannot_be_read(file: Path, text: str, message: str) -> None:
         ({"category_id": -1}, "2.png: a record has the category_id -1; it must be at least 0"),
         ({"category_id": True}, "2.png: a record has the category_id True"),
         ({"category_id": 2}, "2.png has cluster 2; it must be from 0 to 1"),
+        ({"bbox": [0, 1, 2, 10**400]}, r"2.png: a record has the bbox"),
+        ({"bbox": [0, 1, 2, float("nan")]}, r"2.png: a record has the bbox"),
         ({"bbox": [0, 1, 2]}, r"2.png: a record has the bbox \[0, 1, 2\]"),
         ({"segmentation": {"size": [8, 8]}}, "2.png: .* is no mask"),
         ({"segmentation": {"size": [8, 9], "counts": "X2"}}, r"a mask is \[8, 9\], 2.png is \[8, 8\] \(rows, columns\)"),
@@ -142,7 +144,7 @@ def test_files_that_cannot_be_read(file: Path, text: str, message: str) -> None:
 @pytest.mark.parametrize("lines", [True, False])
 def test_invalid_records(file: Path, change: dict[str, Any], message: str, lines: bool) -> None:
     records = [RECORDS[0] | change, *RECORDS[1:]]
-    file.write_text(to_json(records) if lines else json.dumps(records))
+    file.write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n" if lines else json.dumps(records))
     with pytest.raises(InputError, match=message):
         read(file, Detection, IMAGES, clusters=2)
     assert read(file, Detection, IMAGES, IMAGES[1:], clusters=2) == DETECTIONS[4:]  # other images

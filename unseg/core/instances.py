@@ -25,6 +25,7 @@ RECORD = re.compile(rb'\{.*?"image_id": (\d{1,18})[,}].*(?<=\}),?\n')  # a line
 AGAIN = "make it again from the same data/images.json"
 
 Record = dict[str, Any]
+Images = Collection[ImageRecord]
 Box = tuple[float, float, float, float]  # xywh, pixels
 
 
@@ -32,42 +33,34 @@ Box = tuple[float, float, float, float]  # xywh, pixels
 class Instance:
     """An object of an image: a COCO annotation."""
 
-    list_key: ClassVar[str | None] = "annotations"  # in a file; None: the file is the list
+    list_key: ClassVar[str | None] = "annotations"  # in a file
 
     id: int
     image_id: int
-    category_id: int  # cluster 0..K-1; of ground truth: class 1..C
+    category_id: int  # cluster 0..K-1; in ground truth: class 1..C
     mask: Mask
-    bbox: Box  # the mask's
-    iscrowd: bool = False  # of ground truth: a region of many objects
+    bbox: Box  # of the mask
+    iscrowd: bool = False  # in ground truth: a region of many objects
 
     @classmethod
     def from_coco(cls, record: Record) -> "Instance":
         """Raises ValueError for an invalid record."""
-        return cls(number(record, "id"), *common(record), bool(record.get("iscrowd", 0)))
+        return cls(integer(record, "id"), *common_fields(record), bool(record.get("iscrowd", 0)))
 
     def to_coco(self) -> Record:
-        return {
-            "id": self.id,
-            "image_id": self.image_id,
-            "category_id": self.category_id,
-            "segmentation": self.mask.rle,
-            "bbox": list(self.bbox),
-            "area": self.mask.area,
-            "iscrowd": int(self.iscrowd),
-        }
+        return {"id": self.id, **common_record(self), "area": self.mask.area, "iscrowd": int(self.iscrowd)}
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
     """A scored object of an image: a COCO result."""
 
-    list_key: ClassVar[str | None] = None
+    list_key: ClassVar[str | None] = None  # the file is the list
 
     image_id: int
     category_id: int  # cluster 0..K-1
     mask: Mask
-    bbox: Box  # the detector's
+    bbox: Box  # from the detector
     score: float  # 0..1
 
     @classmethod
@@ -75,16 +68,10 @@ class Detection:
         """Raises ValueError for an invalid record."""
         if not isinstance(score := record.get("score"), (int, float)) or not 0 <= score <= 1:
             raise ValueError(f"a record has the score {score!r}; it must be from 0 to 1")
-        return cls(*common(record), float(score))
+        return cls(*common_fields(record), float(score))
 
     def to_coco(self) -> Record:
-        return {
-            "image_id": self.image_id,
-            "category_id": self.category_id,
-            "segmentation": self.mask.rle,
-            "bbox": list(self.bbox),
-            "score": self.score,
-        }
+        return {**common_record(self), "score": self.score}
 
 
 Object = TypeVar("Object", Instance, Detection)
@@ -100,17 +87,21 @@ def as_detection(x: Instance) -> Detection:
     return Detection(x.image_id, x.category_id, x.mask, x.bbox, 1.0)
 
 
-def common(record: Record) -> tuple[int, int, Mask, Box]:
+def common_record(x: Instance | Detection) -> Record:
+    return {"image_id": x.image_id, "category_id": x.category_id, "segmentation": x.mask.rle, "bbox": list(x.bbox)}
+
+
+def common_fields(record: Record) -> tuple[int, int, Mask, Box]:
     bbox = record.get("bbox")
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(v, (int, float)) for v in bbox):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(v, (int, float)) and abs(v) < 1e9 for v in bbox):
         raise ValueError(f"a record has the bbox {bbox!r}; it must be [x, y, width, height]")
-    if (category := number(record, "category_id")) < 0:
+    if (category := integer(record, "category_id")) < 0:
         raise ValueError(f"a record has the category_id {category}; it must be at least 0")
     x, y, w, h = map(float, bbox)
-    return number(record, "image_id"), category, masks.from_rle(record.get("segmentation", {})), (x, y, w, h)
+    return integer(record, "image_id"), category, masks.from_rle(record.get("segmentation", {})), (x, y, w, h)
 
 
-def number(record: Record, key: str) -> int:
+def integer(record: Record, key: str) -> int:
     if not isinstance(value := record.get(key), int) or isinstance(value, bool):
         raise ValueError(f"a record has no {key}" if value is None else f"a record has the {key} {value!r}")
     return value
@@ -226,18 +217,14 @@ def read_records(path: str | Path, list_key: str | None) -> dict[int, list[Recor
         if not isinstance(record, dict):
             raise InputError(f"{path}: {str(record)[:40]} is no record; make it again")
         try:
-            by_image.setdefault(number(record, "image_id"), []).append(record)
+            by_image.setdefault(integer(record, "image_id"), []).append(record)
         except ValueError as error:
             raise InputError(f"{path}: {error}; {AGAIN}") from None
     return by_image
 
 
 def read_by_image(
-    path: str | Path,
-    kind: type[Object],
-    images: Collection[ImageRecord],
-    splits: Collection[ImageRecord] | None = None,
-    clusters: int | None = None,
+    path: str | Path, kind: type[Object], images: Images, splits: Images | None = None, clusters: int | None = None
 ) -> Iterator[tuple[ImageRecord, list[Object]]]:
     """Images and their objects, by rising image id; an image without objects has [].
 
@@ -258,11 +245,7 @@ def read_by_image(
 
 
 def read(
-    path: str | Path,
-    kind: type[Object],
-    images: Collection[ImageRecord],
-    splits: Collection[ImageRecord] | None = None,
-    clusters: int | None = None,
+    path: str | Path, kind: type[Object], images: Images, splits: Images | None = None, clusters: int | None = None
 ) -> list[Object]:
     """As `read_by_image`, in one list."""
     return [x for _, objects in read_by_image(path, kind, images, splits, clusters) for x in objects]
