@@ -1,8 +1,6 @@
 """Photographs as files: every stage opens, turns upright and resizes them here. Needs no torch.
 
-A photograph may be a member of a zip archive: its path is <archive>.zip/<member>. Archives are never unpacked to disk.
-
-Shapes: H rows, W columns.
+A photograph may be a member of a zip archive, with the path <archive>.zip/<member>; archives are never unpacked to disk.
 """
 
 import io

@@ -110,10 +110,8 @@ def find_folder(data: Data) -> Dataset:
         folders[:] = [f for f in folders if not f.startswith(".")]
         links = [f for f in folders if (root / folder / f).is_symlink()]
         dataset.rejected.extend(Rejected((folder / f).as_posix(), "a link to a folder, not followed") for f in links)
-        for name in files:
+        for name in (f for f in files if not f.startswith(".")):
             suffix = Path(name).suffix.lower()
-            if name.startswith("."):
-                continue
             if suffix in suffixes:
                 dataset.candidates.append(Candidate((folder / name).as_posix(), "train"))
             elif suffix == photos.ARCHIVE:
@@ -128,21 +126,19 @@ def find_folder(data: Data) -> Dataset:
 def add_members(root: Path, name: Path, suffixes: set[str], dataset: Dataset) -> None:
     """Add the members of a zip archive as candidates `<archive>/<member>`."""
     try:
-        with zipfile.ZipFile(root / name) as archive:  # is_dir() would fail for a member without a name
-            members = {m.filename for m in archive.infolist() if not m.filename.endswith("/")}
+        with zipfile.ZipFile(root / name) as archive:
+            members = {m.filename for m in archive.infolist() if not m.filename.endswith("/")}  # is_dir() fails without a name
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         dataset.rejected.append(Rejected(name.as_posix(), f"an archive that cannot be read: {error}"))
         return
     for member in sorted(members):
         path = PurePosixPath(member)
-        suffix = path.suffix.lower()
+        suffix, hidden = path.suffix.lower(), any(part.startswith((".", "__MACOSX")) for part in path.parts)
         if path.is_absolute() or ".." in path.parts:
             dataset.rejected.append(Rejected(f"{name.as_posix()}/{member}", "leads out of its archive"))
-        elif any(part.startswith((".", "__MACOSX")) for part in path.parts):
-            continue
-        elif suffix in suffixes and path.as_posix() == member:
+        elif not hidden and suffix in suffixes and path.as_posix() == member:
             dataset.candidates.append(Candidate(f"{name.as_posix()}/{member}", "train"))
-        else:
+        elif not hidden:
             dataset.ignored[suffix or "without suffix"] += 1
 
 

@@ -102,8 +102,8 @@ def read_index_map(folder: Path, name: PurePosixPath, image: ImageRecord) -> np.
 def instances_of(image_id: int, semantic: np.ndarray, objects: np.ndarray) -> list[Instance]:
     """The instances of VOC's class mask and object mask, both [H, W] uint8.
 
-    Each value of objects but 0 and 255 is an instance. Its class is the most frequent one among its pixels (the first, if
-    several are), without background and void; if no other class is left, it is not an instance.
+    Each value of objects but 0 and 255 is an instance of the most frequent class of its pixels (of equals, the first). Background
+    and void do not count; without another class it is not an instance.
     """
     instances = []
     for value in np.setdiff1d(objects, [0, IGNORE_LABEL]):

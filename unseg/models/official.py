@@ -1,8 +1,7 @@
-"""Official self-supervised weights: their addresses, and checksums.
+"""Official self-supervised weights: their addresses and checksums.
 
-A file is searched in the folder UNSEG_WEIGHTS, if that is set, then in the cache of torch.hub; otherwise it is downloaded to the
-cache. No complete SHA-256 of these files is published. The published digits of the MD5 are checked, and models/dvc.lock pins
-the output of the first run.
+They are searched in the folder UNSEG_WEIGHTS, if set, then in torch.hub's cache; otherwise they are downloaded to that cache. No
+SHA-256 of them is published. The published digits of the MD5 are checked, and models/dvc.lock pins the first run's output.
 """
 
 import hashlib

@@ -105,8 +105,8 @@ class ResNet(nn.Module):
 class ResNetBackbone(nn.Module):
     """A ResNet without pooling and classifier whose first `frozen` stages are not trained.
 
-    width: channels of the first stage's 3x3 convolutions; the standard is 64. stride: of the last stage, relative to the image:
-    32, or 16 or 8 by dilation. frozen: 0: none; n: the stem and the first n stages, including their batch norm.
+    width: channels of the first stage's 3x3 convolutions, usually 64. stride: of the last stage; 16 and 8 by dilation.
+    frozen: 0: none; n: the stem and the first n stages, including their batch norm.
     """
 
     def __init__(self, arch: str, width: int, stride: int = 32, frozen: int = 0) -> None:
