@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import yaml
 from PIL import Image as Pillow
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from unseg.core import profiles
+from stages import train_detector
+from unseg.core import profiles, storage
 from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
 from unseg.core.instances import Detection, Instance
@@ -29,7 +31,7 @@ from unseg.data import demo
 from unseg.detection import detector, torchvision_fpn
 from unseg.detection.detector import learning_rate
 from unseg.detection.examples import DetectionDataset, pasted
-from unseg.detection.settings import Detect, Detector
+from unseg.detection.settings import Detect, Detections, Detector
 from unseg.engine import training
 from unseg.engine.checkpoint import Checkpoint
 from unseg.models.weights import RANDOM_INIT
@@ -335,6 +337,32 @@ def test_detect_settings_out_of_range(key: str, value: float) -> None:
 def test_detectron2_is_r50_c4(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"arch must be resnet50, frozen_stages at most 3"):
         setting(backend="detectron2", **changes)
+
+
+def test_detections_without_a_pixel_are_dropped() -> None:
+    masks = np.zeros((2, 4, 6), bool)
+    masks[1, 1:3, 2:5] = True
+    boxes = np.array([[0, 0, 1, 1], [2.004, 1, 5, 3]], np.float32)
+    output = Detections(masks, boxes, np.array([0.9, 0.1234567], np.float32), np.array([3, 1]))
+    (d,) = detector.to_detections(7, output)
+    assert (d.image_id, d.category_id, d.bbox, d.score) == (7, 1, (2.0, 1.0, 3.0, 2.0), 0.123457)
+    assert np.array_equal(d.mask.decode(), masks[1])
+
+
+@pytest.mark.parametrize(
+    ("image_id", "cluster", "message"),
+    [(2, 0, r"i\.json has no object in a training image"), (1, 6, r"i\.json: 1\.png has cluster 6; it must be from 0 to 5")],
+)
+def test_train_detector_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_id: int, cluster: int, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump(factories.demo_params()))
+    storage.write_json("images.json", {"images": [vars(factories.image(i, split=s)) for i, s in ((1, "train"), (2, "val"))]})
+    instance = factories.instance(np.eye(8) > 0, image_id, cluster)
+    storage.write_json("i.json", {"annotations": [instance.to_coco()]})
+    with pytest.raises(InputError, match=message):
+        train_detector.main("images.json", "i.json", "photos", "d.safetensors", "d.tsv")
 
 
 # ---- the two backends

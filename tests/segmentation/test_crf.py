@@ -165,9 +165,9 @@ def test_smallest_inputs(crf: Crf) -> None:
     one = np.zeros((1, 1, 3), np.uint8)
     assert refine(np.array([[[0.2]], [[0.5]], [[0.3]]], np.float32), one, crf).tolist() == [[1]]
     assert refine(np.ones((1, 2, 3), np.float32), np.zeros((2, 3, 3), np.uint8), crf).tolist() == [[0] * 3] * 2
-    sure = np.zeros((3, 2, 3), np.float32)
-    sure[2] = 1
-    got = refine(sure, np.zeros((2, 3, 3), np.uint8), crf)
+    certain = np.zeros((3, 2, 3), np.float32)
+    certain[2] = 1
+    got = refine(certain, np.zeros((2, 3, 3), np.uint8), crf)
     assert got.tolist() == [[2] * 3] * 2
     assert got.dtype == np.uint8
     with pytest.raises(ValueError, match="257 labels"):

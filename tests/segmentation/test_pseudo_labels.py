@@ -317,6 +317,9 @@ def test_stage_reads_photographs_for_grabcut(folder: Path) -> None:
         ({"segmentation": encode(np.ones((4, 2), bool)).rle}, r"detections\.json: a mask is \[4, 2\], train_a\.png is \[2, 4\]"),
         ({"category_id": 254}, r"detections\.json: train_a\.png has cluster 254; it must be from 0 to 253"),
         ({"segmentation": {"size": [2, 4], "counts": "03"}}, r"detections\.json: train_a\.png: .* do not add up to 2 x 4 pixels"),
+        ({"segmentation": {"size": [2, 4], "counts": "1N4"}}, r"detections\.json: train_a\.png: .*below 0"),
+        ({"segmentation": {"size": [2, 4], "counts": ""}}, r"detections\.json: train_a\.png: .*not empty"),
+        ({"segmentation": {"size": [2, 4], "counts": [0, 8]}}, r"detections\.json: train_a\.png: .*counts"),
     ],
 )
 def test_stage_refuses_invalid_detections(folder: Path, change: dict[str, Any], message: str) -> None:
