@@ -142,7 +142,7 @@ FAULTS = [
         "unseg/engine/checkpoint.py",
         'f"{code_hash()}-{run_hash',
         'f"000000000000-{run_hash',
-        "tests/pipeline/test_faults.py -k not_gone_on",
+        "tests/pipeline/test_faults.py -k not_resumed",
     ),
     Fault(
         "scratch: runs in progress are removed",
@@ -191,7 +191,7 @@ FAULTS = [
         "unseg/core/console.py",
         "        if importing:",
         "        if False:",
-        "tests/core/test_ending.py -k lost",
+        "tests/core/test_ending.py -k not_lost",
     ),
     Fault(
         "faults: half files of the dead stay",

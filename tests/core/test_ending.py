@@ -1,6 +1,6 @@
-"""A stage ends with the dvc that started it, however that ends: with one line, its lock free, and the next `dvc repro` resumes.
+"""A stage ends when its dvc ends, with one line and an unlocked folder, and the next `dvc repro` resumes.
 
-The stage is a small script that uses unseg.core.console.run and no network; the repository is made for it.
+The stage is a small script without a network that uses unseg.core.console.run, in a repository for it.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 3.0  # in which a stage must be gone
+SECONDS = 3.0  # after which a stage must have ended
 STAGE = """
 import fcntl, os, pathlib, sys, time
 from unseg.core import console
@@ -51,7 +51,7 @@ def alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    stat = Path(f"/proc/{pid}/stat")  # in a container nobody may collect it
+    stat = Path(f"/proc/{pid}/stat")  # a zombie: in a container it may stay
     return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
@@ -72,13 +72,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["sh", "bash"])
 def shell(request: pytest.FixtureRequest) -> str:
-    """sh may stay between dvc and the stage (dash); bash replaces itself by the stage."""
+    """sh (dash) may stay between dvc and the stage; bash replaces itself by the stage."""
     return shutil.which(request.param) or pytest.skip(f"no {request.param}")
 
 
 @contextlib.contextmanager
 def running(root: Path, shell: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """`dvc repro` while its stage is at work: dvc, and the stage's process id."""
+    """`dvc repro` while its stage runs. Yields dvc and the stage's process id."""
     for name in (".scratch", "out", "dvc.lock"):
         shutil.rmtree(root / name, ignore_errors=True) if name == ".scratch" else (root / name).unlink(missing_ok=True)
     (root / ".scratch").mkdir()
@@ -133,22 +133,22 @@ def test_killing_dvc_ends_all_processes_of_a_stage(tmp_path: Path) -> None:
     ):
         assert wait(begun, 120), (tmp_path / "log").read_text()
         dvc.kill()
-    assert wait(lambda: not any(map(alive, pids)), 15)  # torchrun asks them first, then ends
-    said = (tmp_path / "log").read_text()
-    assert "Traceback" not in said
-    assert said.count("error: ended by SIGTERM") == 1
+    assert wait(lambda: not any(map(alive, pids)), 15)  # torchrun ends them first
+    log_text = (tmp_path / "log").read_text()
+    assert "Traceback" not in log_text
+    assert log_text.count("error: ended by SIGTERM") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_ctrl_c_or_a_closed_terminal_ends_all_without_a_traceback(repository: Path, number: signal.Signals) -> None:
+def test_ctrl_c_or_a_closed_terminal_ends_without_a_traceback(repository: Path, number: signal.Signals) -> None:
     with running(repository, "/bin/sh") as (dvc, stage):
         os.killpg(dvc.pid, number)
         assert wait(lambda: not alive(stage), SECONDS)
         dvc.wait(60)
-    said = (repository / "log").read_text()
+    log_text = (repository / "log").read_text()
     name = "Ctrl-C" if number == signal.SIGINT else "SIGHUP"
-    assert said.count("error: ended by") == said.count(f"error: ended by {name}; the same command resumes it") == 1
-    assert "Traceback" not in said
+    assert log_text.count("error: ended by") == log_text.count(f"error: ended by {name}; the same command resumes it") == 1
+    assert "Traceback" not in log_text
     assert (repository / ".scratch/cleaned").exists()
 
 
@@ -181,7 +181,7 @@ for _ in range(3):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_amid_imports_is_not_lost_by_what_is_imported(number: signal.Signals) -> None:
+def test_a_signal_during_imports_is_not_lost_in_the_package(number: signal.Signals) -> None:
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", SWALLOWS], cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as stage:
         assert stage.stdout is not None
@@ -189,8 +189,8 @@ def test_a_signal_amid_imports_is_not_lost_by_what_is_imported(number: signal.Si
         stage.send_signal(number)
         assert wait(lambda: stage.poll() is not None, SECONDS)
         stage.kill()
-        said = stage.communicate()[1]
-    assert said == f"error: ended by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'}; the same command resumes it\n"
+        text = stage.communicate()[1]
+    assert text == f"error: ended by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'}; the same command resumes it\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -1,4 +1,4 @@
-"""unseg.engine.environment: what the variables give, and which of their values are refused."""
+"""Environment variables and their invalid values (unseg/engine/environment.py)."""
 
 import sys
 
@@ -9,7 +9,7 @@ from unseg.core.console import InputError
 from unseg.engine import distributed, environment
 
 
-def test_it_chooses_device_workers_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_set_device_workers_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"DEVICE": "meta", "WORKERS": "3", "PROCESSES": "2", "CHECKPOINT_SECONDS": "0.5"}.items():
         monkeypatch.setenv(f"UNSEG_{name}", value)
     assert environment.device() == torch.device("meta")
@@ -18,7 +18,7 @@ def test_it_chooses_device_workers_and_processes(monkeypatch: pytest.MonkeyPatch
     environment.check()
 
 
-def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("UNSEG_DEVICE", "UNSEG_PROCESSES", "UNSEG_CHECKPOINT_SECONDS"):
         monkeypatch.setenv(name, "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -29,8 +29,8 @@ def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(torch, "empty", lambda *_, device: asked.append(device) or torch.zeros(0))
+    devices = []
+    monkeypatch.setattr(torch, "empty", lambda *_, device: devices.append(device) or torch.zeros(0))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("LOCAL_RANK", "2")
@@ -40,7 +40,7 @@ def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, got, count in (("cuda", "cuda:2", 4), ("cuda:1", "cuda:1", 1), ("cpu", "cpu", 1)):
         monkeypatch.setenv("UNSEG_DEVICE", name)
         environment.device()
-        assert (asked[-1], environment.processes()) == (got, count)
+        assert (devices[-1], environment.processes()) == (got, count)
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,13 @@ def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         *[("PROCESSES", "1.9"), ("CHECKPOINT_SECONDS", "nan"), ("CHECKPOINT_SECONDS", "-1"), ("CHECKPOINT_SECONDS", "soon")],
     ],
 )
-def test_what_cannot_be_used_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_values_are_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"UNSEG_{name}", value)
     with pytest.raises(InputError, match=f"UNSEG_{name} .*{value}"):
         environment.check()
 
 
-def test_a_stage_says_it_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_ends_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNSEG_PROCESSES", "two")
     monkeypatch.setattr(sys, "argv", ["unseg.engine.distributed", "stages.mine"])
     with pytest.raises(SystemExit) as end:

@@ -1,4 +1,4 @@
-"""The order of examples, checkpoints and histories of every training (unseg/engine/training.py)."""
+"""The training loop: order of examples, checkpoints, histories, weights (unseg/engine/training.py); precision."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Noisy(Dataset[Any]):
-    """(index, seed) to a vector that both decide, as augmentation does."""
+    """(index, seed) to a vector that depends on both, like an augmented image."""
 
     def __len__(self) -> int:
         return COUNT
@@ -58,7 +58,7 @@ class Killed(BaseException):
 def learn(
     kill_at: int | None = None, steps: int = STEPS, poison: int | None = None
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """A small training with all that has a state: momentum, batch norm, dropout, an augmentation."""
+    """A small training with momentum, batch norm, dropout and augmentation."""
     with Checkpoint("toy", [1], []) as checkpoint:
         torch.manual_seed(5)
         net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
@@ -82,9 +82,9 @@ def scratch_files(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("kill_at", [1, 2, 3, 6])
-def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, kill_at: int) -> None:
+def test_a_killed_run_resumes_with_the_same_result(tmp_path: Path, kill_at: int) -> None:
     weights, values = learn()
-    assert not scratch_files(tmp_path)  # all is cleared away at the end
+    assert not scratch_files(tmp_path)  # removed at the end
     with pytest.raises(Killed):
         learn(kill_at)
     assert [p.name for p in scratch_files(tmp_path) if p.suffix == ".pt"] == ["checkpoint.pt"]
@@ -95,11 +95,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, kill_at: in
     assert all(torch.equal(again[k], weights[k]) for k in weights)
 
 
-def test_steps_that_were_done_are_not_done_again(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_skips_finished_steps(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Killed):
         learn(5)
     with pytest.raises(Killed):
-        learn(5)  # goes straight to where it was killed
+        learn(5)  # resumes at this step
     assert capsys.readouterr().err.count("toy 5/7") == 2
 
 
@@ -111,7 +111,7 @@ def test_checkpoints_are_rare_by_default(tmp_path: Path, monkeypatch: pytest.Mon
     assert learn()[1] == learn()[1]
 
 
-def test_randomness_is_not_that_of_the_process() -> None:
+def test_randomness_does_not_depend_on_the_global_generator() -> None:
     torch.manual_seed(1)
     first = learn()
     torch.manual_seed(2)
@@ -133,14 +133,14 @@ def test_a_damaged_checkpoint_starts_again(tmp_path: Path, capsys: pytest.Captur
     assert all(torch.equal(again[k], weights[k]) for k in weights)
 
 
-def test_two_at_once(tmp_path: Path) -> None:
+def test_the_same_run_twice_at_once(tmp_path: Path) -> None:
     with (
         Checkpoint("toy", [1], []),
         pytest.raises(InputError, match="in use: another run computes the same"),
         Checkpoint("toy", [1], []),
     ):
         pass
-    with Checkpoint("toy", [1], []):  # and free again
+    with Checkpoint("toy", [1], []):  # unlocked
         pass
     with Checkpoint("toy", [1], []), Checkpoint("toy", [2], []), Checkpoint("other", [1], []):
         pass
@@ -153,13 +153,13 @@ def test_another_process_holds_the_lock(tmp_path: Path) -> None:
         assert other.stdout.readline() == "in\n"
         with pytest.raises(InputError, match="in use"), Checkpoint("toy", [1], []):
             pass
-        other.kill()  # as kill -9: the system lets the lock go
+        other.kill()  # as kill -9: the system releases the lock
         other.wait()
         with Checkpoint("toy", [1], []):
             pass
 
 
-def test_the_key_is_that_of_settings_and_inputs(tmp_path: Path) -> None:
+def test_the_folder_depends_on_settings_and_inputs(tmp_path: Path) -> None:
     file, folder = tmp_path / "a.json", tmp_path / "photos"
     (folder / "deep").mkdir(parents=True)
     file.write_text("1")
@@ -188,10 +188,10 @@ def test_an_input_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "module"), [(train_detector, detector), (train_segmenter, segmenter), (pretrain, croc_training)]
 )
-def test_other_initial_weights_of_the_same_name_are_another_run(
+def test_initial_weights_of_other_content_start_another_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: ModuleType, module: ModuleType
 ) -> None:
-    """What a checkpoint was begun from may have been fetched or trained again since."""
+    """The file of a checkpoint's initial weights may have been fetched or trained again."""
     monkeypatch.chdir(tmp_path)
     params, weights = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text()), Path("init.safetensors")
     for group in ("detector", "segmenter", "croc"):
@@ -202,10 +202,10 @@ def test_other_initial_weights_of_the_same_name_are_another_run(
     write_json("instances.json", {"annotations": [factories.instance(np.ones((1, 1), bool)).to_coco()]})
     write_label_maps("labels.zip", [])
     second = {train_detector: ["instances.json"], train_segmenter: ["labels.zip"], pretrain: []}
-    found: list[Path] = []
+    paths: list[Path] = []
 
     def begin(*given: Any) -> None:
-        found.extend(x.path for x in given if isinstance(x, Checkpoint))
+        paths.extend(x.path for x in given if isinstance(x, Checkpoint))
         raise Killed
 
     monkeypatch.setattr(module, "train", begin)
@@ -213,17 +213,17 @@ def test_other_initial_weights_of_the_same_name_are_another_run(
         weights.write_text(content)
         with pytest.raises(Killed):
             stage.main("images.json", *second[stage], "photos", "w", "h.tsv")
-    assert found[0] == found[2] != found[1]
+    assert paths[0] == paths[2] != paths[1]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="toy: the loss is nan at step 4; lower its lr"):
         learn(poison=4)
     (file,) = (tmp_path / "scratch").rglob("checkpoint.pt")
-    assert len(torch.load(file, weights_only=True)["values"]) == 4  # what was good is kept
+    assert len(torch.load(file, weights_only=True)["values"]) == 4  # of the steps before
 
 
-def test_a_bad_loss_is_named_where_it_was_though_it_is_read_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_step_of_a_bad_loss_is_named_though_losses_are_read_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNSEG_CHECKPOINT_SECONDS", "1000")
     with pytest.raises(InputError, match="loss is nan at step 3;"):
         learn(poison=3)
@@ -239,21 +239,21 @@ def test_history_of_more_steps_than_a_flush_holds() -> None:
 @settings(max_examples=60, deadline=None)
 def test_order(count: int, batch: int, seed: int, start: int, more: int) -> None:
     steps = start + more
-    every = list(EpochSampler(count, batch, seed, 0, steps))
+    batches = list(EpochSampler(count, batch, seed, 0, steps))
     assert len(EpochSampler(count, batch, seed, start, steps)) == more
-    assert list(EpochSampler(count, batch, seed, start, steps)) == every[start:]  # a resumed run goes on as it would have
+    assert list(EpochSampler(count, batch, seed, start, steps)) == batches[start:]  # a resumed run
     per_epoch = steps_per_epoch(count, batch)
     for epoch in range(steps // per_epoch):
-        drawn = [i for b in every[epoch * per_epoch : (epoch + 1) * per_epoch] for i, _ in b]
+        drawn = [i for b in batches[epoch * per_epoch : (epoch + 1) * per_epoch] for i, _ in b]
         assert len(set(drawn)) == len(drawn) == per_epoch * min(batch, count)
         assert set(drawn) <= set(range(count))
         if count % min(batch, count) == 0:
-            assert set(drawn) == set(range(count))  # each example once an epoch
-    seeds = [s for b in every for _, s in b]
-    assert len(set(seeds)) == len(seeds)  # no augmentation comes twice
+            assert set(drawn) == set(range(count))  # each example once in an epoch
+    seeds = [s for b in batches for _, s in b]
+    assert len(set(seeds)) == len(seeds)  # no augmentation is repeated
 
 
-def test_epochs_and_seeds_shuffle_anew() -> None:
+def test_epochs_and_seeds_shuffle_differently() -> None:
     orders = [[i for b in EpochSampler(20, 20, seed, epoch, epoch + 1) for i, _ in b] for seed in (0, 1) for epoch in (0, 1)]
     assert len({tuple(o) for o in orders}) == 4
     assert all(sorted(o) == list(range(20)) for o in orders)
@@ -276,7 +276,7 @@ def test_steps_of_an_epoch() -> None:
     assert [steps_per_epoch(n, 4) for n in (1, 3, 4, 7, 8)] == [1, 1, 1, 1, 2]
 
 
-def test_mix() -> None:
+def test_mix_seeds() -> None:
     drawn = {mix_seeds(a, b, c) for a in range(5) for b in range(5) for c in range(5)}
     assert len(drawn) == 125
     assert all(0 <= x < 2**63 for x in drawn)
@@ -313,7 +313,7 @@ def test_cosine() -> None:
     assert [training.cosine_schedule(1, 0.2, s) for s in (0, 0.5, 1, 1.5)] == pytest.approx([1, 0.6, 0.2, 0.2])
 
 
-def test_what_is_computed_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autocast_to_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     def kind(precision: str) -> torch.dtype:
         with autocast(torch.device("cpu"), precision):
             return nn.functional.linear(torch.ones(1, 2), torch.ones(2, 2)).dtype
@@ -324,7 +324,7 @@ def test_what_is_computed_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
         assert kind("auto") == (torch.bfloat16 if able else torch.float32)
 
 
-def test_bf16_is_refused_where_it_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_emulated_bf16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     precisions, cpu = {"croc.precision": "auto", "mine.precision": "bf16", "segmenter.precision": "fp32"}, torch.device("cpu")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "avx2": True})
     with pytest.raises(InputError, match=r"^mine\.precision: bf16 is emulated on this CPU"):

@@ -1,8 +1,8 @@
-"""Stages in processes of their own, for test_stage_processes.py: `python stage_processes.py FOLDER`.
+"""The stages of test_stage_processes.py: `python stage_processes.py FOLDER`.
 
-Each stage that unseg.engine.distributed starts, at toy size, on the outputs of the ones before: in one process (FOLDER/one),
-in two that gloo joins (FOLDER/two), and mine in one that ends itself by SIGKILL, and in one that goes on from there
-(FOLDER/again). They are forks of this process, which has imported torch and the stages and has no thread of torch.
+Each stage that unseg.engine.distributed starts runs at toy size on the outputs of the stages before it: in one process
+(FOLDER/one) and in two with gloo (FOLDER/two). mine also runs in a process that kills itself, and in one that resumes
+(FOLDER/again). They are forks of this process, which has imported torch and the stages and runs no thread of torch.
 """
 
 import json
@@ -61,11 +61,11 @@ def prepare(folder: Path) -> None:
     (folder / "models").mkdir()
     (folder / "models/fresh").touch()
     for i, (h, w) in enumerate(SIZES):
-        pixels, found = demo.scene(np.random.default_rng([1, i]), 96)
+        pixels, shapes = demo.scene(np.random.default_rng([1, i]), 96)
         Pillow.fromarray(pixels[:h, :w]).save(folder / f"photos/{i}.png")
         index.append(image_index.ImageRecord(i + 1, f"{i}.png", h, w, "both"))
         labels = np.zeros((h, w), np.uint8)
-        for j, (c, mask) in enumerate(found[: 1 + i % 2]):
+        for j, (c, mask) in enumerate(shapes[: 1 + i % 2]):
             if mask[:h, :w].any():
                 objects.append(instances.instance(10 * i + j, i + 1, c % K, masks.encode(mask[:h, :w])).to_coco())
                 labels[mask[:h, :w]] = 1 + c % K
@@ -88,22 +88,22 @@ def end(pid: int) -> int:
 
 
 def gradients(out: str) -> None:
-    """Of DeepLab's loss of a batch in double precision, in which rounding hides no mistake (batch norm of few pixels is wild)."""
+    """The gradients of DeepLab's loss in double precision, because batch norm of few pixels amplifies rounding errors."""
     distributed.start()
     torch.manual_seed(0)
     net = segmenter.DeepLab("resnet18", 8, 8, [1, 2, 4], 4).double().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     distributed.sync_norms(net)
     x, labels = torch.randn(8, 3, 64, 64).double(), torch.randint(0, 4, (8, 64, 64))
     labels[:3, :40] = label_maps.IGNORE_LABEL
-    own = distributed.local_shard(x).contiguous(memory_format=torch.channels_last)
+    shard = distributed.local_shard(x).contiguous(memory_format=torch.channels_last)
     shared = distributed.wrap_ddp(net)
     torch.manual_seed(1)
-    loss = segmenter.hard_pixel_loss(shared(own), distributed.local_shard(labels), 0.2)
+    loss = segmenter.hard_pixel_loss(shared(shard), distributed.local_shard(labels), 0.2)
     loss.backward()
-    found = {name: p.grad for name, p in net.named_parameters()} | {name: b for name, b in net.named_buffers()}
+    tensors = {name: p.grad for name, p in net.named_parameters()} | dict(net.named_buffers())
     if distributed.rank() == 0:
         Path(out).parent.mkdir(exist_ok=True)
-        save_file({name: x.detach().contiguous() for name, x in found.items()}, out)
+        save_file({name: x.detach().contiguous() for name, x in tensors.items()}, out)
 
 
 def stage(name: str, into: str) -> None:

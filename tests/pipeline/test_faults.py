@@ -1,6 +1,6 @@
-"""Disk full, folders that cannot be written, damaged progress, SIGTERM, clocks that jump: a line that says it, no half file.
+"""Full disk, folders without write access, damaged progress, SIGTERM, jumping clocks: one line, and no incomplete file.
 
-The kill at random moments of the whole pipeline is tests/pipeline/kills.py.
+tests/pipeline/kills.py kills the whole pipeline at random moments.
 """
 
 import os
@@ -41,7 +41,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, Linux's disk that is full")
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, kind: str) -> None:
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, kind: str) -> None:
     out = tmp_path / "out"
     out.write_text("before")
     part = tmp_path / f".out.{os.getpid()}.part"
@@ -60,7 +60,7 @@ def test_a_full_disk_under_a_checkpoint() -> None:
         (checkpoint.path / f".checkpoint.pt.{os.getpid()}.part").symlink_to("/dev/full")
         checkpoint.save({"step": torch.zeros(9999)})
     with Checkpoint("toy", [], []) as checkpoint:
-        assert checkpoint.load() == {"step": 1}  # the one before is whole
+        assert checkpoint.load() == {"step": 1}  # the previous one
 
 
 def test_no_room_for_results() -> None:
@@ -92,12 +92,12 @@ def test_scratch_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         pass
 
 
-def test_an_error_of_another_kind_is_not_hidden(tmp_path: Path) -> None:
+def test_other_errors_are_not_hidden(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="photograph"), storage.atomic_write(tmp_path / "out"):
         (tmp_path / "photograph").read_bytes()
 
 
-def test_what_the_killed_leave_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+def test_temporary_files_of_killed_processes_only_are_removed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
     dead, alive = tmp_path / f".out.json.{gone.pid}.part", tmp_path / f".out.json.{os.getppid()}.part"
@@ -120,14 +120,14 @@ def test_sigterm(tmp_path: Path) -> None:
         assert run.stdout is not None
         assert run.stdout.readline() == "in\n"
         run.send_signal(signal.SIGTERM)
-        said = run.communicate(timeout=60)[1]
+        text = run.communicate(timeout=60)[1]
     assert run.returncode == 1
-    assert said == "error: ended by SIGTERM; the same command resumes it\n"
+    assert text == "error: ended by SIGTERM; the same command resumes it\n"
     assert not list(tmp_path.glob(".*"))
 
 
 def extract(numbers: list[int], stop: int | None = None) -> tuple[list[int], list[bytes]]:
-    """Batches of two, ended before the number `stop`; what was done here, and all results."""
+    """Batches of two, ended before the number `stop`. Returns the numbers of this run and all results."""
     done = []
     with Checkpoint("toy", [], []) as checkpoint, ResultStore(checkpoint) as results:
         for batch in results.remaining([numbers[i : i + 2] for i in range(0, len(numbers), 2)], lambda n: n):
@@ -144,13 +144,13 @@ NUMBERS = [5, 3, 11, 7, 2, 13]
 WANT = [f"result {n}".encode() for n in NUMBERS]
 
 
-def test_results_go_on_by_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_resume_by_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNSEG_CHECKPOINT_SECONDS", "0")
     assert extract(NUMBERS) == (NUMBERS, WANT)
     assert not list((tmp_path / "scratch").rglob("*.sqlite"))
     with pytest.raises(KeyboardInterrupt):
         extract(NUMBERS, 7)
-    assert extract(NUMBERS) == ([11, 7, 2, 13], WANT)  # a batch is done as a whole, so that its results are what they were
+    assert extract(NUMBERS) == ([11, 7, 2, 13], WANT)  # the whole batch, so that its results are the same
 
 
 def test_results_are_safe_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_results_are_safe_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"SQLite format 3\0 and no more", None])
-def test_damaged_results_are_made_again(
+def test_damaged_results_are_computed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: bytes | None
 ) -> None:
     monkeypatch.setenv("UNSEG_CHECKPOINT_SECONDS", "0")
@@ -175,14 +175,14 @@ def test_damaged_results_are_made_again(
     assert "doing its part again" in capsys.readouterr().out
 
 
-def test_progress_of_other_code_is_not_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_of_other_code_is_not_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
     before = Checkpoint("toy", [], []).path
     monkeypatch.setattr("unseg.engine.checkpoint.code_hash", lambda: code_hash()[::-1])
     assert Checkpoint("toy", [], []).path != before
 
 
-def broken_off(stage: str, settings: list[int]) -> Path:
-    """The folder of a run that was ended after its first checkpoint."""
+def unfinished(stage: str, settings: list[int]) -> Path:
+    """The folder of a run that ended after its first checkpoint."""
     checkpoint = Checkpoint(stage, settings, [])
     checkpoint.__enter__()
     checkpoint.save({"step": 1})
@@ -195,10 +195,10 @@ def test_progress_of_other_code_is_removed(
 ) -> None:
     with monkeypatch.context() as older:
         older.setattr("unseg.engine.checkpoint.code_hash", lambda: "0123456789ab")
-        gone = [broken_off("toy", [1]), broken_off("toy", [2])]
+        gone = [unfinished("toy", [1]), unfinished("toy", [2])]
         held = Checkpoint("toy", [3], [])
         held.__enter__()
-        other_stage, foreign, link = broken_off("other", [1]), broken_off("toy", [4]), broken_off("toy", [5])
+        other_stage, foreign, link = unfinished("other", [1]), unfinished("toy", [4]), unfinished("toy", [5])
     (foreign / "notes.txt").write_text("mine")
     outside = tmp_path / "outside"
     link.rename(outside)
@@ -206,15 +206,15 @@ def test_progress_of_other_code_is_removed(
     linked_file = link.with_name("0123456789ab-" + "0" * 16)
     linked_file.mkdir()
     (linked_file / "checkpoint.pt").symlink_to(outside / "checkpoint.pt")
-    unnamed = link.with_name("f" * 16)  # of an unseg that did not note its code
+    unnamed = link.with_name("f" * 16)  # of an early version of unseg
     unnamed.mkdir()
     (unnamed / "lock").touch()
     stranger = link.with_name("photographs")
     stranger.mkdir()
-    experiment = broken_off("toy", [6])
-    said = capsys.readouterr().out
-    assert said.startswith(f"{link.parent}: 3 unfinished runs of other code removed (0.0 MB)\n")
-    assert said.count("\n") == 1
+    experiment = unfinished("toy", [6])
+    text = capsys.readouterr().out
+    assert text.startswith(f"{link.parent}: 3 unfinished runs of other code removed (0.0 MB)\n")
+    assert text.count("\n") == 1
     assert not any(folder.exists() for folder in (*gone, unnamed))
     kept = (held.path, other_stage, foreign / "notes.txt", foreign / "checkpoint.pt", link, linked_file, stranger, experiment)
     assert all(path.exists() for path in (*kept, outside / "checkpoint.pt"))
@@ -226,7 +226,7 @@ def test_progress_of_other_code_is_removed(
         assert checkpoint.load() == {"step": 1}
 
 
-def test_a_stage_folder_that_is_a_link_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_folder_that_is_a_link_is_not_cleaned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "elsewhere" / ("f" * 16)).mkdir(parents=True)
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch/toy").symlink_to(tmp_path / "elsewhere")
@@ -236,7 +236,7 @@ def test_a_stage_folder_that_is_a_link_is_left_alone(tmp_path: Path, capsys: pyt
     assert capsys.readouterr().out == ""
 
 
-def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jumping_clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jumps = iter(range(10**9, 0, -(10**6)))
     monkeypatch.setattr(time, "time", lambda: float(next(jumps)))
     monkeypatch.setattr(time, "time_ns", lambda: next(jumps) * 10**9)
@@ -252,7 +252,7 @@ def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_bombs_among_label_maps(tmp_path: Path) -> None:
-    """What is too large to be a map of the image is not decoded: no pixel of the first is there, the second is 3 MB of zeros."""
+    """Members too large for the image are not decoded: the first has no pixels, the second is 3 MB of zeros."""
     image = image_index.ImageRecord(1, "a", 16, 16, "train")
     png = bytearray(storage.encode_png(np.zeros((16, 16), np.uint8)))
     png[16:24] = (9000).to_bytes(4, "big") * 2
@@ -269,7 +269,7 @@ def test_bombs_among_label_maps(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_some_hundred_mutated_inputs() -> None:
-    """The whole of it: `python -m tests.fuzz`, 20,000 inputs."""
+    """`python -m tests.fuzz` tries 20,000."""
     assert fuzz.run(350, 1) == {}
 
 
@@ -290,5 +290,5 @@ assert len(set(hashes)) == 5, hashes
     assert done.returncode == 0, done.stderr
 
 
-def test_what_mutations_replaces_is_there() -> None:
+def test_texts_of_planted_faults_occur() -> None:
     assert [f.name for f in mutations.FAULTS if f.old not in (ROOT / f.file).read_text()] == []

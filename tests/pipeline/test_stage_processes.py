@@ -1,4 +1,4 @@
-"""The stages in two processes, and mine killed and gone on with (tests/stage_processes.py runs them); a process that dies."""
+"""Stages in two processes, mine killed and resumed (stage_processes.py runs them); a process that dies."""
 
 import json
 import os
@@ -32,19 +32,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["masks.json", "cls_tokens.npz", "detections.json", "labels.zip", "predictions.zip"])
-def test_two_processes_find_what_one_finds(folder: Path, name: str) -> None:
+def test_two_processes_give_the_results_of_one(folder: Path, name: str) -> None:
     one, two = (folder / part / name for part in ("one", "two"))
     assert one.stat().st_size > 200
     assert one.read_bytes() == two.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["detector", "segmenter"])
-def test_two_processes_learn_what_one_learns(folder: Path, name: str) -> None:
+def test_two_processes_learn_like_one(folder: Path, name: str) -> None:
     one, two = (np.loadtxt(folder / part / f"{name}.tsv", skiprows=1) for part in ("one", "two"))  # [steps, metrics]
     assert len(one) == 6
-    assert np.ptp(one[:, 1]) > 0.01  # no loss that stands still
+    assert np.ptp(one[:, 1]) > 0.01  # the loss changes
     np.testing.assert_allclose(two, one, rtol=0, atol=1e-4)
-    if name == "segmenter":  # six digits of a loss say little of a gradient
+    if name == "segmenter":  # six digits of a loss do not check a gradient
         first, second = (load_file(folder / part / "gradients.safetensors") for part in ("one", "two"))
         for key, tensor in first.items():
             np.testing.assert_allclose(second[key], tensor, rtol=0, atol=1e-10 * np.abs(tensor).max() + 1e-14, err_msg=key)
@@ -53,10 +53,10 @@ def test_two_processes_learn_what_one_learns(folder: Path, name: str) -> None:
         np.testing.assert_allclose(second[key], tensor, rtol=0, atol=2e-3, err_msg=key)
 
 
-def test_a_killed_extraction_goes_on_batch_by_batch(folder: Path) -> None:
+def test_a_killed_extraction_resumes_by_batches(folder: Path) -> None:
     assert (folder / "again/masks.json").read_bytes() == (folder / "one/masks.json").read_bytes()
     redone = json.loads((folder / "again.json").read_text())
-    assert IMAGES - KILLED_AT <= len(redone) < IMAGES - KILLED_AT + BATCH  # no more than the batch that it died in
+    assert IMAGES - KILLED_AT <= len(redone) < IMAGES - KILLED_AT + BATCH  # at most the batch in which it died
     assert not list((folder / "scratch-again").rglob("*.sqlite"))
 
 
@@ -64,7 +64,7 @@ MINE = ["stages.mine", "images.json", "photos", "models/fresh", "nodes/masks.jso
 
 
 @pytest.mark.slow  # starts torch five times
-def test_two_nodes_find_what_one_process_finds(folder: Path) -> None:
+def test_two_nodes_give_the_results_of_one_process(folder: Path) -> None:
     meet = f"--nnodes 2 --nproc-per-node 1 --master-addr 127.0.0.1 --master-port {free_port()}"
     node = f"{sys.executable} -m torch.distributed.run {meet}"
     launcher = folder / "two nodes.sh"  # as srun would, on one machine
@@ -73,11 +73,11 @@ def test_two_nodes_find_what_one_process_finds(folder: Path) -> None:
     env = ENV | {"UNSEG_LAUNCHER": f"sh '{launcher}'", "UNSEG_SCRATCH": "scratch-nodes"}
     done = subprocess.run([sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("mine ") >= 2  # both said how far they came
+    assert done.stderr.count("mine ") >= 2  # both printed progress
     assert (folder / "nodes/masks.json").read_bytes() == (folder / "one/masks.json").read_bytes()
 
 
-def test_the_launcher_gets_torchruns_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_launcher_gets_torchruns_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launcher = tmp_path / "the nodes.sh"
     launcher.write_text(f"""printf '%s\\n' "$@" > '{tmp_path / "words"}'\n""")
     monkeypatch.setenv("UNSEG_LAUNCHER", f"sh '{launcher}' --nnodes 2")
@@ -87,15 +87,15 @@ def test_the_launcher_gets_torchruns_words(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"), [("false", "(false) ended with status 1"), ("no-such 1", "not a command"), ("'", "not a command")]
+    ("bad", "message"), [("false", "(false) ended with status 1"), ("no-such 1", "not a command"), ("'", "not a command")]
 )
-def test_a_launcher_that_fails_is_named(bad: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_that_fails_is_named(bad: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNSEG_LAUNCHER", bad)
     monkeypatch.setattr(sys, "argv", ["unseg.engine.distributed", *MINE])
     with pytest.raises(SystemExit) as end:
         distributed.main()
     assert str(end.value).startswith("error: ")
-    assert said in str(end.value)
+    assert message in str(end.value)
     assert "\n" not in str(end.value)
 
 
@@ -111,7 +111,7 @@ for step in range(10**6):
 
 
 def dies(tmp_path: Path, start: str, work: str) -> None:
-    """A module whose second process kills itself, started twice; in the end both have ended."""
+    """Start a module whose second process kills itself; both processes must end."""
     (tmp_path / "dying.py").write_text(DYING.format(start=start, work=work, died=str(tmp_path / "died")))
     env = ENV | {"UNSEG_PROCESSES": "2", "PYTHONPATH": f"{tmp_path}{os.pathsep}{SCRIPT.parents[2]}"}
     done = subprocess.run(
@@ -123,11 +123,11 @@ def dies(tmp_path: Path, start: str, work: str) -> None:
     assert time.monotonic() - float((tmp_path / "died").read_text()) < 60
 
 
-def test_a_dead_process_ends_one_that_waits(tmp_path: Path) -> None:
+def test_a_dead_process_ends_a_sleeping_one(tmp_path: Path) -> None:
     dies(tmp_path, start="", work="time.sleep(0.1)")
 
 
-@pytest.mark.slow  # each of the two has torch to start
+@pytest.mark.slow  # both processes import torch
 def test_a_dead_process_ends_one_in_a_collective(tmp_path: Path) -> None:
     start = "import torch\nfrom unseg.engine import distributed\ndistributed.start()"
     dies(tmp_path, start, work="distributed.all_reduce_mean(torch.ones(3))")

@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TypeVar
 
 from unseg.core.storage import read_json
 
 T = TypeVar("T")
+FIELDS = itemgetter("id", "file_name", "height", "width", "split")
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """A readable photograph. Height and width are those after EXIF orientation."""
+    """A readable photograph; height and width are those after EXIF orientation."""
 
     id: int
     file_name: str  # relative to data.images, with forward slashes
@@ -27,10 +29,8 @@ class ImageRecord:
 
 def read_images(path: str | Path, *splits: str) -> list[ImageRecord]:
     """The image index, ordered by id; if splits are given, only the images of these splits."""
-    images = [
-        ImageRecord(**{k: r[k] for k in ("id", "file_name", "height", "width", "split")}) for r in read_json(path)["images"]
-    ]
-    return [i for i in images if not splits or i.split in splits]
+    images = [ImageRecord(*FIELDS(record)) for record in read_json(path)["images"]]
+    return [image for image in images if not splits or image.split in splits]
 
 
 def train_images(path: str | Path) -> list[ImageRecord]:

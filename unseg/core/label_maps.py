@@ -1,7 +1,4 @@
-"""Zips of label maps: one PNG an image, 0 background, 1..K clusters, 255 ignored.
-
-Shapes: H rows, W columns, of an image at its original size.
-"""
+"""Zips of label maps: one PNG an image of its original size, 0 background, 1..K clusters, 255 ignored."""
 
 import io
 import json
@@ -17,12 +14,12 @@ from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
 from unseg.core.storage import encode_png, one_line, write_zip
 
-IGNORE_LABEL = 255  # in label maps: no class known here
-PNG_OVERHEAD = 1 << 16  # bytes that a label map's PNG may take beside its pixels
+IGNORE_LABEL = 255  # no loss and no score at these pixels
+PNG_OVERHEAD = 1 << 16  # bytes of a PNG besides its pixels, at most
 
 
 class LabelMaps:
-    """Label maps read from a zip by image file name; safe to hand to worker processes.
+    """Label maps of a zip by image. Worker processes can have a copy.
 
     Raises:
         InputError: no such file, not a zip, no map for an image, or a map of another size than the image.
@@ -40,7 +37,7 @@ class LabelMaps:
                 self._zip = zipfile.ZipFile(self.path)
             except FileNotFoundError:
                 raise InputError(f"{self.path}: no such file") from None
-            except Exception as error:  # what a damaged archive raises has no end
+            except Exception as error:  # a damaged archive raises many types
                 raise InputError(f"{self.path} is not a zip file ({one_line(error)}); make it again") from None
         return self._zip
 
@@ -51,35 +48,35 @@ class LabelMaps:
         return f"{self.folder}{image.file_name}.png"
 
     def __getitem__(self, image: ImageRecord) -> np.ndarray:
-        """[H, W] uint8"""
+        """[H, W] uint8."""
         if image not in self:
             raise InputError(f"{self.path} has no {self.member(image)}; make it again from the same data/images.json")
         try:
-            about = self._open().getinfo(self.member(image))
-            if about.file_size > PNG_OVERHEAD + image.height * image.width * 2:
-                raise ValueError(f"{about.file_size} bytes are no label map")
-            with Pillow.open(io.BytesIO(self._open().read(about)), formats=["PNG"]) as file:
-                labels = np.array(file) if file.size == image.size[::-1] else np.zeros((*file.size[::-1], 0))  # no bomb
-        except Exception as error:  # whatever a damaged zip or PNG raises
+            member = self._open().getinfo(self.member(image))
+            if member.file_size > PNG_OVERHEAD + image.height * image.width * 2:
+                raise ValueError(f"{member.file_size} bytes are no label map")
+            with Pillow.open(io.BytesIO(self._open().read(member)), formats=["PNG"]) as file:  # a bomb is not decoded
+                labels = np.array(file) if file.size == image.size[::-1] else np.zeros((*file.size[::-1], 0))
+        except Exception as error:  # a damaged zip or PNG raises many types
             raise InputError(f"{self.path}: {self.member(image)} cannot be read ({one_line(error)}); make it again") from None
         if labels.shape != image.size or labels.dtype != np.uint8:
-            what = f"{labels.shape[:2]}" if labels.shape[:2] != image.size else f"of {labels.dtype}, {labels.ndim} axes"
-            raise InputError(f"{self.path}: {self.member(image)} is {what}, its image {image.size} (rows, columns)")
+            form = f"{labels.shape[:2]}" if labels.shape[:2] != image.size else f"of {labels.dtype}, {labels.ndim} axes"
+            raise InputError(f"{self.path}: {self.member(image)} is {form}, its image {image.size} (rows, columns)")
         return labels
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_zip": None}  # an open file does not travel to another process
+        return {**self.__dict__, "_zip": None}  # an open file cannot be pickled
 
 
 def write_label_maps(path: str | Path, maps: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Label maps [H, W] uint8 by image file name: 0 background, 1..K clusters, 255 void."""
+    """Write label maps [H, W] uint8 with the file names of their images."""
     write_zip(path, ((f"{name}.png", encode_png(labels)) for name, labels in maps))
 
 
 def class_names(truth: str | Path) -> list[str]:
-    """The classes of data/truth.zip, background first; empty where there is no truth at all."""
+    """The classes of data/truth.zip, background first; empty if there is no ground truth."""
     try:
         with zipfile.ZipFile(truth) as archive:
             return [str(name) for name in json.loads(archive.read("classes.json"))["classes"]]
-    except Exception as error:  # whatever a damaged zip raises
+    except Exception as error:  # a damaged zip raises many types
         raise InputError(f"{truth} cannot be read ({one_line(error)}); make it again with `dvc repro prepare`") from None

@@ -1,7 +1,4 @@
-"""Binary masks as COCO's compressed run lengths.
-
-Shapes: M masks, H rows, W columns, of an image at its original size.
-"""
+"""Binary masks as COCO's compressed run lengths. Shapes: M masks, H rows, W columns of an image at its original size."""
 
 import re
 from collections.abc import Sequence
@@ -11,12 +8,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-Rle = dict[str, Any]  # what pycocotools takes: {"size": [H, W], "counts": str}
+Rle = dict[str, Any]  # of pycocotools: {"size": [H, W], "counts": str}
 
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """A binary mask of an image. `check` tells whether the run lengths are valid; pycocotools does not look."""
+    """A binary mask of an image. `check` validates the run lengths, which pycocotools does not."""
 
     size: tuple[int, int]  # H, W
     counts: str
@@ -53,11 +50,7 @@ def encode_all(masks: np.ndarray) -> list[Mask]:
 
 
 def from_rle(rle: Rle) -> Mask:
-    """What pycocotools returns, or what a COCO file holds, to a mask.
-
-    Raises:
-        ValueError: not compressed run lengths with a size.
-    """
+    """A mask of pycocotools or of a COCO file. Raises ValueError if it is not compressed run lengths with a size."""
     try:
         (h, w), counts = rle["size"], rle["counts"]
         counts = counts.decode() if isinstance(counts, bytes) else counts
@@ -69,7 +62,7 @@ def from_rle(rle: Rle) -> Mask:
 
 
 def from_run_lengths(lengths: list[int], size: tuple[int, int]) -> Mask:
-    """Run lengths, column by column, background first, to a mask of this size (H, W). They must sum to H * W."""
+    """A mask of size (H, W) from run lengths, column by column, background first. They must sum to H * W."""
     return from_rle(coco_mask.frPyObjects({"size": list(size), "counts": lengths}, *size))
 
 
@@ -82,14 +75,10 @@ def check(masks: Sequence[Mask]) -> None:
 
 
 def run_lengths(counts: Sequence[str]) -> list[np.ndarray]:
-    """COCO's compressed run lengths of many masks as numbers, int64, background first.
+    """COCO's compressed run lengths of many masks as int64, background first. Raises ValueError for invalid text.
 
-    Each character holds six bits, counted from "0": five of the number, low ones first, and one that says whether more
-    follow; the highest bit of the last character is the sign. From the fourth run on, the difference to the run two before is
-    stored.
-
-    Raises:
-        ValueError: invalid text, e.g. cut short.
+    Each character, counted from "0", has six bits: five of the number, low ones first, and one for "more follow". The highest
+    bit of the last character is the sign. From the fourth run on, the text has the difference to the run two before.
     """
     if not all(isinstance(text, str) and text for text in counts):
         raise ValueError("run lengths must be text that is not empty")

@@ -1,4 +1,4 @@
-"""Optional packages: which methods need one, and whether it is installed. Asked before any work, without importing it."""
+"""Checks that an optional package is installed, before any work and without importing it."""
 
 from importlib.util import find_spec
 
@@ -6,7 +6,7 @@ from unseg.core.console import InputError
 
 
 def check_detector_backend(backend: str) -> None:
-    """Raises InputError if Detectron2 is asked for and not installed. Its own requirements are checked on import."""
+    """Raises InputError if Detectron2 is chosen and not installed. Its own requirements are checked on import."""
     if backend == "detectron2" and find_spec("detectron2") is None:
         raise detectron2_missing("detectron2")
 
@@ -19,7 +19,7 @@ def detectron2_missing(package: str) -> InputError:
 
 
 def check_crf_method(method: str) -> None:
-    """Raises InputError if pydensecrf is asked for and not installed."""
+    """Raises InputError if pydensecrf is chosen and not installed."""
     if method == "dense" and find_spec("pydensecrf") is None:
         raise InputError(
             "crf.method is dense, and pydensecrf is not installed; pip install pydensecrf2==1.1 (it needs g++ and Python 3.12 "
