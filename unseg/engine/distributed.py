@@ -61,8 +61,8 @@ def all_reduce_mean(x: Tensor) -> Tensor:
 
 def all_reduce_max(x: Tensor) -> Tensor:
     """Elementwise maximum over the processes, without gradient."""
-    x = x.detach().clone()
     if world() > 1:
+        x = x.detach().clone()
         torch.distributed.all_reduce(x, torch.distributed.ReduceOp.MAX)
     return x
 
