@@ -19,6 +19,7 @@ T = TypeVar("T")
 FOLDER = Path("profiles")
 BASE = "base"
 COMMENT_COLUMN = 34
+# ruamel.yaml keeps comments, too, but changes them only by its private tokens
 LINE = re.compile(r"( *)([a-z_0-9]+):(?: +([^#\s][^#]*?))?(?: +# (.*))?$")
 
 
