@@ -71,7 +71,7 @@ def two_vits(shape: vit.Backbone, device: torch.device) -> tuple[VisionTransform
 
 
 def measure(ways: dict[str, Callable[[], object]], rounds: int, seconds: float = math.inf) -> dict[str, list[float]]:
-    """Seconds of each way in each round. They take turns; a first round warms up. No round starts after `seconds`, but one."""
+    """Seconds of each way in each round; they take turns. After a warm-up and one round, `seconds` limits further rounds."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     begin = now()
     for turn in range(rounds + 1):

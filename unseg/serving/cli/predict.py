@@ -59,8 +59,9 @@ def run(options: argparse.Namespace) -> None:
     has_params = folder.params.exists()
     if options.instances and not has_params:
         raise InputError(f"{folder.root} is not the folder of a run, but --instances needs its detector; name one by --run")
-    detector = (folder.detector, folder.group("detect", Detect)) if options.instances else (None, None)
-    model = load(options.model or folder.segmenter, clusters_file(options), *detector, options.device, options.size)
+    detector = folder.detector if options.instances else None
+    detect = folder.group("detect", Detect) if options.instances else None
+    model = load(options.model or folder.segmenter, clusters_file(options), detector, detect, options.device, options.size)
     crf = (folder.group("crf", Crf) if has_params else PUBLISHED_CRF) if options.crf else None
     results = predict(model, options.input, options.out, crf, options.force)
     print(summary(model.names, results.records))
