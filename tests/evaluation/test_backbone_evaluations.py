@@ -1,4 +1,4 @@
-"""CrOC's evaluations of backbones: linear probe, K-means, video (unseg/evaluation/{sets,backbone_*,davis}.py and their stages).
+"""CrOC's evaluations of backbones: linear probe, K-means, video (unseg/evaluation/backbones/ and their stages).
 
 Scores against numbers worked out by hand, the propagation against a loop over all pairs of tokens.
 """
@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import factories
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,7 @@ from unseg.engine.checkpoint import Checkpoint
 from unseg.evaluation import probe
 from unseg.evaluation.backbones import davis, kmeans, linear, sets, video
 from unseg.evaluation.backbones.kmeans import BackboneKmeans
-from unseg.evaluation.backbones.linear import BackboneLinear, Crops
+from unseg.evaluation.backbones.linear import BackboneLinear, CropDataset
 from unseg.evaluation.backbones.video import BackboneVideo
 from unseg.evaluation.probe import Schedule
 from unseg.models import vit
@@ -34,20 +35,20 @@ VOID = 255
 RED, GREEN = (220, 40, 30), (30, 180, 60)
 
 
-def linear_params(**changed: Any) -> BackboneLinear:
-    head = Schedule(epochs=30, lr_milestone=25, batch=4, lr=1.0, momentum=0.9, weight_decay=0.0)
-    values = {"size": 32, "crop_min_scale": 0.8, "grid": 16, "precision": "fp32", "head": head} | changed
-    return BackboneLinear(**values)  # type: ignore[arg-type]
+def linear_params(**changes: Any) -> BackboneLinear:
+    head = {"epochs": 30, "lr_milestone": 25, "batch": 4, "lr": 1.0, "momentum": 0.9, "weight_decay": 0.0}
+    values = {"size": 32, "grid": 16, "precision": "fp32", "head": head}
+    return factories.group("backbone_linear", BackboneLinear, **(values | changes))
 
 
-def kmeans_params(**changed: Any) -> BackboneKmeans:
-    values = {"size": 32, "grid": 16, "components": 8, "clusters": None, "starts": 3, "iterations": 30, "seeds": 2}
-    return BackboneKmeans(**(values | {"batch": 1, "precision": "fp32"} | changed))  # type: ignore[arg-type]
+def kmeans_params(**changes: Any) -> BackboneKmeans:
+    values = {"size": 32, "grid": 16, "components": 8, "starts": 3, "iterations": 30, "seeds": 2, "precision": "fp32"}
+    return factories.group("backbone_kmeans", BackboneKmeans, **(values | changes))
 
 
-def video_params(**changed: Any) -> BackboneVideo:
-    values = {"size": 64, "multiple": 16, "context": 2, "radius": 1, "top": 3, "temperature": 0.1, "precision": "fp32"}
-    return BackboneVideo(**(values | changed))  # type: ignore[arg-type]
+def video_params(**changes: Any) -> BackboneVideo:
+    values = {"size": 64, "multiple": 16, "context": 2, "radius": 1, "top": 3, "precision": "fp32"}
+    return factories.group("backbone_video", BackboneVideo, **(values | changes))
 
 
 # ---- DAVIS's scores
@@ -63,12 +64,12 @@ NONE = np.zeros((100, 100), bool)
 
 
 def test_j_by_hand() -> None:
-    assert davis.region(square(0, 0, 10), square(0, 5, 10), NONE) == 50 / 150
-    assert davis.region(square(0, 0, 10), square(0, 5, 10), square(0, 10, 10)) == 50 / 100  # of what is not void
-    assert davis.region(square(0, 0, 10), square(0, 0, 10), square(0, 5, 10)) == 1  # though both masks reach into void
-    assert davis.region(NONE, NONE, NONE) == 1
-    assert davis.region(square(0, 0, 3), square(0, 0, 3), square(0, 0, 3)) == 1
-    assert davis.region(square(0, 0, 3), NONE, NONE) == 0
+    assert davis.region_similarity(square(0, 0, 10), square(0, 5, 10), NONE) == 50 / 150
+    assert davis.region_similarity(square(0, 0, 10), square(0, 5, 10), square(0, 10, 10)) == 50 / 100  # of what is not void
+    assert davis.region_similarity(square(0, 0, 10), square(0, 0, 10), square(0, 5, 10)) == 1  # though both masks reach into void
+    assert davis.region_similarity(NONE, NONE, NONE) == 1
+    assert davis.region_similarity(square(0, 0, 3), square(0, 0, 3), square(0, 0, 3)) == 1
+    assert davis.region_similarity(square(0, 0, 3), NONE, NONE) == 0
 
 
 def test_contours_by_hand() -> None:
@@ -84,16 +85,16 @@ def test_contours_by_hand() -> None:
 def test_f_by_hand() -> None:
     at = np.arange(100)
     left = np.broadcast_to(at < 10, (100, 100))  # diagonal 141.4: contours may be 2 pixels off
-    assert davis.boundary(left, np.broadcast_to(at < 12, (100, 100)), NONE) == 1
-    assert davis.boundary(left, np.broadcast_to(at < 13, (100, 100)), NONE) == 0
+    assert davis.contour_accuracy(left, np.broadcast_to(at < 12, (100, 100)), NONE) == 1
+    assert davis.contour_accuracy(left, np.broadcast_to(at < 13, (100, 100)), NONE) == 0
     step = np.where(at[:, None] < 50, at < 10, at < 30)
     # drawn: 49 at column 9, 21 on row 49, 50 at column 29; of them 49 + 3 are near. wanted: 100, of them 52 near.
     precision, recall = 52 / 120, 52 / 100
-    assert davis.boundary(left, step, NONE) == pytest.approx(2 * precision * recall / (precision + recall))
-    assert davis.boundary(left, NONE, NONE) == davis.boundary(NONE, left, NONE) == 0
-    assert davis.boundary(NONE, NONE, NONE) == 1
+    assert davis.contour_accuracy(left, step, NONE) == pytest.approx(2 * precision * recall / (precision + recall))
+    assert davis.contour_accuracy(left, NONE, NONE) == davis.contour_accuracy(NONE, left, NONE) == 0
+    assert davis.contour_accuracy(NONE, NONE, NONE) == 1
     below = np.broadcast_to(at[:, None] >= 50, (100, 100))
-    assert davis.boundary(left, step, below) == 1  # what differs is void, and so no part of either mask
+    assert davis.contour_accuracy(left, step, below) == 1  # what differs is void, and so no part of either mask
 
 
 def test_statistics_by_hand() -> None:
@@ -109,13 +110,13 @@ def test_the_first_and_the_last_frame_are_not_scored() -> None:
     truth = np.stack([square(0, 0, 10).astype(np.uint8) + 2 * square(50, 50, 20)] * 4)
     guess = truth.copy()
     guess[0] = guess[3] = 0
-    assert davis.objects(truth, guess).shape == (2, 2, 2)  # objects, J and F, frames 1 and 2
-    assert (davis.objects(truth, guess) == 1).all()
+    assert davis.score_objects(truth, guess).shape == (2, 2, 2)  # objects, J and F, frames 1 and 2
+    assert (davis.score_objects(truth, guess) == 1).all()
     guess[2][truth[2] == 2] = 1  # object 2 lost, object 1 grown
-    found = davis.summary([davis.objects(truth, guess)])
+    found = davis.summary([davis.score_objects(truth, guess)])
     j = np.array([[1, 100 / 500], [1, 0]])
     assert found["J"]["mean"] == pytest.approx(j.mean())  # type: ignore[index]
-    f = davis.objects(truth, guess)[:, 1]
+    f = davis.score_objects(truth, guess)[:, 1]
     assert f[1].tolist() == [1, 0]
     assert found["J&F"] == pytest.approx((j.mean() + f.mean()) / 2)
     assert found["J"]["recall"] == 0.5  # type: ignore[index]
@@ -142,21 +143,21 @@ def test_davis_2016_and_2017(tmp_path: Path) -> None:
     mask[40:50, 40:50] = 1
     sequence(tmp_path, "new", [mask, mask, mask * 0], "L")
     (tmp_path / "list.txt").write_text("old\nnew\n")
-    assert [s.name for s in davis.find(str(tmp_path), "list.txt")] == ["old", "new"]
-    new, old = davis.find(str(tmp_path), "JPEGImages/480p")
+    assert [s.name for s in davis.find_sequences(str(tmp_path), "list.txt")] == ["old", "new"]
+    new, old = davis.find_sequences(str(tmp_path), "JPEGImages/480p")
     assert (new.name, old.name, len(new.frames)) == ("new", "old", 3)
     assert np.unique(davis.read_masks(old)).tolist() == [0, 1]  # 255 is the object where there is no other
     assert np.unique(davis.read_masks(new)[:2]).tolist() == [0, 1, 255]
     (tmp_path / "Annotations/480p/old/00001.png").unlink()
     with pytest.raises(InputError, match=r"old/00001.png: no such file; each frame of old needs its mask"):
-        davis.find(str(tmp_path), "list.txt")
+        davis.find_sequences(str(tmp_path), "list.txt")
     (tmp_path / "list.txt").write_text("../../etc\n")
     with pytest.raises(InputError, match="leads out of"):
-        davis.find(str(tmp_path), "list.txt")
+        davis.find_sequences(str(tmp_path), "list.txt")
     sequence(tmp_path, "empty", [mask * 0] * 3, "L")
     (tmp_path / "list.txt").write_text("empty\n")
     with pytest.raises(InputError, match="no object in it"):
-        davis.read_masks(davis.find(str(tmp_path), "list.txt")[0])
+        davis.read_masks(davis.find_sequences(str(tmp_path), "list.txt")[0])
 
 
 # ---- propagation
@@ -181,20 +182,20 @@ def carried(target: np.ndarray, sources: np.ndarray, labels: np.ndarray, p: Back
 @pytest.mark.parametrize(
     ("h", "w", "frames", "changed"), [(4, 5, 1, {}), (3, 6, 3, {"top": 5, "radius": 2}), (2, 2, 2, {"top": 50})]
 )
-def test_labels_come_from_the_likest_tokens_nearby(h: int, w: int, frames: int, changed: dict[str, Any]) -> None:
+def test_labels_come_from_the_most_similar_tokens_nearby(h: int, w: int, frames: int, changed: dict[str, Any]) -> None:
     g = torch.Generator().manual_seed(0)
     target, sources = torch.randn(h, w, 6, generator=g).double(), torch.randn(frames, h, w, 6, generator=g).double()
     target, sources = (t / t.norm(dim=-1, keepdim=True) for t in (target, sources))
     labels = torch.randn(frames, h, w, 3, generator=g).double().softmax(-1)
-    got = video.carry(target, sources, labels, video_params(**changed))
+    got = video.propagate_to(target, sources, labels, video_params(**changed))
     assert np.allclose(got, carried(target.numpy(), sources.numpy(), labels.numpy(), video_params(**changed)), atol=1e-12)
     assert torch.allclose(got.sum(-1), torch.ones(h, w).double())
 
 
-def test_equally_like_tokens_are_all_taken() -> None:
+def test_equally_similar_tokens_all_count() -> None:
     same = torch.ones(1, 3, 3, 1)
     labels = torch.eye(9).view(1, 3, 3, 9)
-    got = video.carry(same[0], same, labels, video_params(top=1))
+    got = video.propagate_to(same[0], same, labels, video_params(top=1))
     assert torch.allclose(got[1, 1], torch.full((9,), 1 / 9))
     assert torch.allclose(got[0, 0], torch.tensor([1, 1, 0, 1, 1, 0, 0, 0, 0]) / 4)
 
@@ -206,7 +207,7 @@ def test_the_context_is_the_first_frame_and_the_last_few(monkeypatch: pytest.Mon
         seen.append((target.item(), sources.flatten().tolist(), labels.flatten().tolist()))
         return 10 * target
 
-    monkeypatch.setattr(video, "carry", spy)
+    monkeypatch.setattr(video, "propagate_to", spy)
     frames = [torch.full((1, 1, 1), float(i)) for i in range(5)]
     list(video.propagate(iter(frames), torch.full((1, 1, 1), -1.0), video_params(context=2)))
     assert seen == [
@@ -222,9 +223,9 @@ def test_the_context_is_the_first_frame_and_the_last_few(monkeypatch: pytest.Mon
 
 def test_each_label_is_stretched_before_the_largest_is_taken() -> None:
     soft = torch.tensor([[[0.8, 0.2], [0.7, 0.3]]])  # [1, 2, 2]: 0.3 is the most that label 1 has, and so 1
-    assert video.enlarge(soft, 2, (2, 4)).tolist() == [[0, 0, 1, 1]] * 2
+    assert video.upsample(soft, 2, (2, 4)).tolist() == [[0, 0, 1, 1]] * 2
     gone = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
-    assert not video.enlarge(gone, 2, (2, 4)).any()
+    assert not video.upsample(gone, 2, (2, 4)).any()
 
 
 @pytest.mark.parametrize(
@@ -288,72 +289,72 @@ def coco(root: Path) -> None:
 
 
 def test_three_kinds_of_sets(voc: str, tmp_path: Path) -> None:
-    classes, found = sets.read(sets.Set("voc", voc, "lists/train.txt", "lists/val.txt", 1.0), "lists/val.txt")
+    classes, found = sets.read_examples(sets.Set("voc", voc, "lists/train.txt", "lists/val.txt", 1.0), "lists/val.txt")
     assert (len(classes), len(found)) == (21, 3)
-    assert np.unique(sets.mask_of(found[0])).tolist() == [0, 3, VOID]
+    assert np.unique(sets.read_mask(found[0])).tolist() == [0, 3, VOID]
     (Path(voc) / "SegmentationClassAug").mkdir()  # of the augmented set, where the other folder has none
     (Path(voc) / "SegmentationClass/p3.png").rename(Path(voc) / "SegmentationClassAug/p3.png")
-    classes, found = sets.read(sets.Set("voc", voc, "lists/train.txt", "lists/val.txt", 1.0), "lists/val.txt")
+    classes, found = sets.read_examples(sets.Set("voc", voc, "lists/train.txt", "lists/val.txt", 1.0), "lists/val.txt")
     assert [Path(e.mask).parent.name for e in found] == ["SegmentationClassAug", "SegmentationClass", "SegmentationClass"]
-    assert np.unique(sets.mask_of(found[0])).tolist() == [0, 3, VOID]
+    assert np.unique(sets.read_mask(found[0])).tolist() == [0, 3, VOID]
     coco(tmp_path)
     panoptic = "annotations/panoptic_val2017.json"
-    classes, found = sets.read(sets.Set("things", str(tmp_path), panoptic, panoptic, 1.0), panoptic)
+    classes, found = sets.read_examples(sets.Set("things", str(tmp_path), panoptic, panoptic, 1.0), panoptic)
     assert classes == ["animal", "person"]
     assert [Path(e.photo).name for e in found] == ["2.jpg", "1.jpg"]
-    assert sets.mask_of(found[0]).tolist() == [[1, 1, 0, VOID], [1, 1, 0, VOID]]  # stuff, and what no segment has, is void
+    assert sets.read_mask(found[0]).tolist() == [[1, 1, 0, VOID], [1, 1, 0, VOID]]  # stuff, and what no segment has, is void
     stuff = "annotations/stuff_val2017.json"
-    classes, found = sets.read(sets.Set("stuff", str(tmp_path), stuff, stuff, 1.0), stuff)
+    classes, found = sets.read_examples(sets.Set("stuff", str(tmp_path), stuff, stuff, 1.0), stuff)
     assert classes == ["plant", "sky"]
-    assert sets.mask_of(found[0]).tolist() == [[VOID, VOID, 0, 1], [VOID, VOID, 0, 0]]
+    assert sets.read_mask(found[0]).tolist() == [[VOID, VOID, 0, 1], [VOID, VOID, 0, 0]]
     with pytest.raises(InputError, match=r"stuff_val2017.json: categories\[0\] has no isthing"):
-        sets.read(sets.Set("things", str(tmp_path), stuff, stuff, 1.0), stuff)
+        sets.read_examples(sets.Set("things", str(tmp_path), stuff, stuff, 1.0), stuff)
 
 
 def test_what_a_set_refuses(voc: str) -> None:
     data = sets.Set("voc", voc, "lists/train.txt", "lists/val.txt", 1.0)
     Path(voc, "lists/odd.txt").write_text("../p1")
     with pytest.raises(InputError, match=r"JPEGImages/\.\./p1\.jpg: .*(leads out|no such file)"):
-        sets.read(data, "lists/odd.txt")
+        sets.read_examples(data, "lists/odd.txt")
     Path(voc, "SegmentationClass/p1.png").unlink()
     with pytest.raises(InputError, match=r"p1\.png: no such file; .*train\.txt names it"):
-        sets.read(data, data.train)
+        sets.read_examples(data, data.train)
     Path(voc, "SegmentationClass/p4.png").write_bytes(b"no PNG")
-    _, found = sets.read(data, data.val)
+    _, found = sets.read_examples(data, data.val)
     with pytest.raises(InputError, match=r"p4\.png cannot be read as a PNG"):
-        sets.mask_of(found[1])
+        sets.read_mask(found[1])
     Pillow.new("L", (3, 3)).save(Path(voc, "SegmentationClass/p4.png"))
     with pytest.raises(InputError, match=r"p4\.png is \(3, 3\), its photograph \(40, 48\)"):
-        sets.both(found[1])
+        sets.read_pair(found[1])
     Pillow.new("RGBA", (40, 48)).save(Path(voc, "SegmentationClass/p4.png"))
     with pytest.raises(InputError, match="has mode RGBA"):
-        sets.mask_of(found[1])
-    with pytest.raises(InputError, match="kind is 'ade'"):
-        sets.Set("ade", voc, "", "", 1.0)
-    with pytest.raises(InputError, match="share is 0"):
-        sets.Set("voc", voc, "", "", 0.0)
+        sets.read_mask(found[1])
+    with pytest.raises(InputError, match=r"sets.kind is 'ade'; it must be one of voc, things, stuff"):
+        sets.read_set("ade", voc, "", "", 1.0)
+    with pytest.raises(InputError, match=r"sets.fraction is 0.0; it must be above 0"):
+        sets.read_set("voc", voc, "", "", 0.0)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40))
-def test_thin_is_torchs_nearest(size: int, grid: int) -> None:
+def test_subsample_is_torchs_nearest(size: int, grid: int) -> None:
     labels = np.random.default_rng(0).integers(0, 255, (size, size)).astype(np.uint8)
     want = torch.nn.functional.interpolate(torch.from_numpy(labels)[None, None].double(), (grid, grid), mode="nearest")
-    assert np.array_equal(sets.thin(labels, grid), want[0, 0].numpy())
+    assert np.array_equal(sets.subsample(labels, grid), want[0, 0].numpy())
 
 
 def test_a_crops_labels_lie_where_its_pixels_do(voc: str) -> None:
-    _, found = sets.read(sets.Set("voc", voc, "lists/train.txt", "lists/val.txt", 1.0), "lists/train.txt")
+    _, found = sets.read_examples(sets.Set("voc", voc, "lists/train.txt", "lists/val.txt", 1.0), "lists/train.txt")
     p = linear_params(size=64, grid=64)
     flips = set()
     for seed in range(12):
-        pixels, labels = Crops(found, p)[seed % 4, seed]
+        pixels, labels = CropDataset(found, p)[seed % 4, seed]
         assert (pixels.shape, labels.shape, labels.dtype) == ((3, 64, 64), (64, 64), torch.int64)
         red = pixels[0] > pixels[1]
         known = labels[1:] != VOID
         assert ((labels[1:] == 0) == red[1:])[known].float().mean() > 0.95
         flips.add(bool(labels[-1, 0] == 0))
-        again = Crops(found, p)[seed % 4, seed]
+        again = CropDataset(found, p)[seed % 4, seed]
         assert torch.equal(again[0], pixels)
         assert torch.equal(again[1], labels)
     assert flips == {True, False}
@@ -367,12 +368,12 @@ def test_a_linear_probe_learns_what_can_be_told_apart(voc: str, tmp_path: Path, 
     monkeypatch.setenv("UNSEG_WORKERS", "0")
     monkeypatch.setenv("UNSEG_DEVICE", "cpu")
     data = sets.Set("voc", voc, "lists/train.txt", "lists/val.txt", 1.0)
-    (classes, learned), (_, judged) = sets.read(data, data.train), sets.read(data, data.val)
+    (classes, train), (_, val) = sets.read_examples(data, data.train), sets.read_examples(data, data.val)
     model, p = vit.load(SHAPE), linear_params()
     before = [x.clone() for x in model.parameters()]
     with Checkpoint("probe", [], []) as checkpoint:
-        layer = linear.learn(p, model, len(classes), learned, 0, checkpoint)
-    counts = linear.judge(p, model, layer, judged)
+        layer = linear.train(p, model, len(classes), train, 0, checkpoint)
+    counts = linear.evaluate(p, model, layer, val)
     assert counts.sum() == 3 * 32 * 32 - 3 * 32  # all pixels but the row of void, squeezed to a pixel or none
     assert counts.trace() > 0.85 * counts.sum()
     assert counts[[0, 3]].sum() == counts.sum()
@@ -387,11 +388,11 @@ def test_a_linear_probe_averages_over_the_pixels_that_have_a_class(tmp_path: Pat
     for void in (0, 1, 3):  # rows of void
         labels = torch.ones(2, 4, 4, dtype=torch.int64)
         labels[:, :void] = VOID
-        layer = probe.fresh_layer(3, 2)
+        layer = probe.new_layer(3, 2)
         torch.nn.init.zeros_(layer.weight)
         pairs = Fixed(list(zip(images, labels, strict=True)))
         with Checkpoint("probe", [void], []) as checkpoint:
-            probe.fit_layer(schedule, layer, lambda x: x, pairs, 2, 0, checkpoint)
+            probe.fit_layer(schedule, layer, lambda x: x, pairs, 0, checkpoint)
         layers.append(layer.weight.detach().clone())
     # from zeros both classes are as likely: the gradient of the loss by a logit is -1/2 and 1/2, and lr 0.1 makes it 0.05
     assert torch.allclose(layers[0][:, 0, 0, 0], torch.tensor([-0.05, 0.05]))
@@ -411,21 +412,21 @@ class Fixed(Dataset[Any]):
         return self.examples[draw[0]]
 
 
-def test_a_share_of_the_examples() -> None:
+def test_a_random_subset_of_the_examples() -> None:
     examples = [sets.Example(str(i), "", {}) for i in range(100)]
-    some = linear.part_of(examples, 0.1, 0)
+    some = linear.random_subset(examples, 0.1, 0)
     assert len(some) == 10
     assert some == sorted(some, key=lambda e: int(e.photo))
-    assert some != linear.part_of(examples, 0.1, 1)
-    assert linear.part_of(examples, 1.0, 0) == examples
-    assert len(linear.part_of(examples, 0.001, 0)) == 1
+    assert some != linear.random_subset(examples, 0.1, 1)
+    assert linear.random_subset(examples, 1.0, 0) == examples
+    assert len(linear.random_subset(examples, 0.001, 0)) == 1
 
 
 def test_whole_batches_alone_as_published() -> None:
     examples = [sets.Example(str(i), "", {}) for i in range(1449)]
-    assert len(kmeans.judged(examples, 60)) == 1440
-    assert kmeans.judged(examples, 1) == examples
-    assert kmeans.judged(examples[:59], 60) == []
+    assert len(kmeans.whole_batches(examples, 60)) == 1440
+    assert kmeans.whole_batches(examples, 1) == examples
+    assert kmeans.whole_batches(examples[:59], 60) == []
 
 
 def test_kmeans_score_by_hand() -> None:
@@ -503,7 +504,7 @@ def test_the_stages_write_what_the_report_reads(params: Path, voc: str) -> None:
         "models/fresh", "voc", voc, f"{voc}/lists/train.txt", f"{voc}/lists/val.txt", "0.5", "random", "l.json"
     )
     found = json.loads(Path("l.json").read_text())
-    assert (found["backbone"], found["images"], found["learned"]) == ("random", 3, 2)
+    assert (found["backbone"], found["images"], found["train_images"]) == ("random", 3, 2)
     assert 0 <= found["miou"] <= 1
     first = Path("l.json").read_bytes()
     evaluate_backbone_linear.main(
@@ -524,7 +525,9 @@ def test_a_video_whose_object_moves(params: Path) -> None:
     found = json.loads(Path("v.json").read_text())
     assert (found["sequences"], found["objects"]) == (1, 1)
     assert found["J"]["mean"] > 0.5
-    assert found["each"] == [{"sequence": "slide", **{key: found[key] for key in found["each"][0] if key != "sequence"}}]
+    assert found["per_sequence"] == [
+        {"sequence": "slide", **{key: found[key] for key in found["per_sequence"][0] if key != "sequence"}}
+    ]
 
 
 def test_what_the_stages_refuse(params: Path, voc: str) -> None:
@@ -546,10 +549,11 @@ def test_what_the_stages_refuse(params: Path, voc: str) -> None:
         (kmeans_params, {"seeds": 0}, "backbone_kmeans.seeds is 0"),
         (kmeans_params, {"clusters": 256}, "backbone_kmeans.clusters is 256"),
         (kmeans_params, {"grid": 0}, "backbone_kmeans.grid is 0"),
+        (kmeans_params, {"grid": 64}, "backbone_kmeans.grid is 64"),
         (video_params, {"top": 0}, "backbone_video.top is 0"),
         (video_params, {"size": 8}, "backbone_video.size is 8"),
-        (video_params, {"temperature": 0.0}, "temperature above 0"),
+        (video_params, {"temperature": 0.0}, "backbone_video.temperature is 0.0; it must be above 0"),
         (video_params, {"precision": "fp16"}, "backbone_video.precision is 'fp16'"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(InputError, match=words):
             build(**changed)

@@ -164,7 +164,9 @@ def test_published_matching_goes_by_the_objects_of_the_training_images() -> None
     assert scores["miou_training_objects"] == round((0.6 + 0 + 0) / 3, 6)
     swapped = [{**m, "category_id": 1 - m["category_id"]} for m in mined]
     write_json("instances.json", {"images": INDEX, "annotations": swapped, "categories": []})
-    assert clustering()[0]["miou_training_objects"] == round((0.6 + 1 + 8 / 14) / 3, 6)  # as by the pixels of the evaluation images
+    assert clustering()[0]["miou_training_objects"] == round(
+        (0.6 + 1 + 8 / 14) / 3, 6
+    )  # as by the pixels of the evaluation images
     write_truth("truth.zip", CLASSES, TRUTH, None)
     assert clustering()[0]["miou_training_objects"] is None  # no object, no such number
     write_json("instances.json", {"images": INDEX, "annotations": [object_at(0, 0, 3)], "categories": []})
@@ -310,7 +312,9 @@ def test_instances_errors() -> None:
     with pytest.raises(InputError, match=r"detections.json: no image has the id 9"):
         instances()
     write_json("detections.json", [{"image_id": 1, "category_id": 0, "score": 0.5}])
-    with pytest.raises(InputError, match=r"detections.json: sub/b.jpg: a record has the bbox None; it must be \[x, y, width, height\]"):
+    with pytest.raises(
+        InputError, match=r"detections.json: sub/b.jpg: a record has the bbox None; it must be \[x, y, width, height\]"
+    ):
         instances()
     write_json("detections.json", [object_at(0, 1, -1, score=0.5)])
     with pytest.raises(InputError, match=r"detections.json: sub/b.jpg: a record has the category_id -1; it must be at least 0"):

@@ -1,4 +1,4 @@
-"""Quality without labels, its alarms, and the choice of K: by hand, on blobs, and the stages on a small run."""
+"""Quality without labels: by hand, on blobs, and the stages and their alarms on a small run."""
 
 import json
 import math
@@ -14,13 +14,10 @@ import yaml
 from factories import clustering, token_blobs
 from PIL import Image as Pillow
 from safetensors.torch import save_file
-from unseg.core.rle import coco_annotation, decode, encode
 
 from stages import choose_k, cluster, evaluate_quality, mine
-from unseg.clustering import choice
-from unseg.clustering.algorithms import cluster as clusters_of
 from unseg.core.console import InputError
-from unseg.core.image_index import ImageRecord
+from unseg.core.instances import Instance
 from unseg.core.label_maps import write_label_maps
 from unseg.core.storage import read_json, write_json, write_npz
 from unseg.evaluation.label_free import quality, stability
@@ -30,25 +27,25 @@ from unseg.report import label_free
 # ---- pure functions
 
 
-def test_shares_by_hand() -> None:
+def test_fractions_by_hand() -> None:
     mask = np.zeros((4, 5), bool)
     mask[:, :2] = True  # of the rim of 14 pixels: 4 left, and 2 of the top and bottom rows
     assert quality.border(mask) == pytest.approx(6 / 14)
     assert quality.border(np.ones((1, 1), bool)) == 1
-    assert quality.evenness(np.array([5, 5, 5, 5])) == pytest.approx(1)
-    assert quality.evenness(np.array([5, 5, 0, 0])) == pytest.approx(0.5)
-    assert quality.evenness(np.array([9, 0])) == 0
-    assert quality.evenness(np.array([9])) == 1
+    assert quality.balance(np.array([5, 5, 5, 5])) == pytest.approx(1)
+    assert quality.balance(np.array([5, 5, 0, 0])) == pytest.approx(0.5)
+    assert quality.balance(np.array([9, 0])) == 0
+    assert quality.balance(np.array([9])) == 1
     other = np.zeros((4, 5), bool)
     other[:, 1:3] = True
-    assert quality.overlap(mask, other) == pytest.approx(4 / 12)
-    assert quality.overlap(~mask & mask, ~mask & mask) == 1
-    assert quality.solid(np.array([[0, 1, 1, 255]], np.uint8)).tolist() == [[False, True, True, False]]
-    image = ImageRecord(1, "a.png", 4, 5, "train")
-    assert quality.of_masks([image, image], [coco_annotation(1, 1, 0, encode(mask))]) == pytest.approx(
+    assert quality.binary_iou(mask, other) == pytest.approx(4 / 12)
+    assert quality.binary_iou(~mask & mask, ~mask & mask) == 1
+    assert quality.foreground(np.array([[0, 1, 1, 255]], np.uint8)).tolist() == [[False, True, True, False]]
+    image = factories.image(1, (4, 5))
+    assert quality.measure_masks([image, image], [factories.instance(mask)]) == pytest.approx(
         {"mask_missing": 0.5, "mask_area": 8 / 20, "mask_border": 6 / 14}
     )
-    assert math.isnan(quality.of_masks([image], [])["mask_area"])
+    assert math.isnan(quality.measure_masks([image], [])["mask_area"])
 
 
 def test_agreement_of_two_maps_by_hand() -> None:
@@ -59,11 +56,11 @@ def test_agreement_of_two_maps_by_hand() -> None:
 def test_clusters_that_are_there_are_found_again_and_others_not() -> None:
     tokens, names = token_blobs((40, 40, 40))
     p, q = clustering(), quality.Quality(images=0, seeds=3, objects=100)
-    real = quality.of_clusters(tokens, names, p, q, 0)
+    real = quality.measure_clusters(tokens, names, p, q, 0)
     assert real["cluster_stability"] == pytest.approx(1)
     assert real["cluster_silhouette"] > 0.8
     assert (real["cluster_balance"], real["clusters_empty"]) == (pytest.approx(1), 0)
-    chance = quality.of_clusters(tokens, np.random.default_rng(0).permutation(names), p, q, 0)
+    chance = quality.measure_clusters(tokens, np.random.default_rng(0).permutation(names), p, q, 0)
     assert chance["cluster_silhouette"] < 0.1
     assert chance["cluster_stability"] < 0.6  # K-means agrees with itself, not with these
     noise = np.random.default_rng(1).normal(size=(120, 6)).astype(np.float32)
@@ -73,120 +70,46 @@ def test_clusters_that_are_there_are_found_again_and_others_not() -> None:
 
 
 def test_a_view_is_compared_where_it_shows_the_same() -> None:
-    image, mask = ImageRecord(1, "a.png", 8, 8, "train"), np.zeros((8, 8), bool)
+    image, mask = factories.image(1, (8, 8), "train", "a.png"), np.zeros((8, 8), bool)
     mask[2:6, 1:4] = True  # rows and columns 1 to 6 are the middle
     flipped, cropped = (stability.View(image, mask, f) for f in (True, False))
     assert flipped.size == (8, 8)
     assert cropped.size == (6, 6)
-    one, two = flipped.pair(mask[:, ::-1]) or ()
+    one, two = flipped.align(mask[:, ::-1]) or ()
     assert (one == two).all()
-    one, two = cropped.pair(mask[1:7, 1:7]) or ()
+    one, two = cropped.align(mask[1:7, 1:7]) or ()
     assert (one == two).all()
     corner = np.zeros((8, 8), bool)
     corner[:2, :2] = True
-    assert stability.View(image, corner, False).pair(np.ones((6, 6), bool)) is None
+    assert stability.View(image, corner, False).align(np.ones((6, 6), bool)) is None
     assert stability.window((1, 1)) == (slice(0, 1), slice(0, 1))
 
 
 def test_stability_is_what_exceeds_chance() -> None:
     left, right, whole = np.zeros((4, 8), bool), np.zeros((8, 4), bool), np.ones((5, 5), bool)
     left[:, :4], right[:, 2:] = True, True
-    assert stability.above_chance([(left, left), (right, right)]) == 1
-    assert stability.above_chance([(left, right.T[:, ::1]), (right, right)]) < 1
-    assert stability.above_chance([(whole, whole)] * 3) == 0  # stable, and of no use
+    assert stability.iou_above_chance([(left, left), (right, right)]) == 1
+    assert stability.iou_above_chance([(left, right.T[:, ::1]), (right, right)]) < 1
+    assert stability.iou_above_chance([(whole, whole)] * 3) == 0  # stable, and of no use
     # IoUs: left with whole 1/2 and with itself 1, whole with left 1/2: own (1/2 + 1/2) / 2, other (1 + 1) / 2
-    assert stability.above_chance([(left, whole), (whole, left)]) == 0
+    assert stability.iou_above_chance([(left, whole), (whole, left)]) == 0
     # own 1/2 and 1/2; other: left with left's other half 0, whole with whole 1
     half = ~left
-    assert stability.above_chance([(left, whole), (whole, half)]) == pytest.approx((0.5 - 0.5) / 0.5)
-    assert stability.above_chance([(left, left), (half, left)]) == pytest.approx((0.5 - 0.5) / 0.5)
-    assert stability.above_chance([(left, left), (half, half), (half, half)]) == pytest.approx((1 - 1 / 3) / (1 - 1 / 3))
-    assert stability.above_chance([(left, left), (half, whole)]) == pytest.approx((0.75 - 0.25) / 0.75)
-    assert math.isnan(stability.above_chance([(left, left)]))
+    assert stability.iou_above_chance([(left, whole), (whole, half)]) == pytest.approx((0.5 - 0.5) / 0.5)
+    assert stability.iou_above_chance([(left, left), (half, left)]) == pytest.approx((0.5 - 0.5) / 0.5)
+    assert stability.iou_above_chance([(left, left), (half, half), (half, half)]) == pytest.approx((1 - 1 / 3) / (1 - 1 / 3))
+    assert stability.iou_above_chance([(left, left), (half, whole)]) == pytest.approx((0.75 - 0.25) / 0.75)
+    assert math.isnan(stability.iou_above_chance([(left, left)]))
 
 
 def test_a_view_shows_what_it_says(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 6, 3)).astype(np.uint8)
     Pillow.fromarray(pixels).save(tmp_path / "a.png")
-    image = ImageRecord(1, "a.png", 8, 6, "train")
+    image = factories.image(1, (8, 6), "train", "a.png")
     views = [stability.View(image, np.ones((8, 6), bool), f) for f in (True, False)]
     assert (np.asarray(views[0].read(tmp_path)) == pixels[:, ::-1]).all()
     assert (np.asarray(views[1].read(tmp_path)) == pixels[stability.window((8, 6))]).all()
     assert np.asarray(views[1].read(tmp_path)).shape[:2] == views[1].size == (6, 4)
-
-
-# ---- choice of K
-
-
-def choosing_of(*ks: int, **changed: int) -> choice.Choosing:
-    return choice.Choosing(**({"ks": list(ks), "repeats": 5, "objects": 300, "starts": 3} | changed))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("true", [3, 5])
-def test_the_number_of_blobs_is_recommended(true: int) -> None:
-    tokens, _ = token_blobs((30,) * true)
-    tried = choice.sweep(tokens, clustering(), choosing_of(2, 3, 4, 5, 6, 200), 0)
-    assert tried.ks == [2, 3, 4, 5, 6]  # halves of 75 cannot make 200
-    advice = choice.recommend(tried)
-    assert advice.best == true
-    assert advice.as_good == [true]
-    assert advice.wins[tried.ks.index(true)] == 1
-    assert tried.stability[tried.ks.index(true)].min() == pytest.approx(1)
-
-
-def test_where_there_are_no_clusters_many_k_are_as_good() -> None:
-    noise = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
-    advice = choice.recommend(choice.sweep(noise, clustering(), choosing_of(2, 3, 4, 5), 0))
-    assert len(advice.as_good) > 1
-
-
-def test_the_reference_has_the_mean_and_the_covariance_and_no_clusters() -> None:
-    tokens, _ = token_blobs((400, 400, 400))
-    noise = choice.reference(tokens, np.random.default_rng(0))
-    assert noise.shape == tokens.shape
-    assert np.allclose(noise.mean(0), tokens.mean(0), atol=0.06)
-    assert np.allclose(np.cov(noise.T), np.cov(tokens.T), atol=0.03)
-    labels = clustering_of(noise)
-    assert (
-        quality.silhouette(noise, labels, clustering(whiten="none"), 500, 0)
-        < 0.6
-        < quality.silhouette(tokens, clustering_of(tokens), clustering(whiten="none"), 500, 0)
-    )
-
-
-def clustering_of(tokens: np.ndarray) -> np.ndarray:
-    return clusters_of(tokens, tokens, clustering(whiten="none"), 0)
-
-
-def test_few_clusters_are_not_preferred_for_being_few() -> None:
-    """Six blobs of which three each are near each other: two are stable and far apart, and noise of that shape is too."""
-    rng = np.random.default_rng(0)
-    centres = np.eye(12)[:6] * 0.5 + np.repeat(np.eye(12)[[10, 11]], 3, 0)
-    tokens = (np.repeat(centres, 50, 0) + rng.normal(0, 0.04, (300, 12))).astype(np.float32)
-    p = clustering(whiten="none")
-    tried = choice.sweep(tokens, p, choosing_of(2, 3, 4, 6, 8), 0)
-    assert tried.stability[0].min() == pytest.approx(1)
-    assert choice.recommend(tried).best == 6
-
-
-def test_advice_by_hand() -> None:
-    silhouette = np.ones((3, 4))
-    stability_ = np.array([[0.25] * 4, [0.81, 0.81, 0.81, 0.49], [0.81, 0.64, 0.64, 0.81]])
-    tried = choice.Trial([4, 6, 8], stability_ + 0.1, silhouette, 0 * silhouette + 0.1, 0 * silhouette)
-    assert np.allclose(tried.score[1], [0.9, 0.9, 0.9, 0.7])
-    advice = choice.recommend(tried)  # means 0.5, 0.85, 0.85: the smaller of equals; 8 cannot be told from it
-    assert (advice.best, advice.as_good) == (6, [6, 8])
-    assert advice.wins == pytest.approx([0, 2.5 / 4, 1.5 / 4])
-    once = choice.Trial([4, 6], np.array([[0.2], [0.9]]), np.ones((2, 1)), *np.zeros((2, 2, 1)))
-    assert choice.recommend(once).as_good == [4, 6]  # of one repeat nothing is known
-    worse = choice.Trial([2], np.array([[0.4]]), np.array([[0.9]]), np.array([[0.5]]), np.array([[0.1]]))
-    assert worse.score.tolist() == [[0]]  # less stable than noise
-
-
-@pytest.mark.parametrize("ks", [[3, 2], [2, 2], [1, 2]])
-def test_what_k_may_be(ks: list[int]) -> None:
-    with pytest.raises(ValueError, match="it must be numbers from 2 on, rising"):
-        choosing_of(*ks)
 
 
 # ---- the stages
@@ -238,7 +161,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json("instances.json", mined | {"annotations": [{**a, "category_id": a["id"] % 2} for a in mined["annotations"]]})
     write_npz("tokens.npz", ids=np.arange(N), tokens=rng.normal(size=(N, 4)).astype(np.float32))
     maps = [
-        (f"{a['image_id']}.png", (decode(a["segmentation"]) * (1 + a["id"] % 2)).astype(np.uint8)) for a in mined["annotations"]
+        (f"{x.image_id}.png", (x.mask.decode() * (1 + x.id % 2)).astype(np.uint8))
+        for x in map(Instance.from_coco, mined["annotations"])
     ]
     write_label_maps("labels.zip", maps[:4])
     for name in ("m.zip", "d.zip", "f.zip"):
@@ -256,7 +180,7 @@ def go() -> dict[str, Any]:
 def test_the_stage_writes_what_the_report_shows(run: None) -> None:
     numbers = go()
     assert {key for key, _, _ in label_free.QUALITY} < numbers.keys()
-    assert (numbers["images"], numbers["judged"], numbers["mined_again"], numbers["seeds"]) == (6, 2, 4, [0])
+    assert (numbers["images"], numbers["eval_images"], numbers["mined_again"], numbers["seeds"]) == (6, 2, 4, [0])
     assert numbers["mask_missing"] == 0
     assert numbers["clusters_used"] == 2
     for pair in ("masks_detector", "masks_final", "detector_final"):
@@ -326,8 +250,8 @@ def test_clusters_that_collapse_fail_and_are_left(run: None) -> None:
 def test_choice_of_k_as_a_stage(run: None) -> None:
     tokens, _ = token_blobs((30, 30, 30))
     write_npz("tokens.npz", ids=np.arange(90), tokens=tokens)
-    masks = [{"id": i, "image_id": i % N} for i in range(90)]
-    write_json("masks.json", {"annotations": masks})
+    masks = [factories.instance(np.ones((SIDE, SIDE), bool), i % N, id=i) for i in range(90)]
+    write_json("masks.json", {"annotations": [x.to_coco() for x in masks]})
     content = yaml.safe_load(Path("params.yaml").read_text())
     content["choose"]["ks"] = [2, 3, 4]
     Path("params.yaml").write_text(yaml.safe_dump(content))

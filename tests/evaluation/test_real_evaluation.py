@@ -19,7 +19,7 @@ from stages import evaluate_backbone_linear as linear
 from unseg.core.storage import read_json, write_json
 from unseg.models import vit
 
-REAL = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 SHAPE = {"weights": "vit.safetensors", "patch": 16, "width": 16, "depth": 1, "heads": 2}
 PARAMS: dict[str, Any] = {
     "seed": 0,
@@ -76,7 +76,7 @@ def pipeline(data: dict[str, Any]) -> str:
     mine.main("images.json", data["images"], "vit.safetensors", "masks.json")
     embed.main("images.json", "masks.json", data["images"], "vit.safetensors", "tokens.npz")
     cluster.main("tokens.npz", "masks.json", "instances.json")
-    scored = [{**a, "score": 0.9 - 0.01 * a["id"]} for a in read_json("instances.json")["annotations"]]
+    scored = [{**a, "score": 0.9 - 0.01 * n} for n, a in enumerate(read_json("instances.json")["annotations"])]
     write_json("detections.json", scored)
     aggregate.main("images.json", data["images"], "instances.json", "detections.json", *MAPS)
     return str(data["images"])
