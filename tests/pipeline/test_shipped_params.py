@@ -35,7 +35,7 @@ GROUPS: dict[str, type] = {
     "cluster": algorithms.Clustering,
     "detector": settings.Detector,
     "detect": settings.Detect,
-    "adopt": self_training.SelfTraining,
+    "self_train": self_training.SelfTraining,
     "aggregate": pseudo_labels.Aggregation,
     "segmenter": segmenter.Segmenter,
     "predict": segmenter.Predict,

@@ -1,7 +1,9 @@
 """Messages of a stage: one-line errors, and progress with rate and remaining time; and how a stage is ended."""
 
+import argparse
 import contextlib
 import ctypes
+import inspect
 import os
 import signal
 import sys
@@ -38,11 +40,17 @@ def keep_freed_memory() -> None:
 
 
 def run(main: Callable[..., None]) -> None:
-    """Call main with the arguments of the command line. An InputError or a signal ends the process with one line."""
+    """Call a stage's main with one option for each of its parameters: `--index FILE` for `index`.
+
+    An InputError or a signal ends the process with one line.
+    """
     guard()
     keep_freed_memory()
+    parser = argparse.ArgumentParser(description=sys.modules[main.__module__].__doc__, allow_abbrev=False)
+    for name in inspect.signature(main).parameters:
+        parser.add_argument(f"--{name.replace('_', '-')}", required=True)
     try:
-        main(*sys.argv[1:])
+        main(**vars(parser.parse_args()))
     except InputError as error:
         sys.exit(f"error: {error}")
 
@@ -102,7 +110,7 @@ def parents_up_to_dvc() -> dict[psutil.Process, int]:
 
 def has_parent(process: psutil.Process, parent: int) -> bool:
     try:
-        return process.ppid() == parent
+        return bool(process.ppid() == parent)
     except psutil.Error:
         return False
 
