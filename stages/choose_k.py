@@ -26,7 +26,7 @@ def main(index: str, tokens: str, masks: str, output: str) -> None:
         needs = f"choose.ks in params.yaml: of {q.ks}, none is possible with {len(train_tokens)} masks"
         return write_json(output, {"needs": needs})
     advice = choice.recommend(trial)
-    print(f"K {advice.best} fits best; not to be told from it: {', '.join(map(str, advice.as_good))}")
+    print(f"K {advice.best} fits best; as good within two standard errors: {', '.join(map(str, advice.as_good))}")
     about = {"objects": min(len(train_tokens), q.objects), "repeats": q.repeats, "seeds": [seed]}
     tried = choice.to_records(trial, advice.wins)
     write_json(output, about | {"best": advice.best, "as_good": advice.as_good, "tried": tried})

@@ -56,7 +56,7 @@ def test_a_row_of_five_patches() -> None:
     #   key            2  1 -1  1 -2      query 1, so attention is the key itself
     #   2 of 5 kept    s  v               the source's similarity to its voter is 2 > 0
     #   votes          6  3 -3  3 -6      rows 0 and 1 of k k^T, added
-    #   similar        1  1  0  1  0      patch 3 is alike but not connected
+    #   similar        1  1  0  1  0      patch 3 is similar but not connected
     mask, source = row(2, 1, -1, 1, -2, keep=0.4)
     assert (mask, source) == ([1, 1, 0, 1, 0], 0)
     assert connected_region(np.array([mask], bool), source).tolist() == [[True, True, False, False, False]]
@@ -72,10 +72,10 @@ def test_a_vote_of_zero_is_no_vote() -> None:
 
 
 def test_heads_sum_their_affinities() -> None:
-    # head a says 0 is like 1 (1 . 1), head b says it is unlike, twice as strongly (-2): the sum, -1, must decide
+    # the affinity of patches 0 and 1 is 1 in head a, -2 in head b: the sum, -1, must decide
     keys = torch.tensor([[[1.0], [1.0]], [[math.sqrt(2)], [-math.sqrt(2)]]])[None]  # [1, 2, 2, 1]
     assert mine(torch.tensor([[[1.0], [0.1]]]), keys, 1, False).masks[0].tolist() == [True, False]
-    # two heads that say alike do not outvote one that says unlike more strongly: 1 + 1 - 4
+    # two heads with affinity 1 do not outvote one with -4
     keys = torch.tensor([[[1.0], [1.0]], [[1.0], [1.0]], [[2.0], [-2.0]]])[None]
     assert mine(torch.tensor([[[1.0], [1.0], [0.1]]]), keys, 1, False).masks[0].tolist() == [True, False]
 

@@ -52,9 +52,9 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 def raw_cost(z: np.ndarray, x: np.ndarray, c: np.ndarray, y: np.ndarray, weight: float) -> np.ndarray:
     """6 a to c but for the scaling: [T, K]."""
-    apart = np.array([[math.hypot(*(y[k] - x[n])) for k in range(len(c))] for n in range(len(z))])
-    alike = np.array([[float(z[n] @ unit(c[k])) for k in range(len(c))] for n in range(len(z))])
-    return weight * apart / apart.max() - alike
+    distance = np.array([[math.hypot(*(y[k] - x[n])) for k in range(len(c))] for n in range(len(z))])
+    similarity = np.array([[float(z[n] @ unit(c[k])) for k in range(len(c))] for n in range(len(z))])
+    return weight * distance / distance.max() - similarity
 
 
 def plan_of(cost: np.ndarray, rho: np.ndarray, gamma: np.ndarray, sharpness: float, iterations: int) -> np.ndarray:
@@ -233,8 +233,8 @@ def test_no_loop_over_images_or_heads() -> None:
         features, where, _ = draw(0, images, heads, SIDE, 5, clustering())
         tokens = torch.randn(2, images, SIDE**2, 7)
         with Count() as count:
-            found = join_locate_split(features, where, clustering())
-            croc.centroids(tokens, found.weights, torch.ones(()))
+            clusters = join_locate_split(features, where, clustering())
+            croc.centroids(tokens, clusters.weights, torch.ones(()))
         counts.append(count.operations)
     assert len(set(counts)) == 1
 
@@ -246,20 +246,20 @@ def test_no_loop_over_images_or_heads() -> None:
 def test_shapes(width: int) -> None:
     p = clustering(tokens=12)
     features, where, _ = draw(0, 2, 6, 14, width, p)
-    found = join_locate_split(features, where, p)
-    assert found.weights.shape == (2, 2, 6, 196, 4)
-    assert found.valid.shape == (2, 6, 4)
-    assert found.chosen.shape == (2, 6)
-    assert ((found.weights > 0).sum(-1) == 1).all()  # one cluster a token
+    clusters = join_locate_split(features, where, p)
+    assert clusters.weights.shape == (2, 2, 6, 196, 4)
+    assert clusters.valid.shape == (2, 6, 4)
+    assert clusters.chosen.shape == (2, 6)
+    assert ((clusters.weights > 0).sum(-1) == 1).all()  # one cluster a token
     k = torch.arange(4)
-    assert not (found.weights.sum((0, 3)) > 0)[k >= found.chosen[..., None]].any()
+    assert not (clusters.weights.sum((0, 3)) > 0)[k >= clusters.chosen[..., None]].any()
 
 
 def test_a_view_of_fewer_tokens_than_seeds() -> None:
     features, where, _ = draw(0, 1, 1, 1, 3, clustering())
-    found = join_locate_split(features, where, clustering(tokens=5))
-    assert found.weights.shape == (2, 1, 1, 1, 4)
-    assert found.chosen.tolist() == [[2]]
+    clusters = join_locate_split(features, where, clustering(tokens=5))
+    assert clusters.weights.shape == (2, 1, 1, 1, 4)
+    assert clusters.chosen.tolist() == [[2]]
 
 
 @settings(max_examples=25, deadline=None)
@@ -288,7 +288,7 @@ def test_sinkhorn_by_hand() -> None:
 
 def test_merge_by_hand() -> None:
     plan = torch.tensor([[[1.0, 2.0, 4.0, 8.0], [10.0, 20.0, 40.0, 80.0]]])
-    centres = torch.tensor([[[1.0, 0.0], [0.0, 5.0], [2.0, 0.0], [0.0, -1.0]]])  # 0 and 2 are the most alike: 2
+    centres = torch.tensor([[[1.0, 0.0], [0.0, 5.0], [2.0, 0.0], [0.0, -1.0]]])  # 0 and 2 are the most similar: 2
     assert merge(plan, centres).tolist() == [[[2.0, 8.0, 5.0], [20.0, 80.0, 50.0]]]
 
 
@@ -301,9 +301,9 @@ def test_two_halves_are_two_clusters_in_both_views(seed: int) -> None:
     tokens = torch.cat([torch.tensor([[0.7, 0.7, 0.0]]), patches])  # [1 + N, 3]
     torch.manual_seed(seed)
     p = clustering(tokens=4, centroids_max=2)
-    found = join_locate_split(tokens.expand(2, 1, 1, -1, -1), grid(SIDE).expand(1, 2, -1, -1), p)
-    assert found.valid.all()
-    names = found.weights[:, 0, 0].argmax(-1)  # [2, N]
+    clusters = join_locate_split(tokens.expand(2, 1, 1, -1, -1), grid(SIDE).expand(1, 2, -1, -1), p)
+    assert clusters.valid.all()
+    names = clusters.weights[:, 0, 0].argmax(-1)  # [2, N]
     assert torch.equal(names[0], names[1])
     assert torch.equal(names[0] == names[0, 0], left)
 
@@ -315,11 +315,11 @@ def test_clusters_of_one_view_alone_are_not_valid() -> None:
     features[0, ..., :4], features[1, ..., 4:] = 1 + noise[0], 1 + noise[1]
     where = torch.stack([grid(SIDE), grid(SIDE) + 1e5]).expand(2, -1, -1, -1)
     p = clustering(tokens=2, centroids_max=2, sharpness=300.0)
-    found = join_locate_split(features, where, p, torch.tensor([[3, 20]] * 2))
-    assert not found.valid.any()
-    assert (found.weights[0].amax(2) > 0).tolist() == [[[True, False]]] * 2  # cluster 0 is view 0's, whole
-    assert (found.weights[1].amax(2) > 0).tolist() == [[[False, True]]] * 2
-    assert torch.isfinite(found.weights).all()
+    clusters = join_locate_split(features, where, p, torch.tensor([[3, 20]] * 2))
+    assert not clusters.valid.any()
+    assert (clusters.weights[0].amax(2) > 0).tolist() == [[[True, False]]] * 2  # all of view 0 is in cluster 0
+    assert (clusters.weights[1].amax(2) > 0).tolist() == [[[False, True]]] * 2
+    assert torch.isfinite(clusters.weights).all()
 
 
 def test_a_large_position_weight_leaves_only_the_place_to_decide() -> None:
@@ -328,26 +328,26 @@ def test_a_large_position_weight_leaves_only_the_place_to_decide() -> None:
     want = [[0, 0, 1, 1] * SIDE] * 2
     for seed in range(5):
         features, _, _ = draw(seed, 1, 1, SIDE, 5, p)
-        found = join_locate_split(features, grid(SIDE).expand(1, 2, -1, -1), p, seeds)
-        assert found.weights[:, 0, 0].argmax(-1).tolist() == want
+        clusters = join_locate_split(features, grid(SIDE).expand(1, 2, -1, -1), p, seeds)
+        assert clusters.weights[:, 0, 0].argmax(-1).tolist() == want
 
 
 def test_without_position_weight_the_place_does_not_matter() -> None:
     p = clustering(position_weight=0.0)
     features, where, seeds = draw(0, 2, 2, SIDE, 5, p)
-    found = join_locate_split(features, where, p, seeds)
+    clusters = join_locate_split(features, where, p, seeds)
     moved = join_locate_split(features, 1000 * torch.rand(where.shape), p, seeds)
-    assert all(torch.equal(a, b) for a, b in zip(found, moved, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(clusters, moved, strict=True))
 
 
 def test_sample_norm_makes_an_image_independent_of_its_neighbours() -> None:
     features, where, seeds = draw(0, 3, 2, SIDE, 5, clustering())
     features[:, 1] += 3.0  # an image of another kind
-    for cost_norm, alike in (("sample", True), ("batch", False)):
+    for cost_norm, equal in (("sample", True), ("batch", False)):
         p = clustering(cost_norm=cost_norm)
-        every = join_locate_split(features, where, p, seeds).weights[:, :1]
+        together = join_locate_split(features, where, p, seeds).weights[:, :1]
         alone = join_locate_split(features[:, :1], where[:1], p, seeds[:2]).weights
-        assert torch.allclose(every, alone, atol=1e-6) == alike
+        assert torch.allclose(together, alone, atol=1e-6) == equal
 
 
 # ---- centroids and losses
@@ -487,14 +487,14 @@ def test_alpha_0_is_dinos_loss_alone() -> None:
 
 
 def test_the_clustered_features_are_the_ones_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(croc, "join_locate_split", lambda f, w, p, noise: asked.append((f, w)) or no_clusters())
+    calls = []
+    monkeypatch.setattr(croc, "join_locate_split", lambda f, w, p, noise: calls.append((f, w)) or no_clusters())
     for place, features in enumerate(("queries", "keys", "values")):
         net = network(settings_of({"features": features}))
         batch = batch_of(3)
         qkv = torch.randn(6, 17, 36)
         net.cluster(qkv, torch.randn(2, 3, 17, 12), batch)
-        got, where = asked[-1]
+        got, where = calls[-1]
         assert got.shape == (2, 3, 2, 17, 6)
         for v, image, head in np.ndindex(2, 3, 2):  # view-major; heads are slices of the channels
             at = 12 * place + 6 * head
@@ -503,12 +503,12 @@ def test_the_clustered_features_are_the_ones_named(monkeypatch: pytest.MonkeyPat
 
 
 def test_whole_tokens_are_clustered_as_one_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, batch, asked = network(settings_of({"features": "tokens"})), batch_of(3), []
-    found = croc.join_locate_split
-    monkeypatch.setattr(croc, "join_locate_split", lambda f, *rest, noise: asked.append(f) or found(f, *rest, noise=noise))
-    told = torch.randn(2, 3, 17, 12)
-    clusters = net.cluster(torch.randn(6, 17, 36), told, batch)
-    assert torch.equal(asked[-1], told[:, :, None])
+    net, batch, calls = network(settings_of({"features": "tokens"})), batch_of(3), []
+    real = croc.join_locate_split
+    monkeypatch.setattr(croc, "join_locate_split", lambda f, *rest, noise: calls.append(f) or real(f, *rest, noise=noise))
+    tokens = torch.randn(2, 3, 17, 12)
+    clusters = net.cluster(torch.randn(6, 17, 36), tokens, batch)
+    assert torch.equal(calls[-1], tokens[:, :, None])
     assert clusters.weights.shape[:4] == (2, 3, 1, 16)
     out = net(batch, 0.04, 0.04)  # its loss pools and learns from them as from those of heads
     assert out["centroid"] > 0
@@ -542,21 +542,21 @@ def test_the_centroid_loss_is_the_mean_over_valid_clusters() -> None:
     net = network(settings_of(drop_path=0.0))
     tokens = torch.randn(2, 3, 17, 12)
     features, where, seeds = draw(0, 3, 2, 4, 6, clustering())
-    found = join_locate_split(features, where, clustering(), seeds)
-    found.valid[0, 0, :2], found.valid[1] = False, False  # some are not
+    clusters = join_locate_split(features, where, clustering(), seeds)
+    clusters.valid[0, 0, :2], clusters.valid[1] = False, False  # some are not
     net.eval()
     with torch.no_grad():
-        got = net.centroid_loss(tokens, tokens, found, 0.05)
-        each, told = [], []
+        got = net.centroid_loss(tokens, tokens, clusters, 0.05)
+        losses, teacher_logits = [], []
         norm = tokens[:, :, 0].norm(dim=-1).mean()
-        pooled = croc.centroids(tokens[:, :, 1:], found.weights, norm)
-        for image, head, k in found.valid.nonzero().tolist():
+        pooled = croc.centroids(tokens[:, :, 1:], clusters.weights, norm)
+        for image, head, k in clusters.valid.nonzero().tolist():
             logits = net.student.head(pooled[:, image, head, k][:, None], 1)[:, 0]  # [2, O]
-            told.append(logits.mean(0))
+            teacher_logits.append(logits.mean(0))
             teacher, student = (logits / 0.05).softmax(-1), (logits / 0.1).log_softmax(-1)
-            each.append(-((teacher[0] * student[1]).sum() + (teacher[1] * student[0]).sum()) / 2)
-    assert torch.isclose(got, torch.stack(each).mean(), atol=1e-5)
-    assert torch.allclose(net.center_centroid, 0.1 * torch.stack(told).mean(0), atol=1e-5)  # no other cluster moves it
+            losses.append(-((teacher[0] * student[1]).sum() + (teacher[1] * student[0]).sum()) / 2)
+    assert torch.isclose(got, torch.stack(losses).mean(), atol=1e-5)
+    assert torch.allclose(net.center_centroid, 0.1 * torch.stack(teacher_logits).mean(0), atol=1e-5)  # no other cluster moves it
 
 
 def test_the_teacher_follows_and_starts_as_the_student() -> None:
@@ -593,12 +593,12 @@ def test_schedules_and_frozen_last_layers(tmp_path: Any, monkeypatch: pytest.Mon
         start = [x.clone() for x in net.student.head.last.parameters()]
 
         def watched(number: int, batch: Any) -> Any:
-            asked: list[float] = []
-            monkeypatch.setattr(net, "update_teacher", lambda m: asked.append(m) or type(net).update_teacher(net, m))
+            momenta: list[float] = []
+            monkeypatch.setattr(net, "update_teacher", lambda m: momenta.append(m) or type(net).update_teacher(net, m))
             out = step(number, batch)
             moved = [not torch.equal(a, b) for a, b in zip(start, net.student.head.last.parameters(), strict=True)]
             group, other = optimizer.param_groups
-            seen.append({"lr": group["lr"], "decay": group["weight_decay"], "moved": moved, "ema": asked[0]})
+            seen.append({"lr": group["lr"], "decay": group["weight_decay"], "moved": moved, "ema": momenta[0]})
             assert other["weight_decay"] == 0
             assert all(x.ndim > 1 for x in group["params"])
             return out
@@ -617,9 +617,9 @@ def test_schedules_and_frozen_last_layers(tmp_path: Any, monkeypatch: pytest.Mon
     cosine = [0.5 * (1 + c) for c in (1, half, 0, -half)]  # over the four steps after the warm-up
     want = [0.0, peak / 2, *(0.0001 + (peak - 0.0001) * c for c in cosine)]
     assert [s["lr"] for s in seen] == pytest.approx(want)
-    share = [0.5 * (1 + math.cos(math.pi * i / 6)) for i in range(6)]
-    assert [s["decay"] for s in seen] == pytest.approx([0.4 + (0.04 - 0.4) * c for c in share])
-    assert [s["ema"] for s in seen] == pytest.approx([1 + (0.9 - 1) * c for c in share])
+    cosines = [0.5 * (1 + math.cos(math.pi * i / 6)) for i in range(6)]
+    assert [s["decay"] for s in seen] == pytest.approx([0.4 + (0.04 - 0.4) * c for c in cosines])
+    assert [s["ema"] for s in seen] == pytest.approx([1 + (0.9 - 1) * c for c in cosines])
     # four parameters, norms and directions of both layers: the norms are never trained, the directions from epoch 1 on
     assert [s["moved"] for s in seen] == [[False] * 4] * 2 + [[False, True] * 2] * 4
     assert len(values) == 6
@@ -633,11 +633,11 @@ def test_compiled_blocks_compute_the_same() -> None:
     croc_training.compile_blocks(compiled, backend="eager")
     done = [block._compiled_call_impl is not None for vit in (compiled.student.vit, compiled.teacher.vit) for block in vit.blocks]
     assert done == [True] * (2 * BACKBONE.depth - 1) + [False]  # a hook listens to the teacher's last one
-    found = []
+    losses = []
     for net in (plain, compiled):
         torch.manual_seed(0)
-        found.append(net(batch_of(3), 0.04, 0.04)["loss"])
-    assert torch.isclose(*found)
+        losses.append(net(batch_of(3), 0.04, 0.04)["loss"])
+    assert torch.isclose(*losses)
 
 
 def test_the_host_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -672,7 +672,7 @@ def learn(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, photographs: list[Pill
 def test_odd_photographs(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
     photographs = [
-        Pillow.new("RGB", (40, 40), (90, 90, 90)),  # one colour: all tokens alike but for their place
+        Pillow.new("RGB", (40, 40), (90, 90, 90)),  # one colour: all tokens equal except for their position
         Pillow.fromarray(rng.integers(0, 256, (50, 44), np.uint8)),  # grey
         Pillow.fromarray(rng.integers(0, 256, (9, 10, 3), np.uint8)),  # smaller than a view
         Pillow.fromarray(rng.integers(0, 256, (8, 90, 3), np.uint8)),  # thinner than a crop may be
@@ -696,16 +696,16 @@ def vit_file(path: Path, image: int = 64, **changed: int) -> str:
 def test_teacher_and_student_start_from_init(tmp_path: Path, image: int) -> None:
     weights = vit_file(tmp_path / "vit.safetensors", image)
     net = network(settings_of(init=weights, drop_path=0.0))
-    told: list[Tensor] = []
-    seen: list[Tensor] = []
-    net.teacher.register_forward_hook(lambda m, i, o: told.append(o))
-    net.student.register_forward_hook(lambda m, i, o: seen.append(o))
+    teacher_tokens: list[Tensor] = []
+    student_tokens: list[Tensor] = []
+    net.teacher.register_forward_hook(lambda m, i, o: teacher_tokens.append(o))
+    net.student.register_forward_hook(lambda m, i, o: student_tokens.append(o))
     batch = batch_of(3)
     net(batch, 0.04, 0.04)
     pixels = ((batch.pixels.float() / 255 - net.mean) / net.std).transpose(0, 1).flatten(0, 1)
     want = vit.tokens(vit.load(replace(BACKBONE, weights=weights)), pixels).unflatten(0, (2, -1))
-    torch.testing.assert_close(told[0], want, rtol=0, atol=1e-5)
-    torch.testing.assert_close(seen[0], want, rtol=0, atol=1e-5)
+    torch.testing.assert_close(teacher_tokens[0], want, rtol=0, atol=1e-5)
+    torch.testing.assert_close(student_tokens[0], want, rtol=0, atol=1e-5)
     assert not torch.allclose(network(settings_of()).teacher(pixels), want, atol=0.1)
 
 
@@ -739,10 +739,10 @@ def test_gradients_of_parts_add_up() -> None:
     torch.manual_seed(1)
     metrics = croc_training.accumulate(parts, batch, (0.04, 0.04), 2)
     torch.manual_seed(1)
-    found = [whole(views.Views(*(x[half] for x in batch)), 0.04, 0.04) for half in (slice(0, 2), slice(2, 4))]
-    sum(f["loss"] / 2 for f in found).backward()  # type: ignore[union-attr]
+    halves = [whole(views.Views(*(x[half] for x in batch)), 0.04, 0.04) for half in (slice(0, 2), slice(2, 4))]
+    sum(f["loss"] / 2 for f in halves).backward()  # type: ignore[union-attr]
     for name, value in metrics.items():
-        assert torch.isclose(value, (found[0][name] + found[1][name]).detach() / 2)
+        assert torch.isclose(value, (halves[0][name] + halves[1][name]).detach() / 2)
     for a, b in zip(parts.student.parameters(), whole.student.parameters(), strict=True):
         assert (a.grad is None) == (b.grad is None)
         assert a.grad is None or torch.allclose(a.grad, b.grad, atol=1e-6)

@@ -34,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_a_killed_run_ends_with_the_bytes_of_an_unbroken_one(runs: dict[str, Any]) -> None:
-    assert runs["resumed"]["resumed"] == KILLED_AT  # steps that it did not do again; two steps are an epoch
+    assert runs["resumed"]["resumed"] == KILLED_AT  # steps that it does not repeat; two steps are an epoch
     assert runs["resumed"]["values"] == runs["one"]["values"]
     assert runs["resumed"]["weights"].keys() == runs["one"]["weights"].keys()
     for name, tensor in runs["resumed"]["weights"].items():
@@ -47,6 +47,6 @@ def test_two_processes_learn_as_one_with_the_same_batches(runs: dict[str, Any]) 
     for step, (a, b) in enumerate(zip(one, two, strict=True)):
         for name in ("loss", "cls", "centroid", "clusters"):
             assert b[name] == pytest.approx(a[name], abs=1e-4), (step, name)
-    assert max(a["loss"] for a in one) > min(a["loss"] for a in one) + 0.01  # something was learned
+    assert max(a["loss"] for a in one) > min(a["loss"] for a in one) + 0.01  # the loss changes
     for name, tensor in runs["one"]["weights"].items():
         assert torch.allclose(tensor, runs["two"]["weights"][name], rtol=0, atol=1e-3), name
