@@ -112,9 +112,9 @@ def ceiling(root: Path) -> float:
         (supervised / name).symlink_to(root / name)
     maps = ((i.file_name, truth[i]) for i in image_index.train_images(index))
     label_maps.write_label_maps(supervised / "truth-train.zip", maps)
-    stage = (sys.executable, "-m")
-    call(supervised, *stage, "stages.train_segmenter", "data/images.json", "truth-train.zip", folder, "s.safetensors", "s.tsv")
-    call(supervised, *stage, "stages.predict", "data/images.json", folder, "s.safetensors", "p.zip")
+    common = f"--index data/images.json --images {folder} --weights s.safetensors"
+    for words in (f"train_segmenter {common} --labels truth-train.zip --history s.tsv", f"predict {common} --predictions p.zip"):
+        call(supervised, sys.executable, "-m", *f"stages.{words}".split())
     images, prediction = [i for i in image_index.eval_images(index) if i in truth], LabelMaps(supervised / "p.zip")
     confusion = np.sum([metrics.confusion(truth[i], prediction[i], classes, classes) for i in images], 0)
     return metrics.mean(metrics.iou(metrics.rename(confusion, metrics.match(confusion, by="iou"))))

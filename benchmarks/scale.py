@@ -30,14 +30,16 @@ SIDE, KINDS, K, CHANNELS, OBJECTS = 32, 64, 27, 384, 7  # KINDS: different photo
 LIMIT = 2.0  # GiB
 POLYGON = [[round(16 + 9.37 * c, 2) for i in range(30) for c in (np.cos(i / 5), np.sin(i / 5))]]  # as long as COCO's
 STAGES = {
-    "prepare": "data/images.json data/rejected.json data/truth.zip",
-    "cluster": "data/cls_tokens.npz data/masks.json data/instances.json",
-    "aggregate": "data/images.json raw data/instances.json data/detections.json "
-    "data/labels-r0.zip data/predictions/masks.zip data/predictions/detector.zip",
-    "evaluate_clustering": "data/images.json data/truth.zip data/instances.json data/predictions results/clustering "
-    "results/details/clustering",
-    "evaluate_instances": "data/held.json data/truth.zip data/masks.json data/instances.json data/detections.json "
-    "results/instances results/details/instances.json results/curve.json",
+    "prepare": "--index data/images.json --rejected data/rejected.json --truth data/truth.zip",
+    "cluster": "--tokens data/cls_tokens.npz --masks data/masks.json --output data/instances.json",
+    "aggregate": "--index data/images.json --images raw --instances data/instances.json --detections data/detections.json "
+    "--labels data/labels-r0.zip --mask-predictions data/predictions/masks.zip "
+    "--detector-predictions data/predictions/detector.zip",
+    "evaluate_clustering": "--index data/images.json --truth data/truth.zip --instances data/instances.json "
+    "--predictions data/predictions --results results/clustering --details results/details/clustering",
+    "evaluate_instances": "--index data/held.json --truth data/truth.zip --masks data/masks.json --instances data/instances.json "
+    "--detections data/detections.json --results results/instances --details results/details/instances.json "
+    "--curve results/curve.json",
 }
 
 

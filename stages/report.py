@@ -31,7 +31,7 @@ def main(
     clusters: str,
     results: str,
     output: str,
-    sheets_folder: str,
+    pictures_folder: str,
 ) -> None:
     p, final, root = params.group("report", page.Report), params.value("final", str), Path(results)
     records, classes = read_images(index), class_names(truth)
@@ -59,7 +59,7 @@ def main(
     eval_rows, train_rows = sheets.contact_sheets(data, p.pictures)
     failures = sheets.failures(data, image_ious, p.pictures)
     cards = sheets.cluster_cards(data, p.exemplars)
-    sheets.write_sheets(Path(sheets_folder), eval_rows, train_rows, cards, data.scheme)
+    sheets.write_sheets(Path(pictures_folder), eval_rows, train_rows, cards, data.scheme)
     colours = {"scheme": data.scheme, "classes": classes}
     legend = {"legend": sections.legend(data.scheme, classes), **colours}
     shown = [

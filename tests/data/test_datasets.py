@@ -344,7 +344,7 @@ def test_bf16_on_a_cpu_that_emulates_it_ends_prepare(monkeypatch: pytest.MonkeyP
 def test_the_command_line_ends_in_one_line_and_needs_no_torch() -> None:
     Path("params.yaml").write_text(yaml.safe_dump(params_of(FOLDER)))
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "stages.prepare", "a.json", "b.json", "c.zip"]
+    words = [sys.executable, "-m", "stages.prepare", "--index", "a.json", "--rejected", "b.json", "--truth", "c.zip"]
     done = subprocess.run(words, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("error: data.root: raw: no such folder")

@@ -85,6 +85,14 @@ def test_every_path_in_the_command_is_declared(stage):
             assert any(d == word or d.startswith(f"{word}/") or word.startswith(f"{d}/") for d in declared), word
 
 
+@pytest.mark.parametrize("stage", list(stages()))
+def test_the_command_names_every_parameter_of_main(stage):
+    *_, script = modules_of(stage)
+    (main,) = (n for n in ast.parse(script.read_text()).body if isinstance(n, ast.FunctionDef) and n.name == "main")
+    options = [word for word in stage["cmd"].split() if word.startswith("--")]
+    assert options == [f"--{a.arg.replace('_', '-')}" for a in main.args.args]
+
+
 @pytest.mark.parametrize("package", list(MAY))
 def test_who_may_import(package):
     found = {p.stem: {n.split(".")[0] for own in closure(p) for n in names_in(ROOT / own)} for p in ROOT.glob("stages/[!_]*.py")}

@@ -60,7 +60,7 @@ def test_a_killed_extraction_resumes_by_batches(folder: Path) -> None:
     assert not list((folder / "scratch-again").rglob("*.sqlite"))
 
 
-MINE = ["stages.mine", "images.json", "photos", "models/fresh", "nodes/masks.json"]
+MINE = "stages.mine --index images.json --images photos --weights models/fresh --output nodes/masks.json".split()
 
 
 @pytest.mark.slow  # starts torch five times
