@@ -55,16 +55,14 @@ def main(
         scheme=pictures.apply_names(pictures.scheme(count, classes, matched), names),
     )
     headline, numbers = read_results(root, final, data)
-    image_ious = read_json(root / f"details/clustering/{final}/image_iou.json")
     eval_rows, train_rows = sheets.contact_sheets(data, p.pictures)
-    failures = sheets.failures(data, image_ious, p.pictures)
+    failures = sheets.failures(data, read_json(root / f"details/clustering/{final}/image_iou.json"), p.pictures)
     cards = sheets.cluster_cards(data, p.exemplars)
     sheets.write_sheets(Path(pictures_folder), eval_rows, train_rows, cards, data.scheme)
-    colours = {"scheme": data.scheme, "classes": classes}
-    legend = {"legend": sections.legend(data.scheme, classes), **colours}
+    colours, legend = {"scheme": data.scheme, "classes": classes}, sections.legend(data.scheme, classes)
     shown = [
         *numbers[:2],
-        Section("evaluation", "Evaluation images", "contact", {"rows": eval_rows, **legend}),
+        Section("evaluation", "Evaluation images", "contact", {"rows": eval_rows, "legend": legend, **colours}),
         *([Section("training", "Training images", "contact", {"rows": train_rows})] if train_rows else []),
         *([Section("failures", "Failure cases", "contact", {"rows": failures})] if failures else []),
         Section("clusters", "Clusters", "clusters", {"cards": cards, **colours}),

@@ -84,8 +84,7 @@ class Scheme:
 
     def truth_table(self) -> tuple[np.ndarray, np.ndarray]:
         """As `table`, for a map of classes; nothing is striped."""
-        table = np.zeros((256, 3), np.uint8)
-        table[: len(self.classes)] = self.classes
+        table = np.pad(self.classes, ((0, 256 - len(self.classes)), (0, 0)))
         return table, np.zeros(256, bool)
 
     def title(self, cluster: int) -> str:

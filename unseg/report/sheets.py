@@ -39,9 +39,6 @@ class ReportData:
     classes: list[str]  # background first; empty without truth
     scheme: pictures.Scheme
 
-    def mask_count(self) -> int:
-        return sum(map(len, self.mined.values()))
-
 
 class Tile(NamedTuple):
     """A picture of a contact sheet; without pixels, `note` gives the reason."""
