@@ -124,14 +124,14 @@ def test_a_crf_in_bands_is_the_crf_where_margins_hold_all(model: Path, monkeypat
     bands = [(0, p[:, :40]), (40, p[:, 40:70]), (70, p[:, 70:])]
     whole = refine(p.numpy(), pixels, CRF)
     wide = list(tiles.refine_bands(iter(bands), pixels, CRF, margin=1000))
-    assert (np.concatenate([found for _, found, _ in wide]) == whole).all()
+    assert (np.concatenate([labels for _, labels, _ in wide]) == whole).all()
     given: list[int] = []  # rows, with the margins
     monkeypatch.setattr(tiles, "refine", lambda p, image, crf: (given.append(len(image)), refine(p, image, crf))[1])
     cut = list(tiles.refine_bands(iter(bands), pixels, CRF, margin=12))
     assert given == [40, 70 - 16, 90 - 46]
     assert [top for top, _, _ in cut] == [0, 28, 58]
     assert torch.equal(torch.cat([q for _, _, q in cut], 1), p)
-    assert (np.concatenate([found for _, found, _ in cut]) == whole).mean() > 0.97
+    assert (np.concatenate([labels for _, labels, _ in cut]) == whole).mean() > 0.97
 
 
 # ---- the API
@@ -140,15 +140,17 @@ def test_a_crf_in_bands_is_the_crf_where_margins_hold_all(model: Path, monkeypat
 def test_a_photograph_by_file_image_and_array(model: Path, tmp_path: Path) -> None:
     Pillow.fromarray(photo()).save(tmp_path / "a.png")
     predictor = unseg.load(model)
-    made = [predictor.predict(x) for x in (tmp_path / "a.png", str(tmp_path / "a.png"), Pillow.fromarray(photo()), photo())]
+    predictions = [
+        predictor.predict(x) for x in (tmp_path / "a.png", str(tmp_path / "a.png"), Pillow.fromarray(photo()), photo())
+    ]
     net = segmenter.load(model)
     p = segmenter.probabilities(net, batching.to_tensor(photo())[None])[0]
-    for m in made:
-        assert (m.labels == p.argmax(0).numpy()).all()  # as stages/predict.py has it
-        assert np.allclose(m.confidence, p.max(0).values.numpy())
-    assert len(np.unique(made[0].labels)) >= 3
-    assert sum(s.fraction for s in made[0].fractions()) == pytest.approx(1)
-    assert made[0].names == {0: "background", 1: "cluster 0", 2: "cluster 1", 3: "cluster 2", 4: "cluster 3"}
+    for prediction in predictions:
+        assert (prediction.labels == p.argmax(0).numpy()).all()  # as stages/predict.py has it
+        assert np.allclose(prediction.confidence, p.max(0).values.numpy())
+    assert len(np.unique(predictions[0].labels)) >= 3
+    assert sum(s.fraction for s in predictions[0].fractions()) == pytest.approx(1)
+    assert predictions[0].names == {0: "background", 1: "cluster 0", 2: "cluster 1", 3: "cluster 2", 4: "cluster 3"}
 
 
 def test_what_the_network_sees(model: Path) -> None:
@@ -179,32 +181,32 @@ def test_merging_adds_probabilities_and_ignoring_leaves_void(model: Path, tmp_pa
     often = (1 + np.argsort(-np.bincount(p.argmax(0).flatten().numpy(), minlength=5)[1:])).tolist()  # labels
     void, dog, more, less = (label - 1 for label in often)
     text = f"{{{void}: {{ignore: true}}, {dog}: {{name: dog}}, {more}: {{merge: {dog}}}, {less}: {{merge: background}}}}"
-    made = unseg.load(model, clusters=clusters_yaml(tmp_path, text)).predict(photo())
+    prediction = unseg.load(model, clusters=clusters_yaml(tmp_path, text)).predict(photo())
     summed = torch.stack([p[0] + p[less + 1], p[dog + 1] + p[more + 1], p[void + 1]])
     want = np.array([0, dog + 1, 255])[summed.argmax(0).numpy()]
     assert len(np.unique(want)) == 3
-    assert (made.labels == want).all()
-    assert np.allclose(made.confidence, summed.max(0).values.numpy(), atol=1e-6)
-    assert made.names == {0: "background", dog + 1: "dog"}
-    assert {s.name for s in made.fractions()} == {"background", "dog"}
-    assert [a["category_id"] for a in made.annotations()] == [dog + 1]
-    assert (masks.from_rle(made.annotations()[0]["segmentation"]).decode() == (want == dog + 1)).all()
+    assert (prediction.labels == want).all()
+    assert np.allclose(prediction.confidence, summed.max(0).values.numpy(), atol=1e-6)
+    assert prediction.names == {0: "background", dog + 1: "dog"}
+    assert {s.name for s in prediction.fractions()} == {"background", "dog"}
+    assert [a["category_id"] for a in prediction.annotations()] == [dog + 1]
+    assert (masks.from_rle(prediction.annotations()[0]["segmentation"]).decode() == (want == dog + 1)).all()
 
 
 def test_a_crf_of_a_small_photograph_is_that_of_relabel(model: Path) -> None:
     p = segmenter.probabilities(segmenter.load(model), batching.to_tensor(photo())[None])[0]
-    made = unseg.load(model).predict(photo(), CRF)
-    assert (made.labels == refine(p.numpy(), photo(), CRF)).all()
+    prediction = unseg.load(model).predict(photo(), CRF)
+    assert (prediction.labels == refine(p.numpy(), photo(), CRF)).all()
 
 
 def test_index_and_overlay(model: Path, tmp_path: Path) -> None:
     predictor = unseg.load(model, clusters=clusters_yaml(tmp_path, "{0: {colour: '#010203'}, 1: {ignore: true}}"))
-    made = predictor.predict(photo())
-    index = made.index()
+    prediction = predictor.predict(photo())
+    index = prediction.index()
     assert index.mode == "P"
-    assert (np.asarray(index) == made.labels).all()
+    assert (np.asarray(index) == prediction.labels).all()
     assert index.getpalette()[3:6] == [1, 2, 3]  # type: ignore[index]
-    assert max(made.overlay().size) >= 320
+    assert max(prediction.overlay().size) >= 320
 
 
 def test_a_model_says_what_it_needs(model: Path, tmp_path: Path) -> None:
@@ -315,27 +317,27 @@ def test_instances_of_a_reduced_photograph_at_its_own_size(
     monkeypatch.setattr(api, "DETECT_PIXELS", 60 * 90)
     text = "{0: {name: dog}, 1: {merge: 0}, 2: {ignore: true}, 3: {merge: background}}"
     predictor = unseg.load(model, clusters_yaml(tmp_path, text), finder / "models/detector.safetensors")
-    made = predictor.predict(photo(120, 180))
+    prediction = predictor.predict(photo(120, 180))
     assert shapes == [(60, 90)]
-    assert [(i["category_id"], i["bbox"]) for i in made.instances] == [(1, [0, 0, 60, 120]), (1, [0, 0, 180, 60])]
-    left, top = (masks.from_rle(i["segmentation"]).decode() for i in made.instances)
+    assert [(i["category_id"], i["bbox"]) for i in prediction.instances] == [(1, [0, 0, 60, 120]), (1, [0, 0, 180, 60])]
+    left, top = (masks.from_rle(i["segmentation"]).decode() for i in prediction.instances)
     assert left.shape == (120, 180)
     assert left[:, :60].all()
     assert not left[:, 60:].any()
     assert top[:60].all()
     assert not top[60:].any()
-    assert made.boxes().size == (320, 213)
+    assert prediction.boxes().size == (320, 213)
 
 
 def test_predict_writes_instances(model: Path, finder: Path, tmp_path: Path) -> None:
     Pillow.fromarray(photo(96, 128)).save(tmp_path / "a.png")
     words = ["predict", str(tmp_path / "a.png"), "--run", str(finder), "--model", str(model), "--instances", "-o"]
     main([*words, str(tmp_path / "out")])
-    found = json.loads((tmp_path / "out/instances.json").read_text())
-    assert found["images"] == json.loads((tmp_path / "out/predictions.json").read_text())["images"]
-    assert found["annotations"]
-    assert {i["image_id"] for i in found["annotations"]} == {1}
-    assert {i["category_id"] for i in found["annotations"]} <= {1, 2, 3, 4}
+    coco = json.loads((tmp_path / "out/instances.json").read_text())
+    assert coco["images"] == json.loads((tmp_path / "out/predictions.json").read_text())["images"]
+    assert coco["annotations"]
+    assert {i["image_id"] for i in coco["annotations"]} == {1}
+    assert {i["category_id"] for i in coco["annotations"]} <= {1, 2, 3, 4}
     with Pillow.open(tmp_path / "out/instances/a.png.png") as boxes:
         assert max(boxes.size) == 320
     net = segmenter.load(model)

@@ -143,10 +143,10 @@ def test_probe_makes_a_segmenter_of_ones_own_classes(model: Path, labelled: Path
     (labelled / "masks/classes.txt").write_text("background\nbright\n")
     main(["probe", *words, "-o", str(labelled / "mine.safetensors")])
     assert segmenter.load(labelled / "mine.safetensors").input_size == "original"
-    made = unseg.load(labelled / "mine.safetensors").predict(labelled / "photos/p 0.jpg")
-    assert made.names == {0: "background", 1: "bright"}
+    prediction = unseg.load(labelled / "mine.safetensors").predict(labelled / "photos/p 0.jpg")
+    assert prediction.names == {0: "background", 1: "bright"}
     truth = np.arange(96) >= 48
-    assert ((made.labels == 1) == truth).mean() > 0.85
+    assert ((prediction.labels == 1) == truth).mean() > 0.85
     main(["probe", *words, "--vote", "-o", str(labelled / "voted.yaml")])
     assert naming.read(labelled / "voted.yaml", 4).count == 4
     with pytest.raises(SystemExit, match="exists already"):
