@@ -7,7 +7,7 @@ again and again, and at last left alone. Whenever it gets to the end, every dvc.
 holds the hashes of all artefacts), nothing half written may be left, and it starts over from an empty folder, until there
 were so many kills. Trainings and extractions save their work each INTERVAL seconds here; what a kill costs them is the time
 since the last save, and no kill may cost more than that, a step, and the writing of it (SLACK). (That the next run begins
-there is what tests/test_stage_processes.py and test_croc_processes.py look at.)
+there is what tests/pipeline/test_stage_processes.py and test_croc_processes.py look at.)
 A script, not a test: it takes minutes, and it needs the clone that the pipeline's tests use.
 """
 

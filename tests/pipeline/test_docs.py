@@ -41,7 +41,7 @@ INSTALL = {  # needs the network and minutes: CI runs the line; here, what it wo
 ELSEWHERE = {  # the suite itself, or hours
     "pytest tests/pipeline/test_contract.py": "a test of this suite",
     "python benchmarks/tables.py s1 --run --seeds 0 1 2": "hours; what it queues is tested by tests/test_tables.py",
-    "python -m tests.fuzz": "minutes; tests/test_faults.py runs 350 of its inputs",
+    "python -m tests.fuzz": "minutes; tests/pipeline/test_faults.py runs 350 of its inputs",
 }
 HELP = (  # whole pipelines, several times, or minutes at the papers' sizes: asked for their help
     "python benchmarks/demo.py",
@@ -182,7 +182,9 @@ def is_dry(home: Home) -> None:
 def test_my_own_folder(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/folder.md, then README's section: pipelines are dry runs, the rest runs on the toy run's models."""
     monkeypatch.setattr(fit, "repro", lambda: is_dry(home))
-    monkeypatch.setattr(export, "to_onnx", lambda path, *_: (0.0, float(Path(path).write_text("as tests/serving/test_verbs.py has it"))))
+    monkeypatch.setattr(
+        export, "to_onnx", lambda path, *_: (0.0, float(Path(path).write_text("as tests/serving/test_verbs.py has it")))
+    )
     linked = []  # whether the photographs are a link, at each `dvc repro`
     for line in [*commands("docs/folder.md"), *commands("README.md", MINE)]:
         remove_photos_before(line, home)
