@@ -60,7 +60,17 @@ def test_a_killed_extraction_resumes_by_batches(folder: Path) -> None:
     assert not list((folder / "scratch-again").rglob("*.sqlite"))
 
 
-MINE = "stages.mine --index images.json --images photos --weights models/fresh --output nodes/masks.json".split()
+MINE = [
+    "stages.mine",
+    "--index",
+    "images.json",
+    "--images",
+    "photos",
+    "--weights",
+    "models/fresh",
+    "--output",
+    "nodes/masks.json",
+]
 
 
 @pytest.mark.slow  # starts torch five times
