@@ -74,11 +74,7 @@ def read_truth(truth: str, images: Collection[ImageRecord], keep: Callable[[Inst
 def confusions(
     images: list[ImageRecord], truth: LabelMaps, predictions: Sequence[LabelMaps], classes: int, labels: int
 ) -> list[list[SparseMatrix]]:
-    """For each of the predictions, the confusions [C, K] of the images with the truth. Each map is read once.
-
-    Raises:
-        InputError: a missing map, or one of another size or with a label out of range.
-    """
+    """The confusions [C, K] of the images, for each of the predictions. Raises InputError for a missing or unfitting map."""
     from scipy.sparse import coo_array  # dense matrices of COCO's images would take gigabytes
 
     matrices: list[list[SparseMatrix]] = [[] for _ in predictions]

@@ -36,14 +36,11 @@ T = TypeVar("T", Instance, Detection, TruthBox)
 
 
 def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int, clusters: int) -> np.ndarray:
-    """Count the pixels of each pair of labels.
+    """Count the pixels of each pair of labels: [classes, clusters] int64, rows truth, columns prediction.
 
     Args:
         truth: [H, W] integer, 0..classes-1; pixels of IGNORE_LABEL (255) are left out.
         prediction: [H, W] integer, 0..clusters-1; IGNORE_LABEL counts as background.
-
-    Returns:
-        [classes, clusters] int64, rows truth, columns prediction.
 
     Raises:
         ValueError: different shapes, no integers, or a label out of range (even where the truth is IGNORE_LABEL).
@@ -74,11 +71,7 @@ def as_bytes(name: str, labels: np.ndarray) -> np.ndarray:
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class, [C] float64 in 0..1; nan for a class without pixels in the truth.
-
-    Args:
-        confusion: [C, C] or, with a last column of pixels of unmatched clusters, [C, C + 1].
-    """
+    """IoU of each class, [C] float64 in 0..1, nan without pixels in the truth; of [C, C] or, as `rename` returns, [C, C + 1]."""
     intersection = confusion.diagonal().astype(float)  # [C]
     truth = confusion.sum(1)  # [C]
     union = truth + confusion.sum(0)[: len(confusion)] - intersection
@@ -98,18 +91,15 @@ def pixel_accuracy(confusion: np.ndarray) -> float:
 
 
 def match(confusion: np.ndarray, by: str, fixed_background: bool = False) -> np.ndarray:
-    """Match clusters and classes one to one, for the best total (Hungarian matching).
+    """Match clusters and classes one to one, for the best total (Hungarian): [K] int64, class of each cluster or UNMATCHED.
 
-    Pairs without a common pixel are left unmatched: they change no score.
+    Pairs without a common pixel stay unmatched. The result is deterministic, also for equal totals.
 
     Args:
         confusion: [C, K], rows truth, columns clusters; of pixels or of objects.
         by: iou, the sum of the classes' IoUs, which gives the best mIoU; or accuracy, the sum of the common pixels, with
             the IoU to decide between equal sums.
         fixed_background: cluster 0 is class 0, and only the others are matched.
-
-    Returns:
-        [K] int64, class of each cluster or UNMATCHED. The result is deterministic, also for equal totals.
     """
     if by not in ("iou", "accuracy"):
         raise ValueError(f"by is {by!r}; it must be iou or accuracy")
@@ -145,10 +135,8 @@ def average_precision(
 ) -> tuple[dict[str, float], np.ndarray]:
     """COCO mask AP (pycocotools): at most 100 detections an image, objects of all sizes, crowds ignored.
 
-    Of detections with equal scores, those of the image with the smaller id come first.
-
-    Args:
-        aware: detections only match objects of their category_id; otherwise categories are ignored.
+    Of detections with equal scores, those of the image with the smaller id come first. If aware, detections only match objects
+    of their category_id.
 
     Returns:
         AP (mean over IoU 0.5, 0.55 .. 0.95), AP50, AP75, AR@1, AR@10, AR@100 (recall with so many detections an
@@ -274,11 +262,9 @@ def class_names_of_clusters(detections: Sequence[Detection], assignment: np.ndar
 
 
 def mask_quality(objects: Sequence[Instance], detections: Sequence[Detection]) -> dict[str, float]:
-    """IoU of each image's highest-scoring mask with the object that it fits best, over the images with objects.
+    """Fit of each image's highest-scoring mask with its best object, over the images with objects; nan without any.
 
-    Returns:
-        mean_iou, of masks, and corloc, the fraction of images with a box IoU of at least 0.5. An image without a
-        mask counts 0 in both; crowds are no objects; nan without objects.
+    Returns mean_iou, of masks, and corloc, the fraction of images with a box IoU of at least 0.5. Images without a mask count 0.
     """
     best = []
     for candidates, ranked in pair_by_image(objects, detections):

@@ -58,13 +58,7 @@ def box_votes(objects: Sequence[TruthBox], masks: Sequence[Instance], classes: i
 
     A mask votes for the object of largest box IoU, even if that is 0, the first of equals. As published, crowds are
     objects, too. A mask in an image without objects has no vote.
-
-    Args:
-        objects: category_id is 1..C-1.
-        masks: category_id is the cluster, 0..K-2.
-
-    Returns:
-        [classes - 1, clusters - 1] int64, without background.
+    Returns [classes - 1, clusters - 1] int64, without background.
     """
     votes, objects_of = np.zeros((classes - 1, clusters - 1), np.int64), metrics.group_by_image(objects)
     for image, group in metrics.group_by_image(masks).items():
@@ -85,12 +79,7 @@ def from_votes(votes: np.ndarray) -> np.ndarray:
 
 
 def clustering(counts: np.ndarray, votes: np.ndarray) -> dict[str, float]:
-    """The number of each protocol of CLUSTERING; miou_training_objects is nan without a vote.
-
-    Args:
-        counts: [C, K] pixels of the evaluation images, rows truth.
-        votes: [C - 1, K - 1] of `box_votes`.
-    """
+    """The number of each protocol of CLUSTERING, of pixels [C, K] and `box_votes`; nan for miou_training_objects without any."""
     assignments = {
         "miou": metrics.match(counts, by="iou"),
         "miou_accuracy_matching": metrics.match(counts, by="accuracy"),

@@ -57,9 +57,7 @@ def find_sequence(root: str, name: str, listed: Path) -> Sequence:
 
 
 def read_masks(sequence: Sequence) -> np.ndarray:
-    """[T, H, W] uint8: 0 background, 1.. objects, 255 void.
-
-    If the first mask has only 0 and 255, as in DAVIS 2016, 255 is object 1.
+    """[T, H, W] uint8: 0 background, 1.. objects, 255 void, which is object 1 if there is no other (DAVIS 2016).
 
     Raises:
         InputError: an unreadable mask, one of another size than the first, or no object in the first.

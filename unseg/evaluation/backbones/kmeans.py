@@ -82,12 +82,7 @@ def cluster(p: BackboneKmeans, reduced: np.ndarray, k: int, seed: int) -> np.nda
 
 
 def score(labels: np.ndarray, masks: np.ndarray, classes: int, k: int) -> np.ndarray:
-    """IoU of each class [C], nan without pixels.
-
-    Args:
-        labels: [n, h, w] uint8, clusters.
-        masks: [n, grid, grid] uint8, classes, and 255 for void.
-    """
+    """IoU of each class [C], nan without pixels; clusters [n, h, w] uint8, and masks [n, grid, grid] uint8 with 255 for void."""
     predictions = sets.subsample(labels, masks.shape[1])  # [n, grid, grid]
     counts = metrics.confusion(masks.reshape(len(masks), -1), predictions.reshape(len(masks), -1), classes, k)
     assignment = metrics.match(counts, by="iou") if k <= classes else metrics.majority(counts)

@@ -51,14 +51,8 @@ def input_size(size: tuple[int, int], p: BackboneVideo) -> tuple[int, int]:
 
 def propagate_to(target: Tensor, sources: Tensor, labels: Tensor, p: BackboneVideo) -> Tensor:
     """Soft labels of a frame: means of the labels of the `top` most similar tokens of the context frames together.
-
-    Args:
-        target: [h, w, D], rows of length 1.
-        sources: [R, h, w, D].
-        labels: [R, h, w, C].
-
-    Returns:
-        [h, w, C], with the same sum over C as the labels (1). Tokens as similar as the last one count, too.
+    Of target [h, w, D], of length 1, sources [R, h, w, D] and labels [R, h, w, C]: [h, w, C], with the same sum over C as the
+    labels (1). Tokens as similar as the last one count, too.
     """
     rows, cols, _ = target.shape
     col = torch.arange(cols, device=target.device)
