@@ -1,29 +1,31 @@
-"""Purity of clusters of the demo's true objects by colour alone, and by size and aspect ratio alone.
+"""How far colour alone, or size and aspect ratio alone, tell the demo's classes apart.
 
-    python benchmarks/scenes.py [--seeds 0 1 2] [--scenes 800]
+    python benchmarks/scenes.py [--seeds 0 1 2] [--scenes 800] [--tree FOLDER] [--size PIXELS] [--clusters K]
 
-K-means (K = cluster.k) clusters the mean colours of the objects, and the logarithms of their areas and aspect ratios. Purity is
-the fraction of objects in the most frequent class of their cluster.
+K-means on the mean colours of the true objects, and on the logarithms of their areas and aspect ratios. Prints the purity of
+the clusters: the fraction of objects that belong to the most frequent class of their cluster. To compare with another commit:
+
+    git worktree add --detach /tmp/other COMMIT
+    python benchmarks/scenes.py --tree /tmp/other --size 96
 """
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import yaml
 from sklearn.cluster import KMeans
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from unseg.data import demo
 
 
-def cues(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean colours [M, 3], log area and log aspect ratio [M, 2] of unit variance, and classes [M] of M true objects."""
+def cues(scenes: Any, count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of M true objects: mean colours [M, 3], log area and log aspect ratio [M, 2] of unit variance, classes [M]."""
     colours, shapes, classes = [], [], []
     for number in range(count):
-        image, objects = demo.scene(np.random.default_rng((seed, False, number)), size)
+        image, objects = scenes.scene(np.random.default_rng((seed, False, number)), size)
         for label, mask in objects:
             y, x = np.nonzero(mask)
             colours.append(image[mask].mean(0))
@@ -34,23 +36,29 @@ def cues(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def purity(labels: np.ndarray, classes: np.ndarray) -> float:
-    """Fraction of objects in the most frequent class of their cluster; both [M]."""
+    """Fraction of objects that belong to the most frequent class of their cluster; both [M]."""
     return float(sum(np.bincount(classes[labels == k]).max() for k in np.unique(labels)) / len(classes))
 
 
 def main(words: list[str] | None = None) -> None:
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--scenes", type=int, default=800)
+    parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout that draws the scenes (this one)")
+    parser.add_argument("--size", type=int, default=64, help="pixels a side, demo.size of that checkout (64)")
+    parser.add_argument("--clusters", type=int, default=6, help="K, cluster.k of the demo (6)")
     options = parser.parse_args(words)
+    sys.path.insert(0, str(options.tree))
+    (file,) = options.tree.glob("unseg/*/demo.py")
+    scenes = importlib.import_module(f"unseg.{file.parent.name}.demo")
     rows = []
     for seed in options.seeds:
-        *features, classes = cues(options.scenes, params["demo"]["size"], seed)
-        clusters = (KMeans(params["cluster"]["k"], n_init=10, random_state=0).fit_predict(x) for x in features)
+        *values, classes = cues(scenes, options.scenes, options.size, seed)
+        clusters = (KMeans(options.clusters, n_init=10, random_state=0).fit_predict(x) for x in values)
         rows.append([purity(labels, classes) for labels in clusters])
-        print(f"seed {seed}  {len(classes)} objects  colour {rows[-1][0]:.3f}  shape {rows[-1][1]:.3f}", flush=True)
-    print("mean    colour {:.3f}  shape {:.3f}".format(*np.mean(rows, 0)))
+    (colour, shape), spread = np.mean(rows, 0), np.ptp(rows, 0)
+    print(f"mean colour: purity {colour:.3f} (spread {spread[0]:.3f})")
+    print(f"area and aspect ratio: purity {shape:.3f} (spread {spread[1]:.3f})")
 
 
 if __name__ == "__main__":
