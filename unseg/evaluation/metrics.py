@@ -80,9 +80,9 @@ def iou(confusion: np.ndarray) -> np.ndarray:
 
 def mean(values: np.ndarray | Sequence[float]) -> float:
     """The mean of the values that are not nan; nan without any."""
-    values = np.asarray(values, float)
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else float("nan")
+    array = np.asarray(values, float)
+    valid = array[~np.isnan(array)]
+    return float(valid.mean()) if valid.size else float("nan")
 
 
 def pixel_accuracy(confusion: np.ndarray) -> float:
@@ -156,7 +156,7 @@ def accumulate(objects: Sequence[Instance], detections: Sequence[Detection], awa
         return np.full((10, 101, 1), np.nan), np.full((10, 1, 3), np.nan)
     from pycocotools.cocoeval import COCOeval
 
-    sizes = {x.image_id: x.mask.size for x in (*objects, *detections)}
+    sizes = {o.image_id: o.mask.size for o in objects} | {d.image_id: d.mask.size for d in detections}
     with redirect_stdout(io.StringIO()):
         evaluator = COCOeval(as_coco(objects, sizes, aware), as_coco(detections, sizes, aware), "segm")
         evaluator.params.catIds = categories

@@ -175,7 +175,8 @@ def extract_tokens(model: VisionTransformer, x: Tensor, precision: str) -> Tenso
     with autocast(x.device, precision):
         tokens = vit.tokens(model, x)[:, 1:].float()  # [B, N, D]
     patch = model.patch_embed.patch_size[0]
-    return tokens.transpose(1, 2).unflatten(2, (x.shape[2] // patch, x.shape[3] // patch))
+    grid: Tensor = tokens.transpose(1, 2).unflatten(2, (x.shape[2] // patch, x.shape[3] // patch))
+    return grid
 
 
 def masks_and_tokens(
