@@ -323,5 +323,6 @@ def test_a_benchmark_runs_as_a_file(name: str) -> None:
     tree = ast.parse((ROOT / f"benchmarks/{name}.py").read_text())
     lines = [ast.unparse(node) for node in tree.body]
     asked = [i for i, text in enumerate(lines) if re.match(r"(from|import) (unseg|benchmarks)\b", text)]
-    assert asked, "every benchmark measures unseg"
-    assert lines.index("sys.path.insert(0, str(ROOT))") < asked[0]
+    assert asked or name == "scenes", "every benchmark measures unseg"  # scenes imports it from the checkout of --tree
+    if asked:
+        assert lines.index("sys.path.insert(0, str(ROOT))") < asked[0]
