@@ -117,7 +117,7 @@ def ceiling(root: Path) -> float:
         call(supervised, sys.executable, "-m", *f"stages.{words}".split())
     images, prediction = [i for i in image_index.eval_images(index) if i in truth], LabelMaps(supervised / "p.zip")
     confusion = np.sum([metrics.confusion(truth[i], prediction[i], classes, classes) for i in images], 0)
-    return metrics.mean(metrics.iou(metrics.rename(confusion, metrics.match(confusion, by="iou"))))
+    return metrics.mean(metrics.iou(metrics.clusters_to_classes(confusion, metrics.match(confusion, by="iou"))))
 
 
 def arguments(description: str | None, kinds: Collection[str] = (), default: Sequence[str] = ()) -> argparse.Namespace:

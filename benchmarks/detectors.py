@@ -55,7 +55,7 @@ def evaluate(root: Path, detections: str, threshold: float) -> list[float]:
     objects = loading.read_objects(str(root / "data/truth.zip"), images[1]).objects
 
     def scores(detections: list[Detection]) -> dict[str, float]:
-        return metrics.average_precision(objects, detections, aware=False)[0]
+        return metrics.average_precision(objects, detections, class_aware=False)[0]
 
     mined = [instances.as_detection(x) for x in instances.read(root / "data/masks.json", Instance, *images)]
     detected = instances.read(root / f"data/{detections}.json", Detection, *images)

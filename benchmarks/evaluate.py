@@ -55,7 +55,7 @@ def frugal_masks(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 def score(counts: np.ndarray) -> float:
-    return metrics.mean(metrics.iou(metrics.rename(counts, metrics.match(counts, by="iou"))))
+    return metrics.mean(metrics.iou(metrics.clusters_to_classes(counts, metrics.match(counts, by="iou"))))
 
 
 def peak() -> float:

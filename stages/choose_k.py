@@ -28,7 +28,7 @@ def main(index: str, tokens: str, masks: str, output: str) -> None:
     advice = choice.recommend(trial)
     print(f"K {advice.best} fits best; as good within two standard errors: {', '.join(map(str, advice.as_good))}")
     about = {"objects": min(len(train_tokens), q.objects), "repeats": q.repeats, "seeds": [seed]}
-    tried = choice.to_records(trial, advice.wins)
+    tried = choice.to_records(trial, advice.win_fractions)
     write_json(output, about | {"best": advice.best, "as_good": advice.as_good, "tried": tried})
 
 

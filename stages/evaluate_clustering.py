@@ -37,9 +37,14 @@ def main(index: str, truth: str, instances: str, predictions: str, results: str,
         counts = loading.total(confusions[step], *shape)
         scores = {name: metrics.rounded(score) for name, score in protocols.clustering(counts, votes).items()}
         assignment = metrics.match(counts, by="iou")
-        image_ious = by_image(images, (metrics.rename(c.toarray(), assignment) for c in confusions[step]))
+        image_ious = by_image(images, (metrics.clusters_to_classes(c.toarray(), assignment) for c in confusions[step]))
         write(
-            results, details, step, scores | about, *by_class(classes, metrics.rename(counts, assignment), assignment), image_ious
+            results,
+            details,
+            step,
+            scores | about,
+            *by_class(classes, metrics.clusters_to_classes(counts, assignment), assignment),
+            image_ious,
         )
 
 

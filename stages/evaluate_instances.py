@@ -49,8 +49,9 @@ def evaluate(objects: list[Instance], detections: list[Detection], classes: int)
     scores: dict[str, Any] = {}
     curves = {}
     for mode, (truth, predictions) in modes.items():
-        agnostic, curves[mode] = metrics.average_precision(truth, predictions, aware=False)
-        aware, _ = metrics.average_precision(truth, metrics.class_names_of_clusters(predictions, assignment), aware=True)
+        agnostic, curves[mode] = metrics.average_precision(truth, predictions, class_aware=False)
+        with_classes = metrics.class_names_of_clusters(predictions, assignment)
+        aware, _ = metrics.average_precision(truth, with_classes, class_aware=True)
         settings = {"agnostic": agnostic, "aware": aware}
         scores[mode] = {s: {name: metrics.rounded(x) for name, x in numbers.items()} for s, numbers in settings.items()}
         scores[mode]["objects"] = len(metrics.without_crowds(truth))

@@ -23,7 +23,7 @@ def test_the_number_of_blobs_is_recommended(true: int) -> None:
     advice = choice.recommend(tried)
     assert advice.best == true
     assert advice.as_good == [true]
-    assert advice.wins[tried.ks.index(true)] == 1
+    assert advice.win_fractions[tried.ks.index(true)] == 1
     assert tried.stability[tried.ks.index(true)].min() == pytest.approx(1)
 
 
@@ -69,7 +69,7 @@ def test_advice_by_hand() -> None:
     assert np.allclose(tried.score[1], [0.9, 0.9, 0.9, 0.7])
     advice = choice.recommend(tried)  # means 0.5, 0.85, 0.85: the smaller of equals; 8 cannot be told from it
     assert (advice.best, advice.as_good) == (6, [6, 8])
-    assert advice.wins == pytest.approx([0, 2.5 / 4, 1.5 / 4])
+    assert advice.win_fractions == pytest.approx([0, 2.5 / 4, 1.5 / 4])
     once = choice.Trial([4, 6], np.array([[0.2], [0.9]]), np.ones((2, 1)), *np.zeros((2, 2, 1)))
     assert choice.recommend(once).as_good == [4, 6]  # of one repeat nothing is known
     worse = choice.Trial([2], np.array([[0.4]]), np.array([[0.9]]), np.array([[0.5]]), np.array([[0.1]]))

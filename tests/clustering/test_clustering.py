@@ -136,7 +136,7 @@ def test_the_scale_of_a_channel_does_not_matter_under_std() -> None:
 
 def test_too_few_different_objects() -> None:
     tokens = np.repeat(np.eye(2, dtype=np.float32), 5, 0)
-    with pytest.raises(ValueError, match=r"2 different objects cannot make 3 clusters; lower cluster\.k"):
+    with pytest.raises(ValueError, match=r"only 2 distinct masks cannot make 3 clusters; lower cluster\.k"):
         cluster(tokens, tokens, clustering(), seed=0)
     assert set(cluster(tokens, tokens, clustering(k=2), seed=0).tolist()) == {0, 1}
 

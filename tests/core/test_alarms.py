@@ -15,9 +15,12 @@ MASKS = alarms.MaskAlarm(min_images=4, max_missing=0.5, min_area=0.1, max_area=0
 @pytest.mark.parametrize(
     ("areas", "message"),
     [
-        ([0.5], r"m.json: collapse: 75% of 4 images have no mask; alarms.masks.max_missing is 0.5"),
-        ([0.05] * 4, "a mask covers 5.00% of its image on average; alarms.masks.min_area is 0.1"),
-        ([0.95] * 4, "a mask covers 95.0% of its image on average; try mine.center: true; alarms.masks.max_area is 0.9"),
+        ([0.5], r"m.json: collapse: 75% of 4 images have no mask; lower mine.resize, or raise alarms.masks.max_missing \(0.5\)"),
+        (
+            [0.05] * 4,
+            r"covers 5.00% of its image on average; try .*, or lower alarms.masks.min_area \(0.1\)",
+        ),
+        ([0.95] * 4, r"covers 95.0% of its image on average; try mine.center: true, or raise alarms.masks.max_area \(0.9\)"),
     ],
 )
 def test_mask_alarm(areas: list[float], message: str) -> None:
@@ -32,7 +35,7 @@ def test_cluster_alarm() -> None:
     alarm = alarms.ClusterAlarm(min_masks=10, max_fraction=0.9)
     for sizes in ([9, 1], [9, 0], [20]):  # at the limit, too few masks, K = 1
         alarm.check("c", np.array(sizes))
-    message = r"c: collapse: one cluster holds 95.0% of 20 masks; alarms.clusters.max_fraction is 0.9"
+    message = r"c: collapse: one cluster holds 95.0% of 20 masks; raise .*, or raise alarms.clusters.max_fraction \(0.9\)"
     with pytest.raises(InputError, match=message):
         alarm.check("c", np.array([19, 1]))
 

@@ -301,7 +301,7 @@ def test_files_that_are_not_a_detector(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="text cannot be read"):
         detector.load(tmp_path / "text", DETECT)
     save_file({"x": torch.zeros(1)}, tmp_path / "other", {"unseg": json.dumps({"kind": "segmenter"})})
-    with pytest.raises(InputError, match="other is not a detector of unseg"):
+    with pytest.raises(InputError, match="other is a segmenter of unseg, not a detector"):
         detector.load(tmp_path / "other", DETECT)
 
 

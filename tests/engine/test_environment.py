@@ -14,7 +14,7 @@ def test_variables_set_device_workers_and_processes(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(f"UNSEG_{name}", value)
     assert environment.device() == torch.device("meta")
     assert environment.device("cpu") == torch.device("cpu")
-    assert (environment.workers(), environment.processes(), environment.checkpoint_seconds()) == (3, 2, 0.5)
+    assert (environment.workers(), environment.process_count(), environment.checkpoint_seconds()) == (3, 2, 0.5)
     environment.check()
 
 
@@ -25,7 +25,7 @@ def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert environment.device() == torch.device("cpu")
-    assert (environment.processes(), environment.checkpoint_seconds()) == (1, 60)
+    assert (environment.process_count(), environment.checkpoint_seconds()) == (1, 60)
 
 
 def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,11 +36,11 @@ def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.delenv("UNSEG_DEVICE", raising=False)
     assert environment.device() == torch.device("cuda", 2)
-    assert environment.processes() == 4
+    assert environment.process_count() == 4
     for name, got, count in (("cuda", "cuda:2", 4), ("cuda:1", "cuda:1", 1), ("cpu", "cpu", 1)):
         monkeypatch.setenv("UNSEG_DEVICE", name)
         environment.device()
-        assert (devices[-1], environment.processes()) == (got, count)
+        assert (devices[-1], environment.process_count()) == (got, count)
 
 
 @pytest.mark.parametrize(

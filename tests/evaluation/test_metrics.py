@@ -40,7 +40,7 @@ def detection_at(x: int, score: float, image: int = 1, category: int = 1, y: int
 
 
 def miou(counts: np.ndarray, assignment: np.ndarray) -> float:
-    return metrics.mean(metrics.iou(metrics.rename(counts, assignment)))
+    return metrics.mean(metrics.iou(metrics.clusters_to_classes(counts, assignment)))
 
 
 confusions = arrays(np.int64, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=5), elements=st.integers(0, 30))
@@ -146,7 +146,7 @@ def test_matched_miou_of_six_pixels() -> None:
     counts = metrics.confusion(row(0, 0, 0, 1, 1, 2), row(2, 2, 1, 0, 0, 1), 3, 3)
     assignment = metrics.match(counts, by="iou")
     assert assignment.tolist() == [1, 2, 0]
-    named = metrics.rename(counts, assignment)
+    named = metrics.clusters_to_classes(counts, assignment)
     assert named.tolist() == [[2, 0, 1, 0], [0, 2, 0, 0], [0, 0, 1, 0]]
     assert np.allclose(metrics.iou(named), [2 / 3, 1, 1 / 2])
     assert metrics.pixel_accuracy(named) == 5 / 6
@@ -186,7 +186,10 @@ def test_more_clusters_than_classes() -> None:
     counts = np.array([[8, 0, 4, 0], [1, 6, 0, 0]])
     one_to_one = metrics.match(counts, by="iou")
     assert one_to_one.tolist() == [0, 1, -1, -1]
-    assert metrics.rename(counts, one_to_one).tolist() == [[8, 0, 4], [1, 6, 0]]  # the surplus cluster counts as missed
+    assert metrics.clusters_to_classes(counts, one_to_one).tolist() == [
+        [8, 0, 4],
+        [1, 6, 0],
+    ]  # the surplus cluster counts as missed
     assert miou(counts, one_to_one) == pytest.approx((8 / 13 + 6 / 7) / 2)
     many = metrics.majority(counts)
     assert many.tolist() == [0, 1, 0, -1]
@@ -196,7 +199,7 @@ def test_more_clusters_than_classes() -> None:
 def test_fewer_clusters_than_classes() -> None:
     counts = np.array([[8], [3], [1]])
     assert metrics.match(counts, by="iou").tolist() == [0]
-    assert metrics.iou(metrics.rename(counts, np.array([0]))).tolist() == [8 / 12, 0, 0]
+    assert metrics.iou(metrics.clusters_to_classes(counts, np.array([0]))).tolist() == [8 / 12, 0, 0]
 
 
 def test_majority_takes_the_first_of_equals() -> None:
@@ -218,17 +221,17 @@ def every_assignment(classes: int, clusters: int) -> Any:
 @given(confusions.filter(lambda c: max(c.shape) <= 4))
 def test_matching_is_the_best_of_all(counts: np.ndarray) -> None:
     def ious(a: np.ndarray) -> float:
-        return float(np.nansum(metrics.iou(metrics.rename(counts, a))))
+        return float(np.nansum(metrics.iou(metrics.clusters_to_classes(counts, a))))
 
     def hits(a: np.ndarray) -> int:
-        return int(metrics.rename(counts, a).trace())
+        return int(metrics.clusters_to_classes(counts, a).trace())
 
     ways = list(every_assignment(*counts.shape))
     by_iou, by_accuracy = (metrics.match(counts, by=by) for by in ("iou", "accuracy"))
     assert ious(by_iou) == pytest.approx(max(map(ious, ways)))
     assert hits(by_accuracy) == max(map(hits, ways))
     assert ious(by_accuracy) == pytest.approx(max(ious(a) for a in ways if hits(a) == hits(by_accuracy)))
-    assert metrics.rename(counts, metrics.majority(counts)).trace() == counts.max(0).sum()
+    assert metrics.clusters_to_classes(counts, metrics.majority(counts)).trace() == counts.max(0).sum()
     for assignment in (by_iou, by_accuracy):
         used = assignment[assignment >= 0]
         assert len(used) == len(set(used))
@@ -247,7 +250,7 @@ def test_names_of_clusters_do_not_matter(counts: np.ndarray, random: Any) -> Non
 @settings(max_examples=30, deadline=None)
 @given(confusions)
 def test_renaming_loses_no_pixel(counts: np.ndarray) -> None:
-    named = metrics.rename(counts, metrics.match(counts, by="iou"))
+    named = metrics.clusters_to_classes(counts, metrics.match(counts, by="iou"))
     assert named.shape == (len(counts), len(counts) + 1)
     assert (named.sum(1) == counts.sum(1)).all()
 
@@ -260,7 +263,7 @@ HIT_MISS_HIT = (51 * 1 + 50 * 2 / 3) / 101  # two objects: precision 1 up to rec
 def test_average_precision_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     objects = [object_at(0), object_at(100)]
     detections = [detection_at(x, score=s) for x, s in ((0, 0.9), (300, 0.8), (100, 0.7))]
-    numbers, curve = metrics.average_precision(objects, detections, aware=False)
+    numbers, curve = metrics.average_precision(objects, detections, class_aware=False)
     assert numbers["AP50"] == pytest.approx(HIT_MISS_HIT, abs=1e-6) == pytest.approx(0.834983, abs=1e-6)
     assert numbers["AP"] == pytest.approx(numbers["AP75"]) == pytest.approx(HIT_MISS_HIT)
     assert [numbers[f"AR@{n}"] for n in (1, 10, 100)] == [0.5, 1, 1]
@@ -274,14 +277,14 @@ def test_average_precision_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     [(10, 3), (13, 1), (6, 5), (5, 6), (14, 0), (0, 10)],  # IoU 30/50, 27/53, 34/46 < 0.75, 35/45 > 0.75, 26/54, 1
 )
 def test_each_threshold_of_iou_counts(shift: int, thresholds: int) -> None:
-    numbers, curve = metrics.average_precision([object_at(0)], [detection_at(shift, score=0.9)], aware=False)
+    numbers, curve = metrics.average_precision([object_at(0)], [detection_at(shift, score=0.9)], class_aware=False)
     hits = [float(thresholds > 0)] * 2 + [float(thresholds > 5), thresholds / 10, thresholds / 10]
     assert [numbers["AP50"], curve[100], numbers["AP75"], numbers["AP"], numbers["AR@1"]] == pytest.approx(hits)
 
 
 def test_an_object_is_found_once() -> None:
     detections = [detection_at(x, score=s) for x, s in ((0, 0.9), (0, 0.8), (100, 0.7))]
-    numbers, _ = metrics.average_precision([object_at(0), object_at(100)], detections, aware=False)
+    numbers, _ = metrics.average_precision([object_at(0), object_at(100)], detections, class_aware=False)
     assert numbers["AP50"] == pytest.approx(HIT_MISS_HIT)
 
 
@@ -291,8 +294,8 @@ def test_class_agnostic_counts_every_cluster() -> None:
         detection_at(0, category=0, score=0.9),
         detection_at(100, category=7, score=0.8),
     ]  # 0 and 7 are no class's number
-    assert metrics.average_precision(objects, detections, aware=False)[0]["AP50"] == pytest.approx(1)
-    assert metrics.average_precision(objects, detections, aware=True)[0]["AP50"] == 0
+    assert metrics.average_precision(objects, detections, class_aware=False)[0]["AP50"] == pytest.approx(1)
+    assert metrics.average_precision(objects, detections, class_aware=True)[0]["AP50"] == 0
 
 
 def test_class_aware_is_the_mean_over_classes_with_objects() -> None:
@@ -302,7 +305,7 @@ def test_class_aware_is_the_mean_over_classes_with_objects() -> None:
         detection_at(0, category=2, score=0.8),
         detection_at(0, category=9, score=0.7),
     ]
-    numbers, curve = metrics.average_precision(objects, detections, aware=True)
+    numbers, curve = metrics.average_precision(objects, detections, class_aware=True)
     assert [numbers["AP50"], numbers["AR@100"], curve[0]] == pytest.approx(
         [0.5] * 3
     )  # class 1 is found, class 2 is not, 3 and 9 have no object
@@ -311,22 +314,22 @@ def test_class_aware_is_the_mean_over_classes_with_objects() -> None:
 def test_a_detection_on_a_crowd_is_no_false_alarm() -> None:
     detections = [detection_at(100, score=0.9), detection_at(0, score=0.8)]
     with_crowd = [object_at(0), object_at(100, iscrowd=True)]
-    assert metrics.average_precision(with_crowd, detections, aware=False)[0]["AP50"] == pytest.approx(1)
-    assert metrics.average_precision([object_at(0)], detections, aware=False)[0]["AP50"] == pytest.approx(0.5)
+    assert metrics.average_precision(with_crowd, detections, class_aware=False)[0]["AP50"] == pytest.approx(1)
+    assert metrics.average_precision([object_at(0)], detections, class_aware=False)[0]["AP50"] == pytest.approx(0.5)
 
 
 def test_an_image_without_objects_can_only_have_false_alarms() -> None:
     detections = [detection_at(0, image=2, score=0.9), detection_at(0, image=1, score=0.8)]
-    assert metrics.average_precision([object_at(0)], detections, aware=False)[0]["AP50"] == pytest.approx(0.5)
+    assert metrics.average_precision([object_at(0)], detections, class_aware=False)[0]["AP50"] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("aware", [True, False])
-def test_nothing_found_and_nothing_to_find(aware: bool) -> None:
-    numbers, curve = metrics.average_precision([object_at(0)], [], aware)
+@pytest.mark.parametrize("class_aware", [True, False])
+def test_nothing_found_and_nothing_to_find(class_aware: bool) -> None:
+    numbers, curve = metrics.average_precision([object_at(0)], [], class_aware)
     assert set(numbers.values()) == {0}
     assert not curve.any()
     for detections in ([], [detection_at(0, score=0.9)]):
-        numbers, curve = metrics.average_precision([], detections, aware)
+        numbers, curve = metrics.average_precision([], detections, class_aware)
         assert np.isnan([*numbers.values(), *curve]).all()
 
 
@@ -362,14 +365,14 @@ def plain_ap50(objects: list[Instance], detections: list[Detection]) -> float:
 @pytest.mark.parametrize("seed", range(4))
 def test_average_precision_agrees_with_a_slow_loop_in_any_order(seed: int) -> None:
     objects, detections = random_scenes(seed)
-    numbers, _ = metrics.average_precision(objects, detections, aware=False)
+    numbers, _ = metrics.average_precision(objects, detections, class_aware=False)
     assert numbers["AP50"] == pytest.approx(plain_ap50(objects, detections))
     assert 0.2 < numbers["AP50"] < 0.9
     rng = np.random.default_rng(seed)
     mixed, shuffled = ([records[i] for i in rng.permutation(len(records))] for records in (objects, detections))
-    assert metrics.average_precision(mixed, shuffled, aware=False)[0] == pytest.approx(numbers)
+    assert metrics.average_precision(mixed, shuffled, class_aware=False)[0] == pytest.approx(numbers)
     by_class = [plain_ap50(*([r for r in rs if r.category_id == c] for rs in (objects, detections))) for c in (1, 2, 3)]
-    assert metrics.average_precision(objects, detections, aware=True)[0]["AP50"] == pytest.approx(np.mean(by_class))
+    assert metrics.average_precision(objects, detections, class_aware=True)[0]["AP50"] == pytest.approx(np.mean(by_class))
 
 
 def test_torchmetrics_agrees() -> None:
@@ -402,7 +405,7 @@ def test_torchmetrics_agrees() -> None:
 
         judge.update([tensors(detections)], [tensors(objects)])
     theirs = judge.compute()
-    ours, _ = metrics.average_precision(objects, detections, aware=True)
+    ours, _ = metrics.average_precision(objects, detections, class_aware=True)
     names = {"AP": "map", "AP50": "map_50", "AP75": "map_75", "AR@1": "mar_1", "AR@10": "mar_10", "AR@100": "mar_100"}
     assert {k: theirs[v].item() for k, v in names.items()} == pytest.approx(ours, abs=1e-6)
 
@@ -417,8 +420,8 @@ def test_single_object_keeps_the_highest_scoring_detection_and_its_object() -> N
     kept, tops = metrics.single_object(objects, detections)
     assert kept == [objects[1]]  # image 2 has no detection, 3 only a crowd, 4 no object
     assert tops == [detections[1]]
-    assert metrics.average_precision(kept, tops, aware=False)[0]["AP"] == pytest.approx(0.3)  # IoU 0.6
-    assert metrics.average_precision(objects, detections, aware=False)[0]["AP50"] < 0.6
+    assert metrics.average_precision(kept, tops, class_aware=False)[0]["AP"] == pytest.approx(0.3)  # IoU 0.6
+    assert metrics.average_precision(objects, detections, class_aware=False)[0]["AP50"] < 0.6
 
 
 def frame() -> Instance:

@@ -46,7 +46,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, kind: str) -> None:
     out.write_text("before")
     part = tmp_path / f".out.{os.getpid()}.part"
     part.symlink_to("/dev/full")
-    with pytest.raises(InputError, match=r"out cannot be written: .*No space left on device.*; correct that and run again"):
+    with pytest.raises(InputError, match=r"out cannot be written: .*No space left on device.*; free space and run again"):
         WRITERS[kind](out)
     assert out.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -172,7 +172,7 @@ def test_damaged_results_are_computed_again(
     if damage is not None:
         file.write_bytes(damage)
     assert extract(NUMBERS) == (NUMBERS if damage is not None else [2, 13], WANT)
-    assert "doing its part again" in capsys.readouterr().out
+    assert "computing its results again" in capsys.readouterr().out
 
 
 def test_progress_of_other_code_is_not_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,14 +213,14 @@ def test_progress_of_other_code_is_removed(
     stranger.mkdir()
     experiment = unfinished("toy", [6])
     text = capsys.readouterr().out
-    assert text.startswith(f"{link.parent}: 3 unfinished runs of other code removed (0.0 MB)\n")
+    assert text.startswith(f"{link.parent}: 3 unfinished runs of another version of the code removed (0.0 MB)\n")
     assert text.count("\n") == 1
     assert not any(folder.exists() for folder in (*gone, unnamed))
     kept = (held.path, other_stage, foreign / "notes.txt", foreign / "checkpoint.pt", link, linked_file, stranger, experiment)
     assert all(path.exists() for path in (*kept, outside / "checkpoint.pt"))
     held.__exit__(KeyboardInterrupt)
     with Checkpoint("toy", [7], []):
-        assert "1 unfinished run of other code" in capsys.readouterr().out
+        assert "1 unfinished run of another version of the code" in capsys.readouterr().out
     assert not held.path.exists()
     with Checkpoint("toy", [6], []) as checkpoint:  # other params, same code
         assert checkpoint.load() == {"step": 1}

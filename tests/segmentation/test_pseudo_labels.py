@@ -22,7 +22,7 @@ from unseg.core.instances import Detection
 from unseg.core.label_maps import LabelMaps
 from unseg.core.masks import encode
 from unseg.core.storage import write_json
-from unseg.segmentation.pseudo_labels import Aggregation, keep, paint
+from unseg.segmentation.pseudo_labels import Aggregation, keep_confident, paint
 
 PAPER = Aggregation(threshold=0.9, overlap="keep_higher", shape="mask", uncertain="background")
 
@@ -40,21 +40,21 @@ def rows(*text: str) -> np.ndarray:
 
 def test_detections_above_tau_are_kept_or_else_the_best() -> None:
     a, b, c = (detection(0, score, [[1]]) for score in (0.5, 0.95, 0.92))
-    assert keep([a, b, c], 0.9) == [b, c]
-    assert keep([a], 0.9) == [a]
-    assert keep([a, c], 0.92) == [c]  # not above tau, but the best
-    assert keep([detection(0, 0.8, [[1]]), a], 0.92)[0].score == 0.8
-    assert keep([], 0.9) == []
+    assert keep_confident([a, b, c], 0.9) == [b, c]
+    assert keep_confident([a], 0.9) == [a]
+    assert keep_confident([a, c], 0.92) == [c]  # not above tau, but the best
+    assert keep_confident([detection(0, 0.8, [[1]]), a], 0.92)[0].score == 0.8
+    assert keep_confident([], 0.9) == []
 
 
 def test_a_score_of_tau_is_not_above_it() -> None:
-    assert [d.score for d in keep([detection(0, 0.9, [[1]]), detection(1, 0.91, [[1]])], 0.9)] == [0.91]
+    assert [d.score for d in keep_confident([detection(0, 0.9, [[1]]), detection(1, 0.91, [[1]])], 0.9)] == [0.91]
 
 
 def test_equal_scores_stay_in_order() -> None:
     ties = [detection(k, 0.5, [[1]]) for k in range(5)]
-    assert keep(ties, 0.9) == ties[:1]
-    assert keep(ties, 0.1) == ties
+    assert keep_confident(ties, 0.9) == ties[:1]
+    assert keep_confident(ties, 0.1) == ties
     assert paint(ties, (1, 1), PAPER).tolist() == [[1]]
 
 

@@ -453,13 +453,17 @@ def test_predict_leaves_out_what_it_wrote_itself(model: Path, tmp_path: Path) ->
     ("given", "message"),
     [
         ("none", "no such file or folder"),
-        ("empty", "empty has no photograph or video .empty"),
+        ("empty", r"empty has no photograph or video \(empty\)"),
+        ("broken", r"broken has no photograph or video \(2 skipped, the first: a.jpg: .+\)"),
         ("text.jpg", "text.jpg: not an image"),
         ("text.mp4", "text.mp4: cannot be decoded as a video"),
     ],
 )
 def test_predict_refuses_in_one_line(model: Path, tmp_path: Path, given: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "broken" / name).symlink_to("missing")
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "text.mp4").write_text("hello")
     with pytest.raises(SystemExit, match=message) as error:

@@ -119,8 +119,18 @@ def test_a_linear_head_finds_classes_that_features_tell_apart(model: Path) -> No
         assert (logits.argmax(1) == labels).mean() > 0.99
         fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(features, labels)
         assert np.allclose(logits[:, 1] - logits[:, 0] if count == 2 else logits, fitted.decision_function(features), atol=1e-2)
-    with pytest.raises(InputError, match="no labelled pixel of class 1"):
+    with pytest.raises(InputError, match=r"class 1 \(a\) has no labelled cell; label more of it, or, if it is unused, renumber"):
         few_labels.fit_head(segmenter.load(model), features, labels * 2, ["background", "a", "b", "c", "d"])
+    with pytest.raises(InputError, match=r"^class 1 has no labelled cell"):
+        few_labels.fit_head(segmenter.load(model), features, labels * 2, ["background", *(f"class {c}" for c in range(1, 5))])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [("sky,dog,dog", "name: dog, dog; rename"), ("sky,dog,Dog", "name: dog, Dog .*case")]
+)
+def test_equal_class_names(tmp_path: Path, given: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        few_labels.class_names(given, tmp_path, 3)
 
 
 @pytest.fixture
@@ -151,7 +161,7 @@ def test_probe_makes_a_segmenter_of_ones_own_classes(model: Path, labelled: Path
     assert naming.read(labelled / "voted.yaml", 4).count == 4
     with pytest.raises(SystemExit, match="exists already"):
         main(["probe", *words, "-o", str(labelled / "mine.safetensors")])
-    with pytest.raises(SystemExit, match="the masks have class 1, but 1 names are given"):
+    with pytest.raises(SystemExit, match="the masks have labels up to 1, so 2 names are needed, background first; 1 is given"):
         main(["probe", *words, "--classes", "background", "-o", str(labelled / "x")])
     Pillow.fromarray(np.zeros((5, 5), np.uint8)).save(labelled / "masks/p 0.png")
     with pytest.raises(SystemExit, match=r"p 0\.png is \(5, 5\), its photograph \(64, 96\)"):

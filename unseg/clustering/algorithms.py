@@ -70,10 +70,10 @@ def cluster(tokens: np.ndarray, fit: np.ndarray, p: Clustering, seed: int) -> np
     of the majority of its nearest neighbours in `fit` (spectral).
 
     Raises:
-        ValueError: `fit` has fewer different rows than clusters, or no more rows than neighbours.
+        ValueError: `fit` has fewer distinct rows than clusters, or no more rows than neighbours.
     """
-    if (different := len(np.unique(fit, axis=0))) < p.k:
-        raise ValueError(f"{different} different objects cannot make {p.k} clusters; lower cluster.k or add images")
+    if (distinct := len(np.unique(fit, axis=0))) < p.k:
+        raise ValueError(f"only {distinct} distinct masks cannot make {p.k} clusters; lower cluster.k or add images")
     x = normalise(fit, fit, p.whiten, p.components)
     labels, predict = (spectral if p.algorithm == "spectral" else kmeans)(x, p, seed)
     rank = np.empty(p.k, np.int64)

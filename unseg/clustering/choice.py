@@ -20,7 +20,7 @@ from unseg.clustering.algorithms import Clustering, cluster, normalise
 from unseg.core.console import track
 from unseg.core.params import PositiveInt
 
-SIGNIFICANT = 2.0  # standard errors of a difference between two K, from which they are told apart
+SIGNIFICANT = 2.0  # standard errors of a difference between two K, from which the two count as different
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Trial(NamedTuple):
 class Recommendation(NamedTuple):
     best: int  # the K with the highest mean score; the smallest of equals
     as_good: list[int]  # each K whose mean score is within two standard errors of the best
-    wins: list[float]  # for each K, the fraction of repeats in which it is the best; ties count in parts
+    win_fractions: list[float]  # for each K, the fraction of repeats in which it is the best; ties count in parts
 
 
 def sweep(tokens: np.ndarray, p: Clustering, q: Choosing, seed: int) -> Trial:
@@ -83,18 +83,18 @@ def sweep(tokens: np.ndarray, p: Clustering, q: Choosing, seed: int) -> Trial:
     return Trial(ks, *scores)
 
 
-def evaluate(tokens: np.ndarray, halves: list[np.ndarray], between: np.ndarray, p: Clustering, seed: int) -> tuple[float, float]:
-    """Stability and silhouette of tokens [M, D] in p.k clusters of each half (indices); between: their distances [M, M]."""
+def evaluate(tokens: np.ndarray, halves: list[np.ndarray], pairwise: np.ndarray, p: Clustering, seed: int) -> tuple[float, float]:
+    """Stability and silhouette of tokens [M, D] in the p.k clusters of each half (indices); pairwise: their distances [M, M]."""
     first, second = (cluster(tokens, tokens[half], p, seed) for half in halves)
     defined = 1 < len(np.unique(first)) < len(tokens)
-    return adjusted_rand_score(first, second), silhouette_score(between, first, metric="precomputed") if defined else 0.0
+    return adjusted_rand_score(first, second), silhouette_score(pairwise, first, metric="precomputed") if defined else 0.0
 
 
 def distances(tokens: np.ndarray, p: Clustering) -> np.ndarray:
-    """Between tokens [M, D], normalised as for K-means: [M, M]."""
-    between = pairwise_distances(normalise(tokens, tokens, p.whiten, p.components))
-    np.fill_diagonal(between, 0)  # silhouette_score insists on it; rounding leaves small numbers
-    return np.asarray(between)
+    """Distances between tokens [M, D], normalised as for K-means: [M, M]."""
+    matrix = pairwise_distances(normalise(tokens, tokens, p.whiten, p.components))
+    np.fill_diagonal(matrix, 0)  # silhouette_score insists on it; rounding leaves small numbers
+    return np.asarray(matrix)
 
 
 def reference(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -108,19 +108,19 @@ def recommend(trial: Trial) -> Recommendation:
     """Which K to take, and how certain that is. The trial must have at least one K."""
     score = trial.score
     best = int(score.mean(1).argmax())
-    behind = score[best] - score  # [T, R]
-    error = behind.std(1, ddof=1) / np.sqrt(score.shape[1]) if score.shape[1] > 1 else np.full(len(score), np.inf)
-    close = (behind.mean(1) <= SIGNIFICANT * error) | (behind.mean(1) == 0)
-    top = score == score.max(0)
-    wins = (top / top.sum(0)).mean(1)
-    return Recommendation(trial.ks[best], [k for k, c in zip(trial.ks, close, strict=True) if c], wins.tolist())
+    deficit = score[best] - score  # [T, R]
+    error = deficit.std(1, ddof=1) / np.sqrt(score.shape[1]) if score.shape[1] > 1 else np.full(len(score), np.inf)
+    close = (deficit.mean(1) <= SIGNIFICANT * error) | (deficit.mean(1) == 0)
+    is_best = score == score.max(0)  # [T, R]
+    win_fractions = (is_best / is_best.sum(0)).mean(1)  # [T]
+    return Recommendation(trial.ks[best], [k for k, c in zip(trial.ks, close, strict=True) if c], win_fractions.tolist())
 
 
-def to_records(trial: Trial, wins: Sequence[float]) -> list[dict[str, float]]:
+def to_records(trial: Trial, win_fractions: Sequence[float]) -> list[dict[str, float]]:
     """For a JSON file: a record for each K, with means and standard deviations over the repeats."""
     values = {name: x for name, x in trial._asdict().items() if name != "ks"} | {"score": trial.score}
     return [
-        {"k": k, "wins": round(wins[t], 6)}
+        {"k": k, "wins": round(win_fractions[t], 6)}
         | {name: round(float(x[t].mean()), 6) for name, x in values.items()}
         | {f"{name}_std": round(float(x[t].std()), 6) for name, x in values.items()}
         for t, k in enumerate(trial.ks)

@@ -28,11 +28,13 @@ class MaskAlarm:
             return
         missing, area = 1 - len(areas) / images, float(np.mean(areas)) if areas else 0.0
         if missing > self.max_missing:
-            fail(path, f"{missing:.0%} of {images} images have no mask", f"alarms.masks.max_missing is {self.max_missing:g}")
+            remedy = f"lower mine.resize, or raise alarms.masks.max_missing ({self.max_missing:g})"
+            fail(path, f"{missing:.0%} of {images} images have no mask", remedy)
         if area < self.min_area:
-            fail(path, f"a mask covers {area:.2%} of its image on average", f"alarms.masks.min_area is {self.min_area:g}")
+            remedy = f"try mine.center: false or mine.component: false, or lower alarms.masks.min_area ({self.min_area:g})"
+            fail(path, f"a mask covers {area:.2%} of its image on average", remedy)
         if area > self.max_area:
-            remedy = f"try mine.center: true; alarms.masks.max_area is {self.max_area:g}"
+            remedy = f"try mine.center: true, or raise alarms.masks.max_area ({self.max_area:g})"
             fail(path, f"a mask covers {area:.1%} of its image on average", remedy)
 
 
@@ -47,7 +49,7 @@ class ClusterAlarm:
         """Raises InputError. sizes: of the clusters [K]."""
         total, fraction = sizes.sum(), sizes.max(initial=0) / max(1, sizes.sum())
         if total >= self.min_masks and len(sizes) > 1 and fraction > self.max_fraction:
-            remedy = f"alarms.clusters.max_fraction is {self.max_fraction:g}"
+            remedy = f"raise cluster.k, change cluster.whiten, or raise alarms.clusters.max_fraction ({self.max_fraction:g})"
             fail(path, f"one cluster holds {fraction:.1%} of {total} masks", remedy)
 
 
@@ -62,7 +64,7 @@ class LabelAlarm:
         """Raises InputError. has_object: one value for each pseudo-label."""
         empty = 1 - sum(has_object) / max(1, len(has_object))
         if len(has_object) >= self.min_images and empty > self.max_empty:
-            remedy = f"lower detect.min_score or train the detector longer; alarms.labels.max_empty is {self.max_empty:g}"
+            remedy = f"lower detect.min_score, raise detector.iterations, or raise alarms.labels.max_empty ({self.max_empty:g})"
             fail(path, f"{empty:.0%} of {len(has_object)} pseudo-labels are all background", remedy)
 
 
@@ -76,7 +78,9 @@ class SegmentationAlarm:
     def check(self, path: str, used: int, k: int, images: int) -> None:
         """Raises InputError. used: how many of the k clusters occur in the final segmentation of all images."""
         if images >= self.min_images and used < min(self.min_clusters, k):
-            remedy = f"train the segmenter longer or with another lr; alarms.segmentation.min_clusters is {self.min_clusters}"
+            remedy = (
+                f"raise segmenter.epochs, change segmenter.lr, or lower alarms.segmentation.min_clusters ({self.min_clusters})"
+            )
             fail(path, f"{used} of {k} clusters occur in the final segmentation of {images} images", remedy)
 
 

@@ -21,7 +21,8 @@ from PIL import Image as Pillow
 
 from unseg.core.console import InputError
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+CANNOT_WRITE = (*DISK_FULL, errno.EFBIG, errno.EROFS)
 
 
 @contextmanager
@@ -46,8 +47,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        if error.errno in NO_ROOM or error.filename in (str(part), str(path), str(path.parent)):
-            raise InputError(f"{path} cannot be written: {error.strerror}; correct that and run again") from None
+        if error.errno in CANNOT_WRITE or error.filename in (str(part), str(path), str(path.parent)):
+            remedy = "free space" if error.errno in DISK_FULL else "correct that"
+            raise InputError(f"{path} cannot be written: {error.strerror}; {remedy} and run again") from None
         raise
     finally:
         with suppress(OSError):

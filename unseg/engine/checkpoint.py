@@ -1,11 +1,11 @@
 """The progress of an unfinished run, so that a killed run loses at most its last minute.
 
-It lives in `.scratch/<stage>/<code>-<key>/` (UNSEG_SCRATCH moves it). code is a hash of unseg's modules, key one of the stage's
-params and inputs. A lock keeps a second run out. The folder is removed when the outputs are written. A training keeps a
-checkpoint in it, an extraction (one result for each image or object) a `ResultStore`.
+It is stored in `.scratch/<stage>/<code>-<key>/` (UNSEG_SCRATCH moves it). code is a hash of unseg's modules, key is a hash of
+the stage's params and inputs. A lock prevents a second run with the same folder. The folder is removed when the outputs are
+written. A training stores a checkpoint in it, an extraction (one result for each image or object) a `ResultStore`.
 
-A starting stage removes runs of other code, which nothing can resume. Runs with other params or inputs stay, so that an
-experiment can return to them.
+When a stage starts, it removes runs of another version of the code, because nothing can resume them. Runs with other params or
+inputs stay, so that an experiment can return to them.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from unseg.core.console import InputError
 from unseg.engine import distributed, environment
 
 T = TypeVar("T")
-RUN_NAME = re.compile(r"([0-9a-f]{12}-)?[0-9a-f]{16}")  # early versions of unseg had no code in it
+RUN_NAME = re.compile(r"([0-9a-f]{12}-)?[0-9a-f]{16}")  # early versions of unseg had no <code> in it
 RUN_FILE = re.compile(r"lock|checkpoint\.pt|\.checkpoint\.pt\.\d+\.part|results-\d+\.sqlite(-journal)?")
 
 
@@ -64,15 +64,15 @@ def run_hash(settings: Iterable[Any], inputs: Iterable[str | Path]) -> str:
 
 
 def remove_stale(stage: Path) -> None:
-    """Remove the unfinished runs of other code from a stage's folder, and print one line if there are any.
+    """Remove unfinished runs of another version of the code from a stage's folder, and print one line if there are any.
 
-    Runs that a process works on, links, and folders with a foreign file stay.
+    Runs in progress, links, and folders with other files stay.
     """
     removed = size = 0
     for run in sorted(stage.iterdir()) if not stage.is_symlink() else []:
         if not RUN_NAME.fullmatch(run.name) or run.name.startswith(f"{code_hash()}-") or run.is_symlink():
             continue
-        with contextlib.suppress(OSError):  # locked, or not ours to remove: no reason to end the stage
+        with contextlib.suppress(OSError):  # locked, or no right to remove it: the stage goes on
             files = list(run.iterdir())
             if not all(RUN_FILE.fullmatch(f.name) and f.is_file() and not f.is_symlink() for f in files):
                 continue
@@ -82,14 +82,15 @@ def remove_stale(stage: Path) -> None:
                 shutil.rmtree(run)
                 removed += 1
     if removed:
-        print(f"{stage}: {removed} unfinished run{'s' * (removed > 1)} of other code removed ({size / 1e6:.1f} MB)", flush=True)
+        runs = f"{removed} unfinished run{'s' * (removed > 1)} of another version of the code"
+        print(f"{stage}: {runs} removed ({size / 1e6:.1f} MB)", flush=True)
 
 
 class Checkpoint:
     """The folder of an unfinished run, locked against a second run.
 
     Args:
-        stage: a name, for people.
+        stage: name of the folder; does not enter the hash.
         settings: params (dataclasses, numbers, text) that the result depends on.
         inputs: files (hashed by content) and folders (hashed by names, sizes and dates) that it depends on.
 
@@ -126,7 +127,7 @@ class Checkpoint:
         try:
             state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
             return state
-        except Exception as error:  # a damaged file costs its progress, not the run
+        except Exception as error:  # a damaged file is computed again
             print(f"{self.file} cannot be read ({error}); starting again")
             return None
 
@@ -148,7 +149,7 @@ class Checkpoint:
 class ResultStore:
     """The results of an unfinished extraction: bytes by number, in one SQLite file a process.
 
-    Use within a Checkpoint, as a context manager; `map_batches` does. `done` are the numbers of earlier runs' results.
+    Use within a Checkpoint, as a context manager; `map_batches` does. `done` has the numbers of the results of earlier runs.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -163,8 +164,8 @@ class ResultStore:
                     if results.execute("pragma quick_check").fetchone() != ("ok",):
                         raise sqlite3.DatabaseError("it is damaged")
                     self.done |= {row[0] for row in results.execute("select number from results")}
-            except sqlite3.DatabaseError as error:  # costs its progress, not the run
-                print(f"{file} cannot be read ({error}); doing its part again")
+            except sqlite3.DatabaseError as error:  # a damaged file is computed again
+                print(f"{file} cannot be read ({error}); computing its results again")
                 damaged.append(file)
         distributed.barrier()  # no process writes while another reads
         if distributed.rank() == 0:
@@ -187,7 +188,7 @@ class ResultStore:
             raise InputError(f"{self.folder} cannot be written ({error}); correct that and run again to resume") from None
 
     def remaining(self, batches: Sequence[list[T]], key: Callable[[T], int]) -> list[list[T]]:
-        """This process's part of the batches that are not done."""
+        """This process's part of the unfinished batches."""
         undone = [b for b in batches if not all(key(item) in self.done for item in b)]
         return undone[distributed.rank() :: distributed.world()]
 
@@ -202,7 +203,7 @@ class ResultStore:
                 self.committed = time.monotonic()
 
     def complete(self) -> bool:
-        """Wait until all processes have done their part. Returns whether this is the process that writes the outputs."""
+        """Wait until all processes have finished their part. Returns whether this process writes the outputs."""
         with self.writing():
             if self.connection is not None:
                 self.connection.commit()

@@ -170,7 +170,7 @@ def call(command: list[str]) -> int:
 def main() -> None:
     module, *arguments = sys.argv[1:]
     try:
-        count = environment.processes()
+        count = environment.process_count()
     except InputError as error:
         sys.exit(f"error: {error}")
     launched = "WORLD_SIZE" in os.environ

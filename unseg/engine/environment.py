@@ -49,7 +49,7 @@ def workers() -> int:
     return env_int("UNSEG_WORKERS", min(8, max(0, cores - 2)))
 
 
-def processes() -> int:
+def process_count() -> int:
     """Processes of a stage that runs a network: UNSEG_PROCESSES, or one for each GPU, or one if a device is named."""
     import torch
 

@@ -167,11 +167,10 @@ def read_weights(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
     except Exception as error:  # a damaged header raises many types
         reason = storage.one_line(error)
         raise InputError(f"{path} cannot be read ({reason}); name a {kind}, or train it again with `dvc repro`") from None
-    if not isinstance(about, dict):
-        raise InputError(f"{path} is not a {kind} of unseg; its metadata says {about!r}; name another file")
-    if about.get("kind") != kind:
-        text = f"that it is a {about['kind']}" if "kind" in about else "nothing"
-        raise InputError(f"{path} is not a {kind} of unseg; its metadata says {text}; name another file")
+    if not isinstance(about, dict) or "kind" not in about:
+        raise InputError(f"{path} has no metadata of unseg, so it is no {kind} of unseg; name another file")
+    if about["kind"] != kind:
+        raise InputError(f"{path} is a {about['kind']} of unseg, not a {kind}; name another file")
     if about.get("format") != FORMAT:
         versions = f"its format is {about.get('format', 'older than 1')}, this one reads {FORMAT}"
         raise InputError(f"{path} is of another version of unseg ({versions}); train it again with `dvc repro`")

@@ -71,7 +71,10 @@ def as_bytes(name: str, labels: np.ndarray) -> np.ndarray:
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
-    """IoU of each class, [C] float64 in 0..1, nan without pixels in the truth; of [C, C] or, as `rename` returns, [C, C + 1]."""
+    """IoU of each class, [C] float64 in 0..1, nan without pixels in the truth.
+
+    confusion: [C, C], or [C, C + 1] from `clusters_to_classes`.
+    """
     intersection = confusion.diagonal().astype(float)  # [C]
     truth = confusion.sum(1)  # [C]
     union = truth + confusion.sum(0)[: len(confusion)] - intersection
@@ -123,42 +126,45 @@ def majority(confusion: np.ndarray) -> np.ndarray:
     return np.where(confusion.any(0), confusion.argmax(0), UNMATCHED)
 
 
-def rename(confusion: np.ndarray, assignment: np.ndarray) -> np.ndarray:
-    """[C, K] by cluster to [C, C + 1] by class; the last column has the pixels of unmatched clusters."""
+def clusters_to_classes(confusion: np.ndarray, assignment: np.ndarray) -> np.ndarray:
+    """Sum the clusters [C, K] of each class: [C, C + 1]; the last column has the pixels of unmatched clusters."""
     by_class = np.zeros((len(confusion), len(confusion) + 1), np.int64)
     np.add.at(by_class.T, assignment, confusion.T)  # UNMATCHED is -1, the last column
     return by_class
 
 
 def average_precision(
-    objects: Sequence[Instance], detections: Sequence[Detection], aware: bool
+    objects: Sequence[Instance], detections: Sequence[Detection], class_aware: bool
 ) -> tuple[dict[str, float], np.ndarray]:
-    """COCO mask AP (pycocotools): at most 100 detections an image, objects of all sizes, crowds ignored.
+    """COCO mask AP and AR, and the precision-recall curve (pycocotools).
 
-    Of detections with equal scores, those of the image with the smaller id come first. If aware, detections only match objects
-    of their category_id.
+    At most 100 detections an image count, objects of all sizes; crowds are ignored. Of detections with equal scores, those of
+    the image with the smaller id come first.
+
+    Args:
+        class_aware: detections only match objects of their category_id; otherwise all objects are of one class.
 
     Returns:
-        AP (mean over IoU 0.5, 0.55 .. 0.95), AP50, AP75, AR@1, AR@10, AR@100 (recall with so many detections an
-        image), in 0..1, each the mean over the categories with objects, and the precision [R] at recall
+        the scores AP (mean over IoU 0.5, 0.55 .. 0.95), AP50, AP75 and AR@1, AR@10, AR@100 (recall with so many detections
+        an image), in 0..1, each the mean over the categories with objects; and the curve, the precision [R] at recall
         0, 0.01 .. 1 and IoU 0.5. Without detections all are 0, without objects nan.
     """
-    precision, recall = accumulate(objects, detections, aware)  # [T, R, C], [T, C, 3]
+    precision, recall = accumulate(objects, detections, class_aware)  # [T, R, C], [T, C, 3]
     numbers = {"AP": precision, "AP50": precision[0], "AP75": precision[5]}
     numbers |= {f"AR@{count}": recall[..., i] for i, count in enumerate((1, 10, 100))}
     return {name: mean(values) for name, values in numbers.items()}, precision[0].mean(1)
 
 
-def accumulate(objects: Sequence[Instance], detections: Sequence[Detection], aware: bool) -> tuple[np.ndarray, np.ndarray]:
+def accumulate(objects: Sequence[Instance], detections: Sequence[Detection], class_aware: bool) -> tuple[np.ndarray, np.ndarray]:
     """Run COCOeval, silently: precision [T, R, C] and recall [T, C, 3] over the C categories with objects."""
-    categories = sorted({o.category_id if aware else 1 for o in without_crowds(objects)})
+    categories = sorted({o.category_id if class_aware else 1 for o in without_crowds(objects)})
     if not categories:
         return np.full((10, 101, 1), np.nan), np.full((10, 1, 3), np.nan)
     from pycocotools.cocoeval import COCOeval
 
     sizes = {o.image_id: o.mask.size for o in objects} | {d.image_id: d.mask.size for d in detections}
     with redirect_stdout(io.StringIO()):
-        evaluator = COCOeval(as_coco(objects, sizes, aware), as_coco(detections, sizes, aware), "segm")
+        evaluator = COCOeval(as_coco(objects, sizes, class_aware), as_coco(detections, sizes, class_aware), "segm")
         evaluator.params.catIds = categories
         evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluator.evaluate()
@@ -166,7 +172,7 @@ def accumulate(objects: Sequence[Instance], detections: Sequence[Detection], awa
     return evaluator.eval["precision"][..., 0, -1], evaluator.eval["recall"][..., 0, :]
 
 
-def as_coco(objects: Sequence[Instance | Detection], sizes: dict[int, tuple[int, int]], aware: bool) -> Any:
+def as_coco(objects: Sequence[Instance | Detection], sizes: dict[int, tuple[int, int]], class_aware: bool) -> Any:
     """Objects as a pycocotools COCO. For COCOeval id 0 means "no match", so ids count from 1; and even without categories
     it drops detections of categories without objects, so all have one category then.
     """
@@ -175,9 +181,14 @@ def as_coco(objects: Sequence[Instance | Detection], sizes: dict[int, tuple[int,
     coco = COCO()
     coco.dataset = {
         "images": [{"id": i, "height": h, "width": w} for i, (h, w) in sizes.items()],
-        "categories": [{"id": c} for c in sorted({x.category_id if aware else 1 for x in objects})],
+        "categories": [{"id": c} for c in sorted({x.category_id if class_aware else 1 for x in objects})],
         "annotations": [
-            {**x.to_coco(), "id": i, "category_id": x.category_id if aware else 1, "area": 0}  # objects of all sizes count alike
+            {
+                **x.to_coco(),
+                "id": i,
+                "category_id": x.category_id if class_aware else 1,
+                "area": 0,
+            }  # objects of all sizes count alike
             for i, x in enumerate(objects, 1)
         ],
     }
@@ -213,9 +224,9 @@ def pair_by_image(
     objects: Sequence[Instance], detections: Sequence[Detection]
 ) -> Iterator[tuple[list[Instance], list[Detection]]]:
     """The objects, without crowds, and the detections of each image that has objects."""
-    detections_of = group_by_image(detections)
-    for image, candidates in group_by_image(without_crowds(objects)).items():
-        yield candidates, detections_of.get(image, [])
+    detections_by_image = group_by_image(detections)
+    for image, image_objects in group_by_image(without_crowds(objects)).items():
+        yield image_objects, detections_by_image.get(image, [])
 
 
 def without_crowds(objects: Sequence[Instance]) -> list[Instance]:
@@ -233,12 +244,13 @@ def single_object(objects: Sequence[Instance], detections: Sequence[Detection]) 
     As published, images without a detection are left out. Unlike the published code, crowds are no objects, and images without
     objects are left out, too. Of equal IoUs the first object is taken.
     """
-    kept, tops = [], []
-    for candidates, ranked in pair_by_image(objects, detections):
-        if ranked:
-            tops.append(highest_scoring(ranked))
-            kept.append(candidates[int(box_iou(tops[-1:], candidates)[0].argmax())])
-    return kept, tops
+    best_objects, best_detections = [], []
+    for image_objects, image_detections in pair_by_image(objects, detections):
+        if image_detections:
+            best = highest_scoring(image_detections)
+            best_detections.append(best)
+            best_objects.append(image_objects[int(box_iou([best], image_objects)[0].argmax())])
+    return best_objects, best_detections
 
 
 def object_counts(objects: Sequence[Instance], detections: Sequence[Detection], classes: int, clusters: int) -> np.ndarray:
@@ -247,11 +259,11 @@ def object_counts(objects: Sequence[Instance], detections: Sequence[Detection], 
     An object is found by the highest-scoring detection whose mask IoU with it is at least 0.5.
     """
     counts = np.zeros((classes, clusters), np.int64)
-    for candidates, ranked in pair_by_image(objects, detections):
-        ranked.sort(key=lambda d: -d.score)
-        hits = mask_iou(ranked, candidates) >= MIN_IOU  # [detections, objects]
+    for image_objects, image_detections in pair_by_image(objects, detections):
+        ranked = sorted(image_detections, key=lambda d: -d.score)
+        hits = mask_iou(ranked, image_objects) >= MIN_IOU  # [detections, objects]
         for j in np.flatnonzero(hits.any(0)):
-            counts[candidates[j].category_id - 1, ranked[hits[:, j].argmax()].category_id] += 1
+            counts[image_objects[j].category_id - 1, ranked[hits[:, j].argmax()].category_id] += 1
     return counts
 
 
@@ -267,9 +279,9 @@ def mask_quality(objects: Sequence[Instance], detections: Sequence[Detection]) -
     Returns mean_iou, of masks, and corloc, the fraction of images with a box IoU of at least 0.5. Images without a mask count 0.
     """
     best = []
-    for candidates, ranked in pair_by_image(objects, detections):
-        top = [highest_scoring(ranked)] if ranked else []
-        best.append([pair_iou(top, candidates).max(initial=0.0) for pair_iou in (mask_iou, box_iou)])
+    for image_objects, image_detections in pair_by_image(objects, detections):
+        top = [highest_scoring(image_detections)] if image_detections else []
+        best.append([pair_iou(top, image_objects).max(initial=0.0) for pair_iou in (mask_iou, box_iou)])
     masks, boxes = np.array(best, float).reshape(-1, 2).T  # [images]
     return {"mean_iou": mean(masks), "corloc": mean(boxes >= MIN_IOU)}
 

@@ -87,7 +87,7 @@ def clustering(counts: np.ndarray, votes: np.ndarray) -> dict[str, float]:
         "miou_majority": metrics.majority(counts),
         "miou_training_objects": from_votes(votes),
     }
-    by_class = {name: metrics.rename(counts, assignment) for name, assignment in assignments.items()}
+    by_class = {name: metrics.clusters_to_classes(counts, assignment) for name, assignment in assignments.items()}
     scores = {name: metrics.mean(metrics.iou(matrix)) for name, matrix in by_class.items()}
     scores["miou_training_objects"] = scores["miou_training_objects"] if votes.any() else float("nan")
     return scores | {"pixel_accuracy": metrics.pixel_accuracy(by_class["miou"])}

@@ -69,7 +69,9 @@ def concat_heads(keys: Tensor, center: bool) -> Tensor:
 
 
 def mine(query: Tensor, keys: Tensor, keep: float, center: bool, rank: str = "logits", count: int | None = None) -> ObjectMasks:
-    """Find one object in each image (section 3.2, Eq. 1 and 2). Its mask contains the source; ties go to the lower patch.
+    """Find one object in each image (section 3.2, Eq. 1 and 2). Its mask contains the source.
+
+    Ties go to the patch of lower index.
 
     Args:
         query: [B, H, d] of the CLS token.
@@ -83,11 +85,11 @@ def mine(query: Tensor, keys: Tensor, keep: float, center: bool, rank: str = "lo
     # A stable sort instead of topk, which may break ties differently on another device.
     order = rank_patches(query, keys, rank, center).argsort(dim=1, descending=True, stable=True)  # [B, N]
     keys = concat_heads(keys, center)
-    source, nodes = order[:, :1], order[:, : count or max(1, int(keep * keys.shape[1]))]  # [B, 1], [B, P]
-    proposed = torch.zeros_like(order, dtype=torch.bool).scatter(1, nodes, True)
+    source, proposals = order[:, :1], order[:, : count or max(1, int(keep * keys.shape[1]))]  # [B, 1], [B, P]
+    is_proposal = torch.zeros_like(order, dtype=torch.bool).scatter(1, proposals, True)
     affinity = keys @ keys.take_along_dim(source[..., None], 1).transpose(1, 2)  # [B, N, 1], A_I[s, j]
     similar = affinity > 0  # [B, N, 1]
-    voters = proposed[..., None] & similar
+    voters = is_proposal[..., None] & similar
     votes = keys @ (keys.transpose(1, 2) @ voters.to(keys))  # [B, N, 1], sum over voters of A_I[i, j]
     masks = (votes.squeeze(2) > 0).scatter(1, source, True)
     return ObjectMasks(masks, source.squeeze(1), similar.squeeze(2).float().mean(1))

@@ -33,7 +33,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; see docs/weights.md") from None
     except SafetensorError as error:
-        raise InputError(f"{path} is not a safetensors file ({error}); fetch or make it again") from None
+        remedy = "download it again, or remove it and run `dvc repro`; see docs/weights.md"
+        raise InputError(f"{path} is not a safetensors file ({error}); {remedy}") from None
     except Exception as error:  # unpickling a broken file raises any error
         reason = str(error).split("\n")[0]
         raise InputError(f"{path} cannot be read as weights alone ({reason}); save its state_dict with torch.save") from None

@@ -38,12 +38,12 @@ def lines(xs: Sequence[float], series: Sequence[Series], x_name: str) -> Chart:
     return Chart(x_name, "", xs, [s._replace(name_y=1 - y) for s, y in zip(series, ends, strict=True)], y_ticks)
 
 
-def spaced(places: Sequence[float], gap: float) -> list[float]:
-    """The places, moved on as little as keeps them `gap` apart."""
-    moved, last = list(places), -np.inf
-    for i in np.argsort(places, kind="stable").tolist():
-        moved[i] = last = max(places[i], last + gap)
-    return moved
+def spaced(positions: Sequence[float], gap: float) -> list[float]:
+    """The positions, increased where needed so that all are at least `gap` apart; their order stays."""
+    result, previous = list(positions), -np.inf
+    for i in np.argsort(positions, kind="stable").tolist():
+        result[i] = previous = max(positions[i], previous + gap)
+    return result
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -23,7 +23,8 @@ from unseg.core.label_maps import IGNORE_LABEL
 
 OKABE_ITO = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 CANDIDATES = 2048  # further colours to choose from
-DIM, INK = 0.6, 0.6  # brightness of the background; weight of the colour in a region
+BACKGROUND_BRIGHTNESS = 0.6  # of the photograph, where no region is
+REGION_OPACITY = 0.6  # of a region's colour over the photograph
 QUALITY = 80  # of JPEGs
 MAX_BYTES = 500_000  # of a sheet
 MAX_LETTERS = 24  # of a tag
@@ -159,7 +160,8 @@ def paint(
     """A label map [H, W] uint8 over its photograph: background dimmed, void in white stripes, tags inside the regions."""
     base, lines = grey(photo)[..., :1], stripes(labels.shape)
     shown = (labels > 0) & (labels != IGNORE_LABEL)
-    out = np.where(shown[..., None], (1 - INK) * base + (INK * table)[labels], DIM * base)
+    regions = (1 - REGION_OPACITY) * base + (REGION_OPACITY * table)[labels]
+    out = np.where(shown[..., None], regions, BACKGROUND_BRIGHTNESS * base)
     if striped.any():
         out[striped[labels] & lines & shown] *= 0.4
     out[(labels == IGNORE_LABEL) & lines] = 255
@@ -198,9 +200,9 @@ def draw_instances(
 ) -> np.ndarray:
     """Instances over a photograph, the first on top: masks [H, W] bool, their boxes, and a tag at each box's corner."""
     base, lines = grey(photo), stripes(photo.shape[:2])
-    out = DIM * base
+    out = BACKGROUND_BRIGHTNESS * base
     for mask, label in reversed(list(zip(masks, labels, strict=True))):
-        out[mask] = (1 - INK) * base[mask] + INK * table[label]
+        out[mask] = (1 - REGION_OPACITY) * base[mask] + REGION_OPACITY * table[label]
         out[mask & lines & striped[label]] *= 0.4
         out[mask & outline(mask)] = table[label]
     image = Pillow.fromarray(out.clip(0, 255).astype(np.uint8))

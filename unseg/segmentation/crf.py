@@ -151,44 +151,44 @@ def bilateral_weights(image: Tensor, crf: Crf) -> tuple[Tensor, Tensor, Tensor, 
     (ys, heights), (xs, widths) = grid_centres(height, crf.stride, device), grid_centres(width, crf.stride, device)
     areas = torch.outer(heights, widths).flatten().float()  # [M] pixels
     pixels = torch.arange(height * width, device=device).view(height, width)
-    senders = pixels[ys][:, xs]  # [h, w]
-    numbers = torch.arange(len(ys) * len(xs), device=device).view_as(senders)
-    to, sent = log_factors(image, crf)  # both [N, 7]
-    order, counts, columns, values = [], [], [], []
+    sender_pixels = pixels[ys][:, xs].flatten()  # [M]
+    sender_indices = torch.arange(len(sender_pixels), device=device).view(len(ys), len(xs))
+    receiver_factors, sender_factors = log_factors(image, crf)  # both [N, 7]
+    blocks, counts, columns, values = [], [], [], []
     for top in range(0, height, BLOCK):
         rows = (ys >= top - crf.window) & (ys < top + BLOCK + crf.window)
         for left in range(0, width, BLOCK):
             cols = (xs >= left - crf.window) & (xs < left + BLOCK + crf.window)
             block = pixels[top : top + BLOCK, left : left + BLOCK].flatten()  # [n]
-            nearby = numbers[rows][:, cols].flatten()  # [m]
-            log_k = to[block] @ sent[senders.flatten()[nearby]].T  # [n, m]
+            nearby = sender_indices[rows][:, cols].flatten()  # [m]
+            log_k = receiver_factors[block] @ sender_factors[sender_pixels[nearby]].T  # [n, m]
             strong = (log_k > math.log(MIN_KERNEL)).flatten().nonzero().flatten()
-            order.append(block)
+            blocks.append(block)
             counts.append(torch.bincount(strong // len(nearby), minlength=len(block)))
             columns.append(nearby.index_select(0, strong % len(nearby)))
             values.append(log_k.flatten().index_select(0, strong))
-    row_pixels, column, count, flat = torch.cat(order), torch.cat(columns), torch.cat(counts), senders.flatten()
-    sender, pixel = flat.index_select(0, column), row_pixels.repeat_interleave(count)  # [pairs]
-    k = torch.cat(values).exp_().mul_(areas.index_select(0, column)).mul_(sender != pixel)
+    order, column, count = torch.cat(blocks), torch.cat(columns), torch.cat(counts)
+    receiver, sender = order.repeat_interleave(count), sender_pixels.index_select(0, column)  # [pairs], as pixels
+    k = torch.cat(values).exp_().mul_(areas.index_select(0, column)).mul_(sender != receiver)
     starts, column = F.pad(count.cumsum(0), (1, 0)).int(), column.int()
-    size = (height * width, len(flat))
+    size = (height * width, len(sender_pixels))
     sums = areas.new_ones(height * width)
-    sums[row_pixels] += (torch.sparse_csr_tensor(starts, column, k, size) @ areas.new_ones(len(flat), 1)).flatten()
+    sums[order] += (torch.sparse_csr_tensor(starts, column, k, size) @ areas.new_ones(len(sender_pixels), 1)).flatten()
     scale = sums.rsqrt()  # [N]
-    k.mul_(scale.index_select(0, pixel)).mul_(scale.index_select(0, sender)).mul_(crf.bilateral_weight)
-    return row_pixels, flat, torch.sparse_csr_tensor(starts, column, k, size), crf.bilateral_weight / sums
+    k.mul_(scale.index_select(0, receiver)).mul_(scale.index_select(0, sender)).mul_(crf.bilateral_weight)
+    return order, sender_pixels, torch.sparse_csr_tensor(starts, column, k, size), crf.bilateral_weight / sums
 
 
 def log_factors(image: Tensor, crf: Crf) -> tuple[Tensor, Tensor]:
-    """Two [N, 7] whose products are the log of the bilateral kernel: a b - a a / 2 - b b / 2, with a, b of [x y r g b]."""
+    """A, B [N, 7] with A @ B.T = -|f_i - f_j|^2 / 2, f = (row, column, r, g, b) over their deviations."""
     height, width = image.shape[:2]
-    at = torch.cartesian_prod(torch.arange(height, device=image.device), torch.arange(width, device=image.device))
-    centre = at.new_tensor([height, width]) / 2
+    positions = torch.cartesian_prod(torch.arange(height, device=image.device), torch.arange(width, device=image.device))
+    centre = positions.new_tensor([height, width]) / 2
     colours = (image.reshape(-1, 3).float() - 127.5) / crf.bilateral_rgb  # around 0, where floats are finest
-    features = torch.cat([(at - centre) / crf.bilateral_xy, colours], 1)  # [N, 5]
-    half = -(features**2).sum(1, keepdim=True) / 2
-    ones = torch.ones_like(half)
-    return torch.cat([features, half, ones], 1), torch.cat([features, ones, half], 1)
+    features = torch.cat([(positions - centre) / crf.bilateral_xy, colours], 1)  # [N, 5]
+    half_norm = -(features**2).sum(1, keepdim=True) / 2
+    ones = torch.ones_like(half_norm)
+    return torch.cat([features, half_norm, ones], 1), torch.cat([features, ones, half_norm], 1)
 
 
 def refine_all(

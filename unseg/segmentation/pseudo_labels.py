@@ -27,7 +27,7 @@ class Aggregation:
     uncertain: Literal["background", "ignore"]  # label of the pixels of dropped detections (paper: background)
 
 
-def keep(detections: Sequence[Detection], threshold: float) -> list[Detection]:
+def keep_confident(detections: Sequence[Detection], threshold: float) -> list[Detection]:
     """Detections above the threshold, or else the best one (section 3.3), by falling score; equal scores keep their order."""
     ranked = sorted(detections, key=lambda d: -d.score)
     return [d for d in ranked if d.score > threshold] or ranked[:1]
@@ -48,7 +48,7 @@ def paint(detections: Sequence[Detection], size: tuple[int, int], p: Aggregation
     Returns:
         [H, W] uint8: 0 background, cluster + 1, 255 where only dropped detections are (if `uncertain` is ignore).
     """
-    kept = keep(detections, p.threshold)
+    kept = keep_confident(detections, p.threshold)
     labels = np.zeros(size, np.uint8, order="F")  # as decoded masks: indexing is six times faster than in C order
     if p.uncertain == "ignore":
         for d in sorted(detections, key=lambda d: -d.score)[len(kept) :]:

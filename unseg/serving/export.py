@@ -31,6 +31,7 @@ SIZES = ((1, 64, 64), (2, 96, 160), (1, 375, 500))  # batch, height, width of th
 EXAMPLE = (2, 3, 64, 96)  # batch 2: the exporters take a size of 1 for a fixed one
 MAX_DIFFERENCE, MIN_AGREEMENT = 1e-3, 0.999  # of logits; of pixels with the same label
 OPSET = 18
+REPORT = "please report this, with the model file and the versions of unseg, torch and onnxruntime"
 
 
 def metadata(net: TrainedSegmenter, clusters: ClusterNames, colours: np.ndarray) -> dict[str, Any]:
@@ -105,22 +106,22 @@ def check_onnx(model: nn.Module, path: Path) -> tuple[float, float]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    far, same = differences(model, lambda x: torch.from_numpy(session.run(["logits"], {"image": x.numpy()})[0]))
-    if not (far <= MAX_DIFFERENCE and same >= MIN_AGREEMENT):
-        numbers = f"logits differ by {far:.2g}, {100 * same:.2f} % of the labels agree"
-        raise InputError(f"the ONNX file was not kept: {numbers}; please report this")
-    return far, same
+    difference, agreement = differences(model, lambda x: torch.from_numpy(session.run(["logits"], {"image": x.numpy()})[0]))
+    if not (difference <= MAX_DIFFERENCE and agreement >= MIN_AGREEMENT):
+        numbers = f"logits differ by {difference:.2g}, {100 * agreement:.2f} % of the labels agree"
+        raise InputError(f"the ONNX file was not kept: {numbers}; {REPORT}")
+    return difference, agreement
 
 
-def differences(model: nn.Module, other: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+def differences(model: nn.Module, exported: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     """Largest difference of a logit and smallest fraction of equal labels, on noise at SIZES. Raises InputError."""
-    far, same = 0.0, 1.0
+    difference, agreement = 0.0, 1.0
     for b, h, w in SIZES:
         x = torch.randn(b, 3, h, w, generator=torch.Generator().manual_seed(h))
         with torch.inference_mode():
-            want, got = model(x), other(x)
-        if got.shape != want.shape:
-            raise InputError(f"the exported model returns {list(got.shape)}, PyTorch {list(want.shape)}; please report this")
-        far = max(far, float((got - want).abs().max()))
-        same = min(same, float((got.argmax(1) == want.argmax(1)).float().mean()))
-    return far, same
+            expected, logits = model(x), exported(x)
+        if logits.shape != expected.shape:
+            raise InputError(f"the exported model returns {list(logits.shape)}, PyTorch {list(expected.shape)}; {REPORT}")
+        difference = max(difference, float((logits - expected).abs().max()))
+        agreement = min(agreement, float((logits.argmax(1) == expected.argmax(1)).float().mean()))
+    return difference, agreement

@@ -76,9 +76,12 @@ def class_names(given: str | None, masks: Path, count: int) -> list[str]:
     text = given.split(",") if given else file.read_text("utf-8").splitlines() if file.exists() else []
     names = [t.strip() for t in text if t.strip()] or ["background", *(f"class {c}" for c in range(1, count))]
     if len(names) < count:
-        raise InputError(f"the masks have class {count - 1}, but {len(names)} names are given; name all, background first")
-    if len({n.casefold() for n in names}) < len(names):
-        raise InputError(f"two classes have the same name: {', '.join(names)}; rename one")
+        given_count = f"{len(names)} {'is' if len(names) == 1 else 'are'} given"
+        raise InputError(f"the masks have labels up to {count - 1}, so {count} names are needed, background first; {given_count}")
+    for i, name in enumerate(names):
+        if (first := next((n for n in names[:i] if n.casefold() == name.casefold()), None)) is not None:
+            case = "" if first == name else " (upper and lower case count as equal)"
+            raise InputError(f"two classes have the same name: {first}, {name}{case}; rename one")
     return names
 
 
@@ -132,7 +135,10 @@ def fit_head(net: TrainedSegmenter, features: np.ndarray, labels: np.ndarray, na
     """
     present = np.unique(labels)
     if absent := sorted(set(range(len(names))) - set(present.tolist())):
-        raise InputError(f"no labelled pixel of class {absent[0]} ({names[absent[0]]}); label some, or leave its name out")
+        c, name = absent[0], names[absent[0]]
+        label = f"class {c}" if name == f"class {c}" else f"class {c} ({name})"
+        remedy = "label more of it" + (", or, if it is unused, renumber the masks without it" if c else "")
+        raise InputError(f"{label} has no labelled cell; {remedy}")
     if len(present) < 2:
         raise InputError("the masks have one class; label background (0) as well")
     mean, deviation = features.mean(0), features.std(0) + 1e-6

@@ -42,7 +42,7 @@ class BackboneKmeans:
 
     def __post_init__(self) -> None:
         if self.grid > self.size:
-            raise ValueError(f"backbone_kmeans.grid is {self.grid}; it must be at most size, {self.size}")
+            raise ValueError(f"backbone_kmeans.grid is {self.grid}; it must be at most backbone_kmeans.size, {self.size}")
 
 
 def whole_batches(examples: list[Example], batch: int) -> list[Example]:
@@ -86,4 +86,4 @@ def score(labels: np.ndarray, masks: np.ndarray, classes: int, k: int) -> np.nda
     predictions = sets.subsample(labels, masks.shape[1])  # [n, grid, grid]
     counts = metrics.confusion(masks.reshape(len(masks), -1), predictions.reshape(len(masks), -1), classes, k)
     assignment = metrics.match(counts, by="iou") if k <= classes else metrics.majority(counts)
-    return metrics.iou(metrics.rename(counts, assignment))
+    return metrics.iou(metrics.clusters_to_classes(counts, assignment))

@@ -41,7 +41,7 @@ class BackboneLinear:
 
     def __post_init__(self) -> None:
         if self.grid > self.size:
-            raise ValueError(f"backbone_linear.grid is {self.grid}; it must be at most size, {self.size}")
+            raise ValueError(f"backbone_linear.grid is {self.grid}; it must be at most backbone_linear.size, {self.size}")
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def predict(model: Predictor, path: Path, out: Path, crf: Crf | None = None, for
         first = results.skipped[0]
         reason = first["reason"] if path.is_file() else f"nothing could be read ({first['file_name']}: {first['reason']})"
         raise InputError(f"{path}: {reason}")
-    write_tables(model, out, results)
+    write_listings(model, out, results)
     return results
 
 
@@ -122,9 +122,11 @@ def find_sources(path: Path, out: Path, results: Results) -> list[Source]:
         else:
             sources.append(Source(name, path / name))
     if not sources:
-        skipped = results.skipped
-        contents = readers.format_counts(dataset.ignored) or (skipped[0]["reason"] if skipped else "empty")
-        raise InputError(f"{path} has no photograph or video ({contents}); name a folder that has some")
+        contents = [readers.format_counts(dataset.ignored)] if dataset.ignored else []
+        if skipped := results.skipped:
+            first = f"{skipped[0]['file_name']}: {skipped[0]['reason']}"
+            contents.append(first if len(skipped) == 1 else f"{len(skipped)} skipped, the first: {first}")
+        raise InputError(f"{path} has no photograph or video ({'; '.join(contents) or 'empty'}); name a folder that has some")
     return sources
 
 
@@ -193,7 +195,7 @@ def predict_video(
         storage.write_zip(out / f"labels/{source.name}.zip", label_maps(writer))
 
 
-def write_tables(model: Predictor, out: Path, results: Results) -> None:
+def write_listings(model: Predictor, out: Path, results: Results) -> None:
     """Write the files that list all pictures."""
     records = list(enumerate(results.records, 1))
     colours = {k: "#{:02x}{:02x}{:02x}".format(*model.colours[k].tolist()) for k in model.names}
