@@ -336,7 +336,7 @@ FAULTS = [
     Fault(
         "voc: the augmented masks come first",
         "unseg/data/readers.py",
-        ' and not (root / usual / f"{stem}.png").is_file()',
+        ' and not (root / standard / f"{stem}.png").is_file()',
         "",
         "tests/data/test_datasets.py -k augmented",
     ),

@@ -1,4 +1,4 @@
-"""Messages of a stage: one-line errors, and progress with rate and remaining time; and how a stage is ended."""
+"""Messages of a stage: one-line errors, and progress with rate and remaining time, and handling of signals."""
 
 import argparse
 import contextlib
@@ -116,7 +116,7 @@ def has_parent(process: psutil.Process, parent: int) -> bool:
 
 
 def watch(parents: dict[psutil.Process, int]) -> None:
-    """Send SIGTERM to this process when one of these processes has lost its parent; after a while, end it by force."""
+    """Send SIGTERM to this process when one of the processes has lost its parent; after GRACE_SECONDS, end it by force."""
     while all(has_parent(process, parent) for process, parent in parents.items()):
         time.sleep(WATCH_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,7 +1,7 @@
 """Instances and detections in COCO's JSON, read one image at a time and validated on reading.
 
-There may be millions. `storage.write_json` writes one record of a list a line, and stages write records in the order of their
-images. Such a file is not held in memory, only the place of each image's lines. A file with another layout is held whole.
+A file may have millions of records. `storage.write_json` writes one record per line, and stages write the records of an image
+together. Of such a file only the offset of each image's lines is kept in memory. A file with another layout is loaded whole.
 """
 
 import json
@@ -21,8 +21,8 @@ from unseg.core.masks import Mask
 from unseg.core.storage import read_json
 
 CLASS_AGNOSTIC = 0  # category of a mined mask, before clustering
-RECORD = re.compile(rb'\{.*?"image_id": (\d{1,18})[,}].*(?<=\}),?\n')  # a line
-AGAIN = "make it again from the same data/images.json"
+RECORD = re.compile(rb'\{.*?"image_id": (\d{1,18})[,}].*(?<=\}),?\n')  # one line of a file
+REMEDY = "make it again from the same data/images.json"
 
 Record = dict[str, Any]
 Images = Collection[ImageRecord]
@@ -33,7 +33,7 @@ Box = tuple[float, float, float, float]  # xywh, pixels
 class Instance:
     """An object of an image: a COCO annotation."""
 
-    list_key: ClassVar[str | None] = "annotations"  # in a file
+    list_key: ClassVar[str | None] = "annotations"  # key of the list in a file
 
     id: int
     image_id: int
@@ -112,12 +112,12 @@ def parse(path: str | Path, kind: type[Object], record: Record, image: ImageReco
     try:
         x = kind.from_coco(record)
     except ValueError as error:
-        raise InputError(f"{path}: {image.file_name}: {error}; {AGAIN}") from None
+        raise InputError(f"{path}: {image.file_name}: {error}; {REMEDY}") from None
     if x.mask.size != image.size:
         sizes = f"{list(x.mask.size)}, {image.file_name} is {list(image.size)} (rows, columns)"
-        raise InputError(f"{path}: a mask is {sizes}; {AGAIN}")
+        raise InputError(f"{path}: a mask is {sizes}; {REMEDY}")
     if clusters is not None and x.category_id >= clusters:
-        raise InputError(f"{path}: {image.file_name} has cluster {x.category_id}; it must be from 0 to {clusters - 1}; {AGAIN}")
+        raise InputError(f"{path}: {image.file_name} has cluster {x.category_id}; it must be from 0 to {clusters - 1}; {REMEDY}")
     return x
 
 
@@ -126,11 +126,11 @@ def check_masks(path: str | Path, objects: Iterable[Instance | Detection], image
     try:
         masks.check([x.mask for x in objects])
     except ValueError as error:
-        raise InputError(f"{path}: {image.file_name}: {error}; {AGAIN}") from None
+        raise InputError(f"{path}: {image.file_name}: {error}; {REMEDY}") from None
 
 
 class Lookup(Generic[Object]):
-    """The objects of a file by image, read when they are asked for. Worker processes can have a copy.
+    """The objects of a file by image, read on demand. Can be pickled for worker processes.
 
     Args:
         clusters: K; categories must be below it. None: any.
@@ -173,11 +173,11 @@ class Lookup(Generic[Object]):
 
 
 def index_lines(path: str | Path, list_key: str | None) -> np.ndarray | None:
-    """Where a file has the records of each image.
+    """Find the records of each image in a file.
 
     Returns:
         [R, 3] int64, by rising image id: for each run of lines of one image its id, the offset of the first line and the
-        number of lines. None if the file is not laid out as `storage.write_json` does.
+        number of lines. None if the file has another layout than `storage.write_json` writes.
     """
     opening = b"[" if list_key is None else f"{json.dumps(list_key)}: [".encode()
     runs = array("q")
@@ -219,7 +219,7 @@ def read_records(path: str | Path, list_key: str | None) -> dict[int, list[Recor
         try:
             by_image.setdefault(integer(record, "image_id"), []).append(record)
         except ValueError as error:
-            raise InputError(f"{path}: {error}; {AGAIN}") from None
+            raise InputError(f"{path}: {error}; {REMEDY}") from None
     return by_image
 
 
@@ -239,7 +239,7 @@ def read_by_image(
     objects = Lookup(path, kind, clusters)
     unknown = np.setdiff1d(objects.image_ids(), [image.id for image in images])
     if len(unknown):
-        raise InputError(f"{path}: no image has the id {unknown[0]}; {AGAIN}")
+        raise InputError(f"{path}: no image has the id {unknown[0]}; {REMEDY}")
     for image in sorted(images if splits is None else splits, key=lambda image: image.id):
         yield image, objects[image]
 

@@ -1,9 +1,9 @@
 """Procedurally drawn scenes with exact ground truth: the data set that needs no download.
 
-Each of six classes has a silhouette and a texture. The hue of an object is drawn around that of its class, and neighbouring
-classes overlap: the nearest hue is the right class two times in three. Lightness varies between objects. A scene has one to three
-objects, later ones in front, on greyish textures that blend into one another. The layout is COCO's (`images/`,
-`annotations/instances_{train,val}.json`).
+Each of six classes has a silhouette and a texture. The hue of an object is drawn around the hue of its class, and the hues of
+neighbouring classes overlap: the class of the nearest hue is right in two of three cases. Lightness varies between objects. A
+scene has one to three objects, later ones in front, on a background of greyish textures that blend into one another. The layout
+is COCO's (`images/`, `annotations/instances_{train,val}.json`).
 
 Shapes: S pixels, both sides.
 """
@@ -49,9 +49,9 @@ def scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tuple[i
     drawn: list[tuple[int, np.ndarray, int]] = []
     for _ in range(1 + int(rng.choice(len(COUNTS), p=COUNTS))):
         label = int(rng.integers(len(CLASSES)))
-        taken = np.any([m for _, m, _ in drawn], 0) if drawn else np.zeros((size, size), bool)
-        tries = [silhouette(rng, label, size) for _ in range(3)]
-        mask, u, v = min(tries, key=lambda t: (t[0] & taken).sum() / max(1, t[0].sum()))  # the least hidden of three
+        occupied = np.any([m for _, m, _ in drawn], 0) if drawn else np.zeros((size, size), bool)
+        candidates = [silhouette(rng, label, size) for _ in range(3)]
+        mask, u, v = min(candidates, key=lambda t: (t[0] & occupied).sum() / max(1, t[0].sum()))  # the least hidden of three
         image[mask] = paint(rng, label, u, v)[mask]
         drawn = [(k, m & ~mask, area) for k, m, area in drawn] + [(label + 1, mask, int(mask.sum()))]
     image += rng.normal(0, 4, image.shape).astype(np.float32)  # sensor noise
@@ -64,9 +64,9 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
 
     It varies as much within a scene as between scenes: two crops of a scene can be matched by their objects only.
     """
-    fronts = np.exp(3 * np.stack([cloud(rng, size, size / 12) for _ in range(8)]))  # [8, S, S]
-    parts = np.stack([ground(rng, size) for _ in range(8)])  # [8, S, S, 3]
-    return np.asarray((parts * (fronts / fronts.sum(0))[..., None]).sum(0), np.float32)
+    strengths = np.exp(3 * np.stack([cloud(rng, size, size / 12) for _ in range(8)]))  # [8, S, S]
+    textures = np.stack([ground(rng, size) for _ in range(8)])  # [8, S, S, 3]
+    return np.asarray((textures * (strengths / strengths.sum(0))[..., None]).sum(0), np.float32)
 
 
 def ground(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -117,9 +117,9 @@ def paint(rng: np.random.Generator, label: int, u: np.ndarray, v: np.ndarray) ->
         "disc": np.cos(2.2 * wave * u) * np.cos(2.2 * wave * v) > 0.3,  # polka dots
         "square": np.sin(4.5 * wave * v) > 0,  # stripes
         "triangle": np.sin(3.3 * wave * u) * np.sin(3.3 * wave * v) > 0,  # a coarse chequerboard
-        "star": np.hypot(u, v) < 0.36,  # a dark heart
+        "star": np.hypot(u, v) < 0.36,  # a dark centre
         "cross": np.sin(5 * wave * np.where(abs(u) > abs(v), u, v)) > 0,  # rungs along the arms
-        "crescent": abs(np.hypot(u, v) - 0.8) > 0.09,  # a light vein
+        "crescent": abs(np.hypot(u, v) - 0.8) > 0.09,  # a light stripe along its edge
     }
     return np.where(textures[CLASSES[label]][..., None], dark, light).astype(np.float32)
 

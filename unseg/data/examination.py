@@ -1,6 +1,6 @@
-"""Decode each candidate once: the image index of the readable photographs, and the reason for each that cannot be used.
+"""Decode each candidate once, for the index of the usable photographs and a list of the others with the reason.
 
-File names may come from strangers: no file outside data.images is opened.
+File names are not trusted: no file outside data.images is opened.
 """
 
 import os
@@ -65,7 +65,9 @@ def refuse(root: Path, name: str) -> str | None:
     try:
         parts = photos.split_archive(root / name)
         if parts and parts[0].is_relative_to(root) and ".." not in PurePosixPath(name).parts:
-            return refuse(root, parts[0].relative_to(root).as_posix())  # members stay inside: they are never unpacked
+            return refuse(
+                root, parts[0].relative_to(root).as_posix()
+            )  # a member cannot lead outside, because it is never unpacked
         real = (root / name).resolve()
         if not real.is_relative_to(root) or ".." in PurePosixPath(name).parts or os.path.isabs(name):
             return "leads out of data.images"

@@ -1,4 +1,4 @@
-"""Photographs as files: every stage opens, turns upright and resizes them here. Needs no torch.
+"""Open photographs upright, in RGB, and resize them, the same way in all stages. Needs no torch.
 
 A photograph may be a member of a zip archive, with the path <archive>.zip/<member>; archives are never unpacked to disk.
 """
@@ -18,7 +18,7 @@ from unseg.core.image_index import ImageRecord
 
 VECTOR_FORMATS = ("EPS", "WMF")  # Pillow hands these to another program
 ARCHIVE = ".zip"
-MAX_MEMBER_BYTES = 1 << 28  # more than any photograph has, less than would fill the memory
+MAX_MEMBER_BYTES = 1 << 28  # larger members are refused: they would fill the memory, and no photograph is as large
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 
 
@@ -56,7 +56,7 @@ def pillow_source(path: str | Path | io.BytesIO) -> Path | io.BytesIO:
 def open_rgb(path: str | Path | io.BytesIO) -> Pillow.Image:
     """A photograph as 8-bit RGB, upright.
 
-    EXIF orientation is applied if it can be read, transparency is laid on white, of an animation the first frame is taken.
+    EXIF orientation is applied if it can be read, transparency is blended with white, and an animation gives its first frame.
     Integers of more than 8 bits are scaled from 0..65535; floats from 0..1, 0..255 or 0..65535, the narrowest range that holds
     them all; NaN is 0. Raises any error of a decoder: OSError, ValueError, SyntaxError, DecompressionBombError, ...
     """
@@ -96,7 +96,7 @@ def orientation(image: Pillow.Image) -> int:
 
 
 def is_turned(path: str | Path) -> bool:
-    """Whether EXIF turns or mirrors the photograph; reads the header only."""
+    """Whether EXIF orientation rotates or mirrors the photograph; reads the header only."""
     with Pillow.open(pillow_source(path)) as image:
         return orientation(image) != 1
 
@@ -104,7 +104,7 @@ def is_turned(path: str | Path) -> bool:
 def read(root: str | Path, image: ImageRecord) -> Pillow.Image:
     """The photograph of a record; `prepare` has checked that it is readable."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # `prepare` has reported them
+        warnings.filterwarnings("ignore", module="PIL")  # `prepare` has reported the problems of the file
         return open_rgb(Path(root) / image.file_name)
 
 

@@ -1,7 +1,7 @@
-"""Data sets on disk: which photographs they list, and which of these are held out.
+"""Data sets on disk: their photographs and splits.
 
 Kinds:
-    folder  any directory of photographs and of zip archives of them, searched recursively; nothing held out, no annotations.
+    folder  any directory of photographs and of zip archives of them, searched recursively; all for training, no annotations.
     voc     PASCAL VOC's layout: lists of stems, JPEGImages/, SegmentationClass/ (or -Aug), SegmentationObject/.
     coco    photographs with an instances JSON for each split, or one JSON and text lists (COCO20k; the demo).
 
@@ -31,7 +31,7 @@ class Data:
 
     kind: Literal["folder", "voc", "coco"]
     root: str  # the whole data set; absolute, or relative to the repository's root
-    images: str  # the photographs: root or a folder below it. Stages of models read nothing else
+    images: str  # the photographs: root or a folder below it. Stages that train or run models read nothing else
     train: str | None  # below root: voc: list of stems; coco: instances JSON, or list of file names, stems or ids
     val: str | None  # the same, held out; None: nothing. An image in both lists is for training and for evaluation
     annotations: str | None  # below root; coco: the instances JSON, if train or val is a text list
@@ -64,9 +64,9 @@ class Candidate:
 
     file_name: str  # relative to data.images, with forward slashes
     split: str
-    id: int | None = None  # the data set's
+    id: int | None = None  # in the data set
     size: tuple[int, int] | None = None  # (H, W) that the data set gives
-    annotated: bool = False  # there is ground truth, drawn on the photograph as stored
+    annotated: bool = False  # it has ground truth, which fits the photograph before EXIF orientation
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Rejected:
 @dataclass(frozen=True)
 class Dataset:
     candidates: list[Candidate] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)  # listed or met, but cannot be candidates
+    rejected: list[Rejected] = field(default_factory=list)  # files that are listed or in the folder, but cannot be candidates
     ignored: Counter[str] = field(default_factory=Counter)  # number of other files by suffix
 
 
@@ -89,8 +89,8 @@ def find_dataset(data: Data) -> Dataset:
             raise InputError(f"data.{key}: {folder}: no such folder; put the data set there, or change params.yaml")
     dataset = {"folder": find_folder, "voc": find_voc, "coco": find_coco}[data.kind](data)
     if not dataset.candidates:
-        what = format_counts(dataset.ignored) or format_counts(Counter(r.reason for r in dataset.rejected)) or "empty"
-        raise InputError(f"{data.images}: no image found ({what}); put photographs there, or change data in params.yaml")
+        contents = format_counts(dataset.ignored) or format_counts(Counter(r.reason for r in dataset.rejected)) or "empty"
+        raise InputError(f"{data.images}: no image found ({contents}); put photographs there, or change data in params.yaml")
     dataset.candidates.sort(key=lambda c: c.file_name)
     return dataset
 
@@ -101,7 +101,7 @@ def format_counts(counts: Counter[str]) -> str:
 
 
 def find_folder(data: Data) -> Dataset:
-    """Every file with an image's suffix, also in archives. Hidden files are skipped, links to folders are not followed."""
+    """All files with an image's suffix, also in archives. Hidden files are skipped, links to folders are not followed."""
     root, dataset = Path(data.images), Dataset()
     suffixes = {suffix for suffix, form in Pillow.registered_extensions().items() if form not in NO_PHOTOS}
     errors: list[OSError] = []
@@ -144,9 +144,9 @@ def add_members(root: Path, name: Path, suffixes: set[str], dataset: Dataset) ->
 
 def mask_folder(root: Path, stem: str) -> str:
     """The folder of VOC's class mask of this stem: SegmentationClassAug (10,582 training masks) if only that has it."""
-    usual, augmented = "SegmentationClass", "SegmentationClassAug"
-    only_augmented = (root / augmented / f"{stem}.png").is_file() and not (root / usual / f"{stem}.png").is_file()
-    return augmented if only_augmented else usual
+    standard, augmented = "SegmentationClass", "SegmentationClassAug"
+    only_augmented = (root / augmented / f"{stem}.png").is_file() and not (root / standard / f"{stem}.png").is_file()
+    return augmented if only_augmented else standard
 
 
 def find_voc(data: Data) -> Dataset:

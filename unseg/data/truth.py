@@ -1,6 +1,6 @@
-"""Ground truth into data/truth.zip: label maps and instances of the photographs in the index.
+"""Convert the ground truth to data/truth.zip: label maps and instances of the photographs in the index.
 
-Only evaluation and the report read it; no model may have it upstream. Classes are numbered from 1 (0 background, 255 ignored)
+Only evaluation and the report read it; no model may depend on it. Classes are numbered from 1 (0 background, 255 ignored)
 in the order of the data set's ids; an instance's category_id is the value of its class in the label maps.
 
 Shapes: H rows, W columns.
@@ -102,8 +102,8 @@ def read_index_map(folder: Path, name: PurePosixPath, image: ImageRecord) -> np.
 def instances_of(image_id: int, semantic: np.ndarray, objects: np.ndarray) -> list[Instance]:
     """The instances of VOC's class mask and object mask, both [H, W] uint8.
 
-    Each value of objects but 0 and 255 is an instance of the most frequent class of its pixels (of equals, the first). Background
-    and void do not count; without another class it is not an instance.
+    Each value of `objects` except 0 and 255 is an instance. Its class is the most frequent class of its pixels without background
+    and void, on a tie the lower one. An object of background and void only is dropped.
     """
     instances = []
     for value in np.setdiff1d(objects, [0, IGNORE_LABEL]):
@@ -156,7 +156,7 @@ def coco_truths(content: coco.Coco, images: list[ImageRecord], labels: dict[int,
 
 
 def paint(size: tuple[int, int], instances: list[Instance]) -> np.ndarray:
-    """A label map [H, W] uint8: larger instances first, so that smaller ones stay visible; crowds are ignored."""
+    """Paint a label map [H, W] uint8, larger instances first, so that smaller ones stay visible; crowds get 255."""
     semantic = np.zeros(size, np.uint8)
     for x in sorted(instances, key=lambda x: -x.mask.area):
         semantic[x.mask.decode()] = IGNORE_LABEL if x.iscrowd else x.category_id

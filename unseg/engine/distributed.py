@@ -1,6 +1,6 @@
 """A stage in one process or in several: `python -m unseg.engine.distributed stages.train_x args...`.
 
-It starts one process for each GPU of this machine, or UNSEG_PROCESSES, by torchrun; a single process is this one.
+By torchrun it starts one process for each GPU of this machine, or UNSEG_PROCESSES. A single one runs without torchrun.
 UNSEG_LAUNCHER is a command that starts the stage on several nodes, which share this folder; torchrun's arguments
 `-m stages.train_x args...` are appended to it.
 """
@@ -96,7 +96,7 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 
 def local_shard(x: Tensor, dim: int = 0) -> Tensor:
-    """This process's examples of a tensor of the whole batch, the ones that `training.EpochSampler` gives it."""
+    """This process's examples of a tensor of the whole batch, distributed as by `training.EpochSampler`."""
     return x.movedim(dim, 0)[rank() :: world()].movedim(0, dim)
 
 

@@ -1,7 +1,7 @@
 """The training loop: order of examples, checkpoints, resuming, history, progress; and files of weights.
 
 All randomness depends on (seed, step) only: the order of an epoch, the augmentation of an example, the dropout of a step. So
-a resumed run gives the same result as an unbroken one, and the number of loader processes has no influence.
+a resumed run gives the same result as an uninterrupted one, and the number of loader processes has no influence.
 """
 
 import json
@@ -130,14 +130,14 @@ def flush(pending: list[Metrics], what: str, number: int) -> list[dict[str, floa
 
 
 def write_history(path: str | Path, values: list[dict[str, float]]) -> None:
-    """A TSV of means over equal stretches of steps: a column `step` (the last of the stretch) and one for each metric."""
+    """Write a TSV with the mean of each metric over intervals of equal length; the column `step` has the end of the interval."""
     if distributed.rank() != 0:
         return
-    stretch = max(1, math.ceil(len(values) / HISTORY_ROWS))
+    interval = max(1, math.ceil(len(values) / HISTORY_ROWS))
     with storage.atomic_write(path) as part, part.open("w") as file:
         print("step", *values[0], sep="\t", file=file)
-        for begin in range(0, len(values), stretch):
-            rows = values[begin : begin + stretch]
+        for begin in range(0, len(values), interval):
+            rows = values[begin : begin + interval]
             means = (f"{sum(r[k] for r in rows) / len(rows):.6g}" for k in rows[0])
             print(begin + len(rows), *means, sep="\t", file=file)
 

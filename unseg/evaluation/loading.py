@@ -28,7 +28,7 @@ class Truth(NamedTuple):
 
 
 def read_objects(truth: str, images: Collection[ImageRecord]) -> Truth:
-    """The objects of these images in data/truth.zip; nothing if it has no instances.
+    """The objects of the images in data/truth.zip; no objects if the file has no instances.
 
     Raises:
         InputError: an unreadable file, an invalid object, or an object of a class that the file does not list.
@@ -47,7 +47,7 @@ def read_boxes(truth: str, images: Collection[ImageRecord]) -> list[TruthBox]:
 
 
 def read_truth(truth: str, images: Collection[ImageRecord], keep: Callable[[Instance], Any]) -> tuple[dict[str, Any], int]:
-    """The content of instances.json and the number of classes; keep is called while the file is parsed, to save memory."""
+    """The content of instances.json and the number of classes; `keep` converts each object during parsing, to save memory."""
     image_by_id = {image.id: image for image in images}
 
     def convert(record: dict[str, Any]) -> Any:

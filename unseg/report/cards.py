@@ -18,7 +18,7 @@ TYPICAL, ATYPICAL = 8, 4  # masks on a card: those nearest to the cluster's mean
 
 
 def centre_tokens(tokens: np.ndarray) -> np.ndarray:
-    """[M, D] minus their mean, which would make all similar; each of length 1 again, or 0."""
+    """[M, D] minus their common mean, which would make all cosines large; then scaled to length 1 (0 stays 0)."""
     centred = tokens - tokens.mean(0)
     return np.asarray(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12))
 
@@ -40,8 +40,8 @@ def cluster_cards(
     image_by_id, labels = {i.id: i for i in images}, np.array([x.category_id for x in instances], np.int64)
 
     def crops(members: Sequence[int]) -> list[Crop]:
-        shown = [instances[m] for m in members if instances[m].mask.area]
-        return [crop(root, image_by_id[x.image_id], x) for x in shown]
+        visible = [instances[m] for m in members if instances[m].mask.area]
+        return [crop(root, image_by_id[x.image_id], x) for x in visible]
 
     cards = []
     for k in track(range(count), "draw clusters", count):

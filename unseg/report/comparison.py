@@ -95,9 +95,9 @@ def common_images(runs: Sequence[ComparedRun]) -> list[str]:
 
 
 def image_changes(runs: Sequence[ComparedRun], names: Sequence[str]) -> dict[str, float]:
-    """How much each image changed: the largest difference of its mIoU to the first run's, below 0 if it is worse.
+    """The change of each image: the difference to its mIoU in the first run, of the run where it is largest; negative if worse.
 
-    Without truth, the fraction of pixels that have another cluster, after the clusters are matched.
+    Without truth, the largest fraction of pixels that have another cluster, after the clusters are matched.
     """
     if all(run.image_iou.get(names[0]) is not None for run in runs):
         gains = {}

@@ -49,16 +49,16 @@ HEADLINE = ("mask_missing", "mask_area", "mask_flip", "cluster_balance", "cluste
 
 
 def quality(numbers: Record) -> list[Fact]:
-    """What is known of the run without truth, in the order in which data flows."""
+    """The measurements that need no truth, in the order of the stages."""
     facts = [Fact(name, percent(numbers.get(key), PERCENT), meaning) for key, name, meaning in QUALITY]
     used = f"{numbers['clusters_used']:.0f} of {numbers['clusters']}"
     return [*facts, Fact("clusters in the final segmentation", used, "if few, the segmenter has collapsed")]
 
 
 def headline(numbers: Record) -> list[Fact]:
-    """The few that lead the page where there is no truth."""
-    shown = [(key, name, meaning) for key, name, meaning in QUALITY if key in HEADLINE and numbers.get(key) is not None]
-    return [Fact(name, percent(numbers[key], PERCENT), meaning) for key, name, meaning in shown]
+    """The measurements at the top of the page of a run without truth."""
+    rows = [(key, name, meaning) for key, name, meaning in QUALITY if key in HEADLINE and numbers.get(key) is not None]
+    return [Fact(name, percent(numbers[key], PERCENT), meaning) for key, name, meaning in rows]
 
 
 def missing(files: dict[str, Record]) -> dict[str, list[str]]:

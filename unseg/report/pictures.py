@@ -159,16 +159,16 @@ def paint(
 ) -> np.ndarray:
     """A label map [H, W] uint8 over its photograph: background dimmed, void in white stripes, tags inside the regions."""
     base, lines = grey(photo)[..., :1], stripes(labels.shape)
-    shown = (labels > 0) & (labels != IGNORE_LABEL)
+    in_region = (labels > 0) & (labels != IGNORE_LABEL)
     regions = (1 - REGION_OPACITY) * base + (REGION_OPACITY * table)[labels]
-    out = np.where(shown[..., None], regions, BACKGROUND_BRIGHTNESS * base)
+    out = np.where(in_region[..., None], regions, BACKGROUND_BRIGHTNESS * base)
     if striped.any():
-        out[striped[labels] & lines & shown] *= 0.4
+        out[striped[labels] & lines & in_region] *= 0.4
     out[(labels == IGNORE_LABEL) & lines] = 255
-    rim = outline(labels) & shown
+    rim = outline(labels) & in_region
     out[rim] = table[labels[rim]]
     picture = out.clip(0, 255, out).astype(np.uint8)
-    present = np.flatnonzero(np.bincount(labels[shown], minlength=1)).tolist()
+    present = np.flatnonzero(np.bincount(labels[in_region], minlength=1)).tolist()
     places = [(xy, tags[k]) for k in present if tags and k in tags and (xy := tag_position(labels == k))]
     return draw_text(picture, places, "mm")
 

@@ -1,4 +1,4 @@
-"""The data of the report's sections, computed from what the stages wrote; `templates/sections/` draws them.
+"""The data of the report's sections, computed from the outputs of the stages; `templates/sections/` draws them.
 
 metrics: content of a scores.json, linear.json or instances.json of results/details; one with {"needs": ...} has no numbers.
 """
@@ -23,7 +23,7 @@ class LegendEntry(NamedTuple):
     striped: bool
     name: str | None  # of the class
     cluster: int | None
-    cluster_colour: np.ndarray | None = None  # if it is not the class's
+    cluster_colour: np.ndarray | None = None  # if it differs from the colour of the class
 
 
 def headline(quality: Record, scores: Record, linear: Record, instances: Record) -> list[Fact]:
@@ -86,9 +86,9 @@ def ratio(part: float, whole: float) -> float | None:
 def curves(trainings: dict[str, dict[str, list[float]]], points: Sequence[Record]) -> list[tuple[str, list[Chart]]]:
     """Titles and charts: each training's numbers over its steps, the loss first, and the precision of detections over recall."""
     histories = [(name, history(columns)) for name, columns in trainings.items()]
-    known = [point for point in points if point["precision"] is not None]
-    if known:
-        recall, precision = ([float(point[key]) for point in known] for key in ("recall", "precision"))
+    measured = [point for point in points if point["precision"] is not None]
+    if measured:
+        recall, precision = ([float(point[key]) for point in measured] for key in ("recall", "precision"))
         drawn = charts.curve(recall, precision, "recall", "precision", 1.0)
         histories.append(("Detections, class-agnostic, at IoU 0.5", [drawn]))
     return histories

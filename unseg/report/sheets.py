@@ -23,7 +23,7 @@ MAX_CROPS = 600  # exemplars on the page: the more clusters, the fewer on each c
 
 @dataclass(frozen=True)
 class ReportData:
-    """What the stages wrote."""
+    """The outputs of the stages that the report draws."""
 
     root: str  # folder of the photographs
     images: list[ImageRecord]
@@ -157,7 +157,7 @@ def crop(root: str, image: ImageRecord, instance: Instance) -> Crop:
 
 
 def cluster_cards(data: ReportData, exemplars: int) -> list[ClusterCard]:
-    """Masks of each cluster, evenly spaced over the images, so that they are typical rather than the best."""
+    """Masks of each cluster, evenly spaced over the images, so that they are a fair sample."""
     image_by_id = {image.id: image for image in data.images}
     members: dict[int, list[Instance]] = {k: [] for k in range(len(data.scheme.clusters))}
     for x in (x for masks in data.mined.values() for x in masks if x.id in data.cluster):
@@ -165,8 +165,8 @@ def cluster_cards(data: ReportData, exemplars: int) -> list[ClusterCard]:
     count = max(1, min(exemplars, MAX_CROPS // max(1, len(members))))
     cards = []
     for k, masks in track(members.items(), "draw clusters", len(members)):
-        shown = evenly_spaced([x for x in masks if x.mask.area], count)
-        crops = [crop(data.root, image_by_id[x.image_id], x) for x in shown]
+        exemplar_masks = evenly_spaced([x for x in masks if x.mask.area], count)
+        crops = [crop(data.root, image_by_id[x.image_id], x) for x in exemplar_masks]
         cards.append(ClusterCard(k, len(masks), len(masks) / max(1, len(data.cluster)), crops))
     return cards
 

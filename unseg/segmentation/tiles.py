@@ -38,13 +38,13 @@ def spans(n: int, tile: int, overlap: int) -> list[Span]:
 
 
 def weights(parts: list[Span], overlap: int) -> list[Tensor]:
-    """One weight per pixel of each span; at every pixel the weights of all spans sum to 1."""
+    """One weight per pixel of each span; at each pixel the weights of all spans sum to 1."""
     first, last = parts[0][0], parts[-1][1]
     total, ramps = torch.zeros(last), []
     for start, stop in parts:
-        at = torch.arange(start, stop) + 0.5
-        left = torch.ones_like(at) if start == first else (at - start) / overlap
-        right = torch.ones_like(at) if stop == last else (stop - at) / overlap
+        centres = torch.arange(start, stop) + 0.5
+        left = torch.ones_like(centres) if start == first else (centres - start) / overlap
+        right = torch.ones_like(centres) if stop == last else (stop - centres) / overlap
         ramps.append(torch.minimum(left, right).clamp_max(1))
         total[start:stop] += ramps[-1]
     return [ramp / total[start:stop] for ramp, (start, stop) in zip(ramps, parts, strict=True)]
@@ -77,14 +77,14 @@ def blend_tiles(
 
 
 def upsample(p: Tensor, size: tuple[int, int], rows: int = TILE) -> Iterator[Band]:
-    """[C, h, w] to (H, W), bilinear and with the values of F.interpolate, which would need memory for all rows at once."""
+    """[C, h, w] to (H, W), bilinear, band by band. F.interpolate has the same values, but needs memory for all rows."""
     scale = p.shape[1] / size[0]
     for top in range(0, size[0], rows):
-        at = ((torch.arange(top, min(top + rows, size[0])) + 0.5) * scale - 0.5).clamp_min(0)  # rows of p
-        upper = at.long().clamp_max(p.shape[1] - 1)
-        lower, fraction = (upper + 1).clamp_max(p.shape[1] - 1), (at - upper)[:, None]
+        source_rows = ((torch.arange(top, min(top + rows, size[0])) + 0.5) * scale - 0.5).clamp_min(0)  # of p
+        upper = source_rows.long().clamp_max(p.shape[1] - 1)
+        lower, fraction = (upper + 1).clamp_max(p.shape[1] - 1), (source_rows - upper)[:, None]
         band = torch.lerp(p[:, upper], p[:, lower], fraction)  # [C, rows, w]
-        yield top, F.interpolate(band[None], (len(at), size[1]), mode="bilinear", align_corners=False)[0]
+        yield top, F.interpolate(band[None], (len(source_rows), size[1]), mode="bilinear", align_corners=False)[0]
 
 
 def network_size(net: TrainedSegmenter, size: tuple[int, int], input_size: str | int) -> tuple[int, int]:
@@ -112,15 +112,15 @@ def refine_bands(
 
     The CRF sees `margin` more rows above and below than it labels. A single band equals `crf.refine`.
     """
-    start, labelled = 0, 0  # first row that is buffered; first row that has no label yet
+    start, labelled = 0, 0  # first row in the buffer; first row without a label
     buffer: Tensor | None = None
     for top, p in bands:
         buffer = p if buffer is None else torch.cat([buffer, p], 1)
         stop = top + p.shape[1]
-        until = stop if stop == len(pixels) else max(labelled, stop - margin)
-        if until > labelled:
+        end = stop if stop == len(pixels) else max(labelled, stop - margin)
+        if end > labelled:
             labels = refine(buffer.numpy(), pixels[start:stop], crf)
-            yield labelled, labels[labelled - start : until - start], buffer[:, labelled - start : until - start]
-        labelled = until
-        keep = max(start, labelled - margin)
-        buffer, start = buffer[:, keep - start :], keep
+            yield labelled, labels[labelled - start : end - start], buffer[:, labelled - start : end - start]
+        labelled = end
+        first_kept = max(start, labelled - margin)
+        buffer, start = buffer[:, first_kept - start :], first_kept

@@ -174,8 +174,8 @@ def load(
         detector_path: e.g. models/detector.safetensors, to detect instances too; `detect` has its settings.
         device: cpu, cuda or mps; None: UNSEG_DEVICE, or the best available.
         input_size: how a photograph is resized for the network: "original" (not at all; the paper), "square" (to the
-            training size; the published code), or the pixels of its shorter side. None: as the file says; else as params.yaml
-            of the run says in whose models/ the file lies; else "original".
+            training size; the published code), or the pixels of its shorter side. None: as stored in the file; else as in
+            params.yaml, if the file is in models/ of a run; else "original".
 
     Raises:
         InputError: a missing file, a file of another kind or version, clusters that the model does not have, a detector

@@ -115,7 +115,7 @@ def score_objects(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 def statistics(values: np.ndarray) -> dict[str, float]:
-    """Of an object's J or F over the frames [T - 2]: mean, recall (fraction above RECALL), decay (first minus last quarter)."""
+    """Mean, recall (fraction above RECALL) and decay (first minus last quarter) of an object's J or F over frames [T - 2]."""
     ends = (np.round(np.linspace(1, len(values), BINS + 1) + 1e-10) - 1).astype(int)
     first, last = values[ends[0] : ends[1] + 1], values[ends[-2] : ends[-1] + 1]
     return {
@@ -126,7 +126,7 @@ def statistics(values: np.ndarray) -> dict[str, float]:
 
 
 def summary(scores: list[np.ndarray]) -> dict[str, dict[str, float] | float]:
-    """Means over all objects of all sequences, of scores of `score_objects`. J&F is the mean of both means."""
+    """Means of the scores of `score_objects` over all objects of all sequences. J&F is the mean of both means."""
     objects = [x for sequence in scores for x in sequence]  # [2, T - 2]
     means: dict[str, dict[str, float] | float] = {}
     for i, name in enumerate(("J", "F")):

@@ -40,7 +40,7 @@ class BackboneVideo:
 
     def __post_init__(self) -> None:
         if self.size < self.multiple:
-            raise ValueError(f"backbone_video.size is {self.size}; it must be at least multiple, {self.multiple}")
+            raise ValueError(f"backbone_video.size is {self.size}; it must be at least backbone_video.multiple, {self.multiple}")
 
 
 def input_size(size: tuple[int, int], p: BackboneVideo) -> tuple[int, int]:
@@ -50,9 +50,14 @@ def input_size(size: tuple[int, int], p: BackboneVideo) -> tuple[int, int]:
 
 
 def propagate_to(target: Tensor, sources: Tensor, labels: Tensor, p: BackboneVideo) -> Tensor:
-    """Soft labels of a frame: means of the labels of the `top` most similar tokens of the context frames together.
-    Of target [h, w, D], of length 1, sources [R, h, w, D] and labels [R, h, w, C]: [h, w, C], with the same sum over C as the
-    labels (1). Tokens as similar as the last one count, too.
+    """Soft labels [h, w, C] of a frame: weighted means of the labels of the p.top most similar tokens of all context frames.
+
+    Tokens as similar as the last of these count, too. The soft labels of a token sum to 1, as those of the context do.
+
+    Args:
+        target: [h, w, D] tokens of the frame, of length 1.
+        sources: [R, h, w, D] tokens of the context frames, of length 1.
+        labels: [R, h, w, C] their soft labels.
     """
     rows, cols, _ = target.shape
     col = torch.arange(cols, device=target.device)

@@ -1,7 +1,7 @@
 """Quality measures without ground truth: fractions, balance, stability and agreement of the outputs of stages.
 
 Stability of clusters: the adjusted Rand index of K-means runs from other seeds (von Luxburg, arXiv:1007.1075). Silhouette:
-Rousseeuw 1987, on the tokens as K-means sees them.
+Rousseeuw 1987, on the tokens as they are normalised for K-means.
 
 Shapes: H rows, W columns of an image; M masks, D channels of a token; K clusters.
 """
@@ -28,9 +28,9 @@ from unseg.evaluation.metrics import mean
 class Quality:
     """The `quality` group of params.yaml."""
 
-    images: Annotated[int, Ge(0)]  # photographs, evenly spaced, that are mined again flipped and cropped; 0 for none
+    images: Annotated[int, Ge(0)]  # photographs, evenly spaced, that are mined again, mirrored and cropped; 0 for none
     seeds: Annotated[int, Ge(0)]  # additional runs of K-means, for its stability; 0 for none
-    objects: Annotated[int, Ge(0)]  # masks, drawn at random, for the silhouette, at most
+    objects: Annotated[int, Ge(0)]  # at most so many masks, drawn at random, for the silhouette
 
 
 def binary_iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -41,9 +41,9 @@ def binary_iou(a: np.ndarray, b: np.ndarray) -> float:
 
 def border(mask: np.ndarray) -> float:
     """The fraction of the image's outermost pixels that a mask [H, W] covers."""
-    rim = np.ones(mask.shape, bool)
-    rim[1:-1, 1:-1] = False
-    return float(mask[rim].mean())
+    is_border = np.ones(mask.shape, bool)
+    is_border[1:-1, 1:-1] = False
+    return float(mask[is_border].mean())
 
 
 def balance(counts: np.ndarray) -> float:
@@ -61,7 +61,7 @@ def silhouette(tokens: np.ndarray, labels: np.ndarray, p: algorithms.Clustering,
 
 
 def seed_stability(tokens: np.ndarray, labels: np.ndarray, p: algorithms.Clustering, seeds: Sequence[int]) -> float:
-    """Mean adjusted Rand index over all pairs of these clusterings: labels [M], and K-means of tokens [M, D] from each seed.
+    """Mean adjusted Rand index over all pairs of clusterings: the given labels [M], and K-means of tokens [M, D] from each seed.
 
     1 for equal clusters, 0 for chance, nan without seeds or tokens.
     """
@@ -82,7 +82,7 @@ class Agreement(NamedTuple):
 
     foreground: float  # IoU
     common: int  # pixels that are foreground in both
-    same: int  # those of them that have the same cluster in both
+    same: int  # pixels of `common` with the same cluster in both
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> Agreement:
@@ -91,7 +91,7 @@ def agreement(a: np.ndarray, b: np.ndarray) -> Agreement:
 
 
 def measure_masks(images: Sequence[ImageRecord], masks: Sequence[Instance]) -> dict[str, float]:
-    """Fractions of the images without a mask, of an image that a mask covers, and of its border."""
+    """The fraction of images without a mask, and the mean fractions of an image and of its border that a mask covers."""
     return {
         "mask_missing": 1 - len({x.image_id for x in masks}) / max(1, len(images)),
         "mask_area": mean([x.mask.area / math.prod(x.mask.size) for x in masks]),
@@ -124,7 +124,7 @@ def measure_pseudo_labels(images: Sequence[ImageRecord], labels: LabelMaps, fina
 
 
 def measure_steps(images: Sequence[ImageRecord], maps: dict[str, LabelMaps], k: int) -> dict[str, float]:
-    """Agreement of the label maps of each two steps on the images, and how many of K clusters the last step uses."""
+    """Agreement of the label maps of each pair of steps, and the number of the K clusters that occur in the last step."""
     agreements: dict[tuple[str, str], list[Agreement]] = {pair: [] for pair in combinations(maps, 2)}
     used: set[int] = set()
     for image in track(images, "read predictions"):

@@ -1,4 +1,4 @@
-"""Whether mining finds the same object in the mirrored photograph, and in a crop of its middle. No ground truth is used.
+"""Stability of mining: is the same object mined in the mirrored photograph, and in a central crop? Uses no ground truth.
 
 Shapes: H rows, W columns of a photograph.
 """
@@ -19,7 +19,7 @@ from unseg.mining import affinity, miner
 
 CROP = 0.75  # of each side
 GRID = 64  # points a side, on which masks of different photographs are compared
-MIN_INSIDE = 0.5  # fraction of a mask that must lie in the crop, for the crop to show the same object
+MIN_INSIDE = 0.5  # minimum fraction of a mask inside the crop; with less, the crop may not show the object
 
 
 class View(NamedTuple):
@@ -41,7 +41,7 @@ class View(NamedTuple):
         return ImageOps.mirror(photo) if self.flipped else photo.crop((cols.start, rows.start, cols.stop, rows.stop))
 
     def align(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """The photograph's mask and the view's, pixel on pixel; None if most of the first is outside the crop."""
+        """The masks of the photograph and of the view, on the same pixels; None if most of the first is outside the crop."""
         if self.flipped:
             return self.mask, mask[:, ::-1]
         inside = self.mask[window(self.image.size)]
@@ -49,7 +49,7 @@ class View(NamedTuple):
 
 
 def window(size: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns of the middle of an image of (H, W); at least one pixel."""
+    """Rows and columns of the central crop of an image of (H, W); at least one pixel."""
     rows, cols = (slice((n - m) // 2, (n - m) // 2 + m) for n, m in ((n, max(1, round(CROP * n))) for n in size))
     return rows, cols
 
@@ -57,8 +57,8 @@ def window(size: tuple[int, int]) -> tuple[slice, slice]:
 def iou_above_chance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     """How far the IoU of the two masks of a pair exceeds that of masks of different pairs: 1 for equal masks, 0 for chance.
 
-    (within - across) / (1 - across), of the mean IoU within pairs, and of that of the first mask of each pair with the second
-    of every other. 0 if all masks are equal (for example, whole images: stable, but useless), nan for fewer than two pairs.
+    (within - across) / (1 - across): `within` is the mean IoU of the two masks of a pair, `across` of the first mask of a pair
+    and the second of another. 0 if all masks are equal (whole images are stable, but useless), nan for fewer than two pairs.
     """
     if len(pairs) < 2:
         return math.nan
