@@ -82,7 +82,8 @@ def to_onnx(path: str | Path, net: TrainedSegmenter, about: dict[str, Any]) -> t
 def to_torch(path: str | Path, net: TrainedSegmenter, about: dict[str, Any]) -> float:
     """Write a torch.export program (.pt2), for `torch.export.load`. Returns the largest difference of a logit at SIZES."""
     model = to_cpu(net)
-    least = net.shape["stride"] + 1  # below that the last feature map has one pixel, and PyTorch traces another path
+    cell = net.shape["patch" if net.shape["arch"] == "vit" else "stride"]  # side of a pixel of the last feature map
+    least = cell + 1  # below that the last feature map has one pixel, and PyTorch traces another path
     height, width = torch.export.Dim("height", min=least), torch.export.Dim("width", min=least)
     dynamic = {0: torch.export.Dim("batch"), 2: height, 3: width}
     with warnings.catch_warnings():
