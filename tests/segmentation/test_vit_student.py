@@ -17,6 +17,7 @@ from unseg.core.image_index import ImageRecord
 from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
 from unseg.engine import batching
 from unseg.engine.checkpoint import Checkpoint
+from unseg.engine.training import mix_seeds
 from unseg.evaluation import linear_probe
 from unseg.models import vit
 from unseg.models.vit import Backbone
@@ -181,8 +182,6 @@ def test_the_loss_is_of_hard_pixels_at_the_labels_size(tmp_path: Path) -> None:
     model = vit_student.build(p, BACKBONE, 3)
     data = vit_student.read_tokens(model, p, str(tmp_path), images, labels)
     order = np.random.default_rng([0, 0]).permutation(8)
-    from unseg.engine.training import mix_seeds
-
     x, y = (torch.stack(part) for part in zip(*(data[int(i), mix_seeds(0, 0, int(i))] for i in order), strict=True))
     logits = F.interpolate(model.head.train()(x), (24, 24), mode="bilinear", align_corners=False)
     assert values[0]["loss"] == pytest.approx(segmenter.hard_pixel_loss(logits, y, 0.1).item(), rel=1e-4)
