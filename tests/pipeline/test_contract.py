@@ -12,10 +12,11 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[2]
 BACKBONES = {"evaluate_backbone_kmeans", "evaluate_backbone_linear", "evaluate_backbone_video"}
 VIT = {"embed", "fetch", "mine", "pretrain", "evaluate_quality"} | BACKBONES
-RESNET = {"train_detector", "detect", "train_segmenter", "predict", "relabel", "evaluate_linear"}
+SEGMENTER = {"train_segmenter", "predict", "relabel", "evaluate_linear"}  # a ResNet or a ViT
+RESNET = {"train_detector", "detect"} | SEGMENTER
 MAY = {  # which stages may import what, now or later (tests/test_imports.py: at their start)
     "torch": VIT | RESNET | {"prepare"},
-    "timm": VIT,
+    "timm": VIT | SEGMENTER,
     "torchvision": {"train_detector", "detect", "pretrain", "evaluate_backbone_linear"},
 }
 NAMES = ("${item}", "${item.backbone.name}", "${item.set.kind}", "${item.set.fraction}")  # words of commands that are no paths

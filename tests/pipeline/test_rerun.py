@@ -48,6 +48,11 @@ def test_self_training_of_the_detector_runs_where_it_is_asked_for(pipe):
     assert set(pipe.repro("--dry", "--force-downstream")) == {"evaluate_instances"} | AGGREGATE
 
 
+def test_a_vit_student_takes_the_place_of_deeplab(pipe):
+    pipe.set("segmenter.arch", "vit")
+    assert set(pipe.repro("--force-downstream")) == SEGMENTER
+
+
 def test_nothing_runs_twice(pipe):
     assert pipe.repro() == []
 

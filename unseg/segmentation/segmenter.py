@@ -1,4 +1,6 @@
-"""Train and run DeepLab-v3 on label maps; the loss averages hard pixels only (MaskDistill, section 3.3, A.3).
+"""Train a segmenter on label maps, and run it; the loss averages hard pixels only (MaskDistill, section 3.3, A.3).
+
+The network is DeepLab-v3 (the paper's) or a ViT student. `vit_student` imports timm, which takes seconds, so functions import it.
 
 Shapes: B images, H rows, W columns, C = K + 1 labels (0 background, 1..K clusters), S side in training, pixels.
 """
@@ -6,13 +8,13 @@ Shapes: B images, H rows, W columns, C = K + 1 labels (0 background, 1..K cluste
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import cv2
 import numpy as np
 import torch
 from annotated_types import Ge, Interval
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
@@ -29,18 +31,23 @@ from unseg.engine.precision import autocast
 from unseg.models import resnet
 from unseg.segmentation.deeplab import DeepLab
 
+if TYPE_CHECKING:
+    from unseg.models.vit import Backbone
+    from unseg.segmentation.vit_student import ViTStudent
+
 
 @dataclass(frozen=True)
 class Segmenter:
     """The `segmenter` group of params.yaml."""
 
-    arch: Literal["resnet18", "resnet50"]
-    width: PositiveInt  # channels of the first stage; 64 is the standard ResNet
-    stride: Literal[8, 16, 32]  # of the last feature map
-    rates: list[PositiveInt]  # dilations of the pyramid
-    channels: PositiveInt  # of each branch of the pyramid, and of the features
-    init: str  # self-supervised ResNet weights, or weights.RANDOM_INIT
-    frozen_stages: Annotated[int, Interval(ge=0, le=4)]
+    arch: Literal["resnet18", "resnet50", "vit"]  # DeepLab-v3 on a ResNet, or a head on the frozen ViT of the group backbone
+    head: Literal["linear", "conv"]  # vit
+    width: PositiveInt  # ResNets: channels of the first stage; 64 is the standard ResNet
+    stride: Literal[8, 16, 32]  # ResNets: of the last feature map
+    rates: list[PositiveInt]  # ResNets: dilations of the pyramid
+    channels: PositiveInt  # of each branch of the pyramid, and of the features; of the head conv
+    init: str  # ResNets: self-supervised weights, or weights.RANDOM_INIT
+    frozen_stages: Annotated[int, Interval(ge=0, le=4)]  # ResNets
     size: PositiveInt  # S
     epochs: PositiveInt
     lr_milestone: int  # last epoch at the full lr, counted from 0; a tenth of it afterwards
@@ -49,9 +56,9 @@ class Segmenter:
     momentum: Fraction
     weight_decay: NonNegativeFloat
     hard_pixel_ratio: PositiveFraction  # fraction of a batch's pixels that the loss averages
-    rotate: NonNegativeFloat  # maximum, degrees
-    scale: Annotated[float, Interval(ge=0, lt=1)]  # 0.25: from 0.75 to 1.25
-    border: Literal["background", "ignore"]  # label of pixels that augmentation takes from outside the image
+    rotate: NonNegativeFloat  # ResNets: maximum, degrees
+    scale: Annotated[float, Interval(ge=0, lt=1)]  # ResNets: 0.25: from 0.75 to 1.25
+    border: Literal["background", "ignore"]  # ResNets: label of pixels that augmentation takes from outside the image
     precision: Precision
 
 
@@ -131,9 +138,19 @@ def learning_rate(p: Segmenter, epoch: int) -> float:
 
 
 def train(
-    p: Segmenter, k: int, root: str, images: list[ImageRecord], labels: LabelMaps, seed: int, checkpoint: Checkpoint, name: str
-) -> tuple[DeepLab, list[dict[str, float]]]:
-    """Train on label maps of K clusters; returns the model and the metrics of each step. `name` is on the progress bar.
+    p: Segmenter,
+    k: int,
+    root: str,
+    images: list[ImageRecord],
+    labels: LabelMaps,
+    seed: int,
+    checkpoint: Checkpoint,
+    name: str,
+    backbone: "Backbone | None" = None,
+) -> "tuple[DeepLab | ViTStudent, list[dict[str, float]]]":
+    """Train on label maps of K clusters; returns the model and the metrics of each step.
+
+    `name` is on the progress bar. backbone: the ViT of a ViT student; no other network has one.
 
     Raises InputError for fewer than two images, a missing label map, weights that do not fit, or a loss that is not finite.
     """
@@ -141,41 +158,58 @@ def train(
         raise InputError(f"the segmenter has {len(images)} training image(s); batch norm needs at least two: add photographs")
     torch.manual_seed(seed)
     device = environment.device()
-    model = DeepLab(p.arch, p.width, p.stride, p.rates, k + 1, p.frozen_stages, p.channels)
-    resnet.initialise(model.body, p.init, "segmenter")
-    distributed.sync_norms(model)
-    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    trainable = [x for x in model.parameters() if x.requires_grad]
+    model: DeepLab | ViTStudent
+    trained: nn.Module  # the part that is trained: it takes the inputs of the dataset
+    dataset: Dataset[Any]
+    if backbone is not None:
+        from unseg.segmentation import vit_student
+
+        model = vit_student.build(p, backbone, k + 1)
+        trained, dataset = model.head, vit_student.read_tokens(model, p, root, images, labels)
+    else:
+        model = trained = DeepLab(p.arch, p.width, p.stride, p.rates, k + 1, p.frozen_stages, p.channels)
+        resnet.initialise(model.body, p.init, "segmenter")
+        border = IGNORE_LABEL if p.border == "ignore" else 0
+        dataset = SegmentationDataset(root, images, labels, p.size, (p.rotate, p.scale, border))
+    distributed.sync_norms(trained)
+    trained.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    trainable = [x for x in trained.parameters() if x.requires_grad]
     optimizer = torch.optim.SGD(trainable, lr=p.lr, momentum=p.momentum, weight_decay=p.weight_decay)
-    ddp_model = distributed.wrap_ddp(model)
+    ddp_model = distributed.wrap_ddp(trained)
     steps_per_epoch = training.steps_per_epoch(len(images), p.batch)
 
     def step(number: int, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         training.set_lr(optimizer, learning_rate(p, number // steps_per_epoch))
-        x = batch[0].to(device, memory_format=torch.channels_last)
+        x, y = batch[0].to(device, memory_format=torch.channels_last), batch[1].to(device)
         with autocast(device, p.precision):
             logits = ddp_model(x)
-        loss = hard_pixel_loss(logits, batch[1].to(device), p.hard_pixel_ratio)
+        if logits.shape[-2:] != y.shape[-2:]:
+            logits = F.interpolate(logits.float(), y.shape[-2:], mode="bilinear", align_corners=False)
+        loss = hard_pixel_loss(logits, y, p.hard_pixel_ratio)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         return {"loss": distributed.all_reduce_mean(loss)}
 
-    border = IGNORE_LABEL if p.border == "ignore" else 0
-    dataset = SegmentationDataset(root, images, labels, p.size, (p.rotate, p.scale, border))
-    state = {"model": model, "optimizer": optimizer}
+    state = {"model": trained, "optimizer": optimizer}
     values = training.fit(name, checkpoint, state, dataset, p.batch, p.epochs * steps_per_epoch, seed, step)
     return model, values
 
 
-def save(path: str | Path, model: DeepLab, p: Segmenter, k: int) -> None:
-    shape = {"arch": p.arch, "width": p.width, "stride": p.stride, "rates": p.rates, "labels": k + 1, "channels": p.channels}
+def save(path: str | Path, model: nn.Module, p: Segmenter, k: int, backbone: "Backbone | None" = None) -> None:
+    """Write a segmenter of K clusters; backbone as in `train`."""
+    if backbone is not None:
+        from unseg.segmentation import vit_student
+
+        shape = vit_student.shape_of(cast("ViTStudent", model), p, backbone, k + 1)
+    else:
+        shape = {"arch": p.arch, "width": p.width, "stride": p.stride, "rates": p.rates, "labels": k + 1, "channels": p.channels}
     write_segmenter(path, model, shape, p.size, p.precision)
 
 
 def write_segmenter(
     path: str | Path,
-    model: DeepLab,
+    model: nn.Module,
     shape: dict[str, Any],
     size: int,
     precision: str,
@@ -192,13 +226,22 @@ def write_segmenter(
 class TrainedSegmenter:
     """A segmenter from its file."""
 
-    model: DeepLab
+    model: "DeepLab | ViTStudent"
     labels: int  # C
     size: int  # S
     precision: Precision
     names: tuple[str, ...] = ()  # of the labels, background first; empty if they are clusters
-    shape: dict[str, Any] = field(default_factory=dict)  # DeepLab's arguments
+    shape: dict[str, Any] = field(default_factory=dict)  # the arguments of `build`
     input_size: str | int | None = None  # at which it was fitted to photographs, see `tiles.predict_bands`; None: unknown
+
+
+def build(shape: dict[str, Any]) -> "DeepLab | ViTStudent":
+    """A network with random weights; shape: `arch` and the arguments of its class."""
+    if shape["arch"] == "vit":
+        from unseg.segmentation import vit_student
+
+        return vit_student.from_shape(shape)
+    return DeepLab(**shape)
 
 
 def load(path: str | Path) -> TrainedSegmenter:
@@ -207,7 +250,7 @@ def load(path: str | Path) -> TrainedSegmenter:
     try:
         shape, names = about["model"], tuple(map(str, about.get("names", ())))
         with torch.device("meta"):  # metadata from a damaged file cannot allocate memory
-            model = DeepLab(**shape)
+            model = build(shape)
         model.load_state_dict(state, assign=True)
         model.to(memory_format=torch.channels_last).eval()
         return TrainedSegmenter(model, shape["labels"], about["size"], about["precision"], names, shape, about.get("seen"))

@@ -82,8 +82,11 @@ def to_onnx(path: str | Path, net: TrainedSegmenter, about: dict[str, Any]) -> t
 def to_torch(path: str | Path, net: TrainedSegmenter, about: dict[str, Any]) -> float:
     """Write a torch.export program (.pt2), for `torch.export.load`. Returns the largest difference of a logit at SIZES."""
     model = to_cpu(net)
-    least = net.shape["stride"] + 1  # below that the last feature map has one pixel, and PyTorch traces another path
-    height, width = torch.export.Dim("height", min=least), torch.export.Dim("width", min=least)
+    if net.shape["arch"] == "vit":  # torch.export cannot prove its guards on whole patches; `differences` finds a fixed size
+        height = width = torch.export.Dim.AUTO
+    else:
+        least = net.shape["stride"] + 1  # below that the last feature map has one pixel, and PyTorch traces another path
+        height, width = torch.export.Dim("height", min=least), torch.export.Dim("width", min=least)
     dynamic = {0: torch.export.Dim("batch"), 2: height, 3: width}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,0 +1,272 @@
+"""A head on a frozen ViT (segmentation/vit_student.py): tokens, training, file, and what reads the file."""
+
+from pathlib import Path
+from typing import Any
+
+import factories
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pillow
+from torch.nn import functional as F
+
+import unseg
+from unseg.core import label_maps
+from unseg.core.console import InputError
+from unseg.core.image_index import ImageRecord
+from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
+from unseg.engine import batching
+from unseg.engine.checkpoint import Checkpoint
+from unseg.engine.training import mix_seeds
+from unseg.evaluation import linear_probe
+from unseg.models import vit
+from unseg.models.vit import Backbone
+from unseg.models.weights import RANDOM_INIT
+from unseg.segmentation import segmenter, vit_student
+from unseg.segmentation.segmenter import Predict, Segmenter
+from unseg.segmentation.vit_student import ViTStudent
+from unseg.serving import export, few_labels
+
+BACKBONE = Backbone(RANDOM_INIT, patch=8, width=32, depth=2, heads=2)
+HEADS = ["linear", "conv"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNSEG_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setenv("UNSEG_WORKERS", "0")
+    monkeypatch.setenv("UNSEG_DEVICE", "cpu")
+
+
+def setting(**changes: Any) -> Segmenter:
+    values = {"arch": "vit", "head": "conv", "channels": 24, "size": 48, "epochs": 12, "lr_milestone": 9, "batch": 4, "lr": 0.05}
+    return factories.group("segmenter", Segmenter, **(values | {"hard_pixel_ratio": 0.5, "precision": "fp32"} | changes))
+
+
+def student(head: str = "conv", labels: int = 3) -> ViTStudent:
+    torch.manual_seed(0)
+    return vit_student.build(setting(head=head), BACKBONE, labels).eval()
+
+
+def photographs(folder: Path, count: int = 8, shape: tuple[int, int] = (48, 48)) -> tuple[list[ImageRecord], LabelMaps]:
+    """Photographs of a bright (1) or a striped (2) square on dark ground (0), and their label maps; row 0 is ignored."""
+    rng, images, maps = np.random.default_rng(0), [], []
+    for i in range(count):
+        labels = np.zeros(shape, np.uint8)
+        y, x = rng.integers(1, 3, 2) * 8
+        labels[y : y + 24, x : x + 16] = 1 + i % 2
+        pixels = rng.integers(0, 60, (*shape, 3))
+        pixels[labels == 1] += 150
+        pixels[(labels == 2) & (np.arange(shape[1]) % 4 < 2)] += 190
+        labels[0] = IGNORE_LABEL
+        Pillow.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+        images.append(ImageRecord(i + 1, f"{i}.png", *shape, "both"))
+        maps.append((f"{i}.png", labels))
+    label_maps.write_label_maps(folder / "labels.zip", maps)
+    return images, LabelMaps(folder / "labels.zip")
+
+
+def learn(folder: Path, p: Segmenter, count: int = 8) -> tuple[ViTStudent, list[dict[str, float]]]:
+    images, labels = photographs(folder, count)
+    with Checkpoint("segmenter", [p], []) as checkpoint:
+        model, values = segmenter.train(p, 2, str(folder), images, labels, 0, checkpoint, "segmenter", BACKBONE)
+    assert isinstance(model, ViTStudent)
+    return model, values
+
+
+# ---- the network
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (17, 33), (40, 64), (65, 7)])
+@pytest.mark.parametrize("head", HEADS)
+def test_logits_have_the_inputs_size(head: str, size: tuple[int, int]) -> None:
+    model, x = student(head, 5), torch.randn(2, 3, *size)
+    patches = [-(-side // 8) for side in size]
+    with torch.inference_mode():
+        assert model(x).shape == (2, 5, *size)
+        features = model.features(x)
+        assert features.shape == (2, 32, *patches) if head == "linear" else (2, 24, 2 * patches[0], 2 * patches[1])
+        logits = F.interpolate(model.head[-1](features), size, mode="bilinear", align_corners=False)
+        assert torch.allclose(model(x), logits, atol=1e-5)
+        assert torch.allclose(model(x[:1]), logits[:1], atol=1e-5)
+
+
+def test_tokens_are_the_backbones_patches_row_by_row() -> None:
+    model, x = student(), torch.randn(2, 3, 24, 40)
+    with torch.inference_mode():
+        want = vit.tokens(vit.load(BACKBONE), x)[:, 1:]  # [B, h w, D], without CLS
+        got = model.tokens(x)
+    assert got.shape == (2, 32, 3, 5)
+    assert torch.allclose(got[:, :, 2, 1], want[:, 2 * 5 + 1], atol=1e-5)
+    assert torch.allclose(got.flatten(2).mT, want, atol=1e-5)
+
+
+# ---- tokens and labels in memory
+
+
+def test_tokens_of_each_image_and_of_its_mirror_image(tmp_path: Path) -> None:
+    images, labels = photographs(tmp_path, 3)
+    model = student()
+    data = vit_student.read_tokens(model, setting(size=64), str(tmp_path), images, labels)
+    assert (data.tokens.shape, data.tokens.dtype) == ((3, 2, 32, 8, 8), torch.float16)
+    assert (data.labels.shape, data.labels.dtype) == ((3, 32, 32), torch.uint8)
+    resized = Pillow.open(tmp_path / "1.png").resize((64, 64), Pillow.Resampling.BILINEAR)
+    x = batching.to_tensor(resized)[None]
+    with torch.inference_mode():
+        assert torch.allclose(data.tokens[1, 0].float(), model.tokens(x)[0], atol=5e-3)
+        assert torch.allclose(data.tokens[1, 1].float(), model.tokens(x.flip(3))[0], atol=5e-3)
+    centres = (2 * np.arange(32) + 1) * 48 // 64
+    assert np.array_equal(data.labels[1], labels[images[1]][centres[:, None], centres])
+
+
+def test_an_example_is_mirrored_with_its_labels(tmp_path: Path) -> None:
+    images, labels = photographs(tmp_path, 2)
+    data = vit_student.read_tokens(student(), setting(), str(tmp_path), images, labels)
+    assert len(data) == 2
+    seen = set()
+    for seed in range(12):
+        x, y = data[1, seed]
+        assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+        mirrored = torch.equal(x, data.tokens[1, 1].float())
+        seen.add(mirrored)
+        assert torch.equal(x, data.tokens[1, int(mirrored)].float())
+        assert torch.equal(y.byte(), data.labels[1].flip(1) if mirrored else data.labels[1])
+        assert all(torch.equal(a, b) for a, b in zip(data[1, seed], (x, y), strict=True))
+    assert seen == {True, False}
+
+
+def test_tokens_that_memory_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = photographs(tmp_path, 2)
+    monkeypatch.setattr(vit_student.os, "sysconf", lambda name: 1000)  # 1 MB
+    with pytest.raises(
+        InputError, match=r"tokens of 2 train images at segmenter\.size 800 take 2\.6 GB .*; lower segmenter\.size"
+    ):
+        vit_student.check_memory(2_560_000_000, 2, 800)
+    with pytest.raises(InputError, match=r"lower segmenter\.size"):
+        vit_student.read_tokens(student(), setting(size=800), str(tmp_path), images, labels)
+
+
+# ---- training
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_short_training_finds_the_squares_and_is_repeatable(tmp_path: Path, head: str) -> None:
+    p = setting(head=head)
+    model, values = learn(tmp_path, p)
+    assert len(values) == 24  # 8 images, 4 a batch
+    assert np.mean([v["loss"] for v in values[-4:]]) < 0.5 * np.mean([v["loss"] for v in values[:4]])
+    images, labels = photographs(tmp_path)
+    net = segmenter.TrainedSegmenter(model.eval(), 3, p.size, "fp32")
+    batches = segmenter.load_batches(net, str(tmp_path), images, Predict("original", 10**6))
+    right = [(q.argmax(0).numpy() == labels[i])[labels[i] != IGNORE_LABEL].mean() for i, q in segmenter.predict(net, batches)]
+    assert np.mean(right) > 0.85
+    again, repeated = learn(tmp_path, p)
+    assert repeated == values
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_the_vit_stays_as_it_is(tmp_path: Path) -> None:
+    model, _ = learn(tmp_path, setting(epochs=1))
+    before = vit.load(BACKBONE).state_dict()
+    assert all(torch.equal(value, before[key]) for key, value in model.vit.state_dict().items())
+    assert not any(x.requires_grad for x in model.vit.parameters())
+    assert not model.train().vit.training
+    assert all(x.requires_grad for x in model.head.parameters())
+
+
+def test_the_loss_is_of_hard_pixels_at_the_labels_size(tmp_path: Path) -> None:
+    p = setting(epochs=1, lr=1e-30, batch=8, hard_pixel_ratio=0.1, momentum=0.0)
+    _, values = learn(tmp_path, p)
+    images, labels = photographs(tmp_path)
+    torch.manual_seed(0)
+    model = vit_student.build(p, BACKBONE, 3)
+    data = vit_student.read_tokens(model, p, str(tmp_path), images, labels)
+    order = np.random.default_rng([0, 0]).permutation(8)
+    x, y = (torch.stack(part) for part in zip(*(data[int(i), mix_seeds(0, 0, int(i))] for i in order), strict=True))
+    logits = F.interpolate(model.head.train()(x), (24, 24), mode="bilinear", align_corners=False)
+    assert values[0]["loss"] == pytest.approx(segmenter.hard_pixel_loss(logits, y, 0.1).item(), rel=1e-4)
+
+
+def test_one_image_is_too_few(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="training image"):
+        learn(tmp_path, setting(), 1)
+
+
+def test_settings_out_of_range() -> None:
+    with pytest.raises(InputError, match=r"segmenter\.head is 'mlp'; it must be one of linear, conv"):
+        setting(head="mlp")
+
+
+# ---- the file, and what reads it
+
+
+@pytest.fixture(params=HEADS)
+def file(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    p = setting(head=request.param)
+    model = student(p.head)
+    torch.nn.init.normal_(model.head[-1].weight)  # type: ignore[arg-type]
+    segmenter.save(tmp_path / "s.safetensors", model, p, 2, BACKBONE)
+    return tmp_path / "s.safetensors"
+
+
+def test_a_student_is_read_back_from_its_file(file: Path) -> None:
+    net = segmenter.load(file)
+    assert (net.labels, net.size, net.precision, net.model.training) == (3, 48, "fp32", False)
+    assert net.shape["arch"] == "vit"
+    model = student("linear" if len(net.model.head) == 2 else "conv")
+    model.head.load_state_dict(net.model.head.state_dict())
+    x = torch.randn(2, 3, 40, 51)
+    with torch.inference_mode():
+        assert torch.allclose(net.model(x), model(x), atol=1e-5)
+        assert segmenter.probabilities(net, x).sum(1).allclose(torch.ones(2, 40, 51))
+
+
+def test_prediction_of_photographs_larger_than_a_tile(file: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 800, 3), np.uint8)
+    prediction = unseg.load(file).predict(pixels)
+    assert prediction.labels.shape == (70, 800)
+    assert len(np.unique(prediction.labels)) > 1
+    assert ((prediction.confidence > 1 / 3) & (prediction.confidence <= 1)).all()
+
+
+def test_a_head_for_ones_own_classes(file: Path, tmp_path: Path) -> None:
+    net, photo = segmenter.load(file), Pillow.fromarray(np.random.default_rng(0).integers(0, 256, (48, 50, 3), np.uint8))
+    mask = np.zeros((48, 50), np.uint8)
+    mask[:, 25:] = 1
+    cells, classes = few_labels.cell_features(net, photo, mask, "original", torch.device("cpu"), 0)
+    fitted = few_labels.fit_head(net, cells, classes, ["left", "right"])
+    segmenter.write_segmenter(tmp_path / "own", fitted.model, fitted.shape, 48, "fp32", fitted.names)
+    again, x = segmenter.load(tmp_path / "own"), batching.to_tensor(photo)[None]
+    assert again.names == ("left", "right")
+    assert torch.allclose(segmenter.probabilities(again, x), segmenter.probabilities(fitted, x), atol=1e-5)
+
+
+def test_a_linear_probe(file: Path, tmp_path: Path) -> None:
+    images, labels = photographs(tmp_path)
+    p = factories.group("linear", linear_probe.Linear, epochs=4, batch=4, crf=False)
+    with Checkpoint("probe", [p], []) as checkpoint:
+        probe = linear_probe.train(p, segmenter.load(file), 3, str(tmp_path), images, labels, 0, checkpoint)
+    counts, _ = linear_probe.evaluate(probe, str(tmp_path), images, labels, Predict("original", 10**6), None)
+    assert counts.sum() == sum((labels[i] != IGNORE_LABEL).sum() for i in images)
+    assert np.diag(counts).sum() > 0.8 * counts.sum()
+
+
+def test_export_to_torch(file: Path, tmp_path: Path) -> None:
+    net = segmenter.load(file)
+    assert export.to_torch(tmp_path / "m.pt2", net, {}) < 1e-4
+    x = torch.randn(2, 3, 50, 71)
+    with torch.inference_mode():
+        assert torch.allclose(torch.export.load(tmp_path / "m.pt2").module()(x), net.model(x), atol=1e-4)
+
+
+def test_export_to_onnx(file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    net = segmenter.load(file)
+    difference, agreement = export.to_onnx(tmp_path / "m.onnx", net, {})
+    assert difference <= 1e-3
+    assert agreement >= 0.999
+    x = torch.randn(2, 3, 50, 71)
+    (got,) = runtime.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"image": x.numpy()})
+    with torch.inference_mode():
+        assert torch.allclose(torch.from_numpy(got), net.model(x), atol=1e-3)
