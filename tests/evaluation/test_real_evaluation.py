@@ -28,6 +28,10 @@ PARAMS: dict[str, Any] = {
     "mine": {
         "method": "maskdistill",
         "mass": 0.75,
+        "facet": "keys",
+        "layer": -1,
+        "normalize": False,
+        "threshold": 0.0,
         "patches": 400,
         "objects": 1,
         "stop": 0.3,
