@@ -38,11 +38,11 @@ def examples(root: Path, folder: str) -> list[sets.Example]:
     ]
 
 
-def kmeans_miou(backbone: vit.Backbone, images: list[sets.Example], size: int) -> float:
+def kmeans_miou(model: vit.ViT, images: list[sets.Example], size: int) -> float:
     p = kmeans.BackboneKmeans(
         size=size, grid=size, components=50, clusters=None, starts=5, iterations=100, seeds=5, batch=1, precision="fp32"
     )
-    masks, tokens = kmeans.read_tokens(p, vit.load(backbone), images)
+    masks, tokens = kmeans.read_tokens(p, model, images)
     reduced, k = kmeans.reduce(tokens.reshape(-1, tokens.shape[-1]), p.components), len(images[0].classes)
     mious = []
     for seed in range(p.seeds):
@@ -71,9 +71,10 @@ def main() -> None:
             call(root, "dvc", "repro", "mine")
             weights = params["backbone"]["weights"]
             shape = {key: params["backbone"][key] for key in ("patch", "width", "depth", "heads")}
-            backbone = vit.Backbone(weights if weights == RANDOM_INIT else str(root / weights), **shape)
-            side = params["demo"]["size"] // backbone.patch * backbone.patch
-            scores = kmeans_miou(backbone, examples(root, params["data"]["images"]), side), mask_iou(root)
+            model = vit.load(vit.Backbone(weights if weights == RANDOM_INIT else str(root / weights), **shape))
+            patch = vit.patch_size(model)
+            side = params["demo"]["size"] // patch * patch
+            scores = kmeans_miou(model, examples(root, params["data"]["images"]), side), mask_iou(root)
             rows[kind].append(scores)
             print(f"seed {seed}  {kind:6}  K-means mIoU {scores[0]:.3f}  mined-mask IoU {scores[1]:.3f}", flush=True)
     for kind, of_seeds in rows.items():

@@ -29,7 +29,7 @@ PROFILE = "croc_coco"
 BATCH = 16
 
 
-def operations(shape: vit.Backbone, p: croc_training.Croc) -> float:
+def operations(shape: vit.Shape, p: croc_training.Croc) -> float:
     """Floating-point operations of a step: both networks' forward passes, the student's backward pass (twice its forward)."""
     tokens, width = 1 + (p.views.size // shape.patch) ** 2, shape.width
     block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
@@ -44,7 +44,7 @@ def main(rounds: int = 3) -> None:
     device = environment.device()
     torch.manual_seed(0)
     published = profiles.group(PROFILE, "croc", croc_training.Croc, ROOT / "profiles")
-    shape = profiles.group(PROFILE, "backbone", vit.Backbone, ROOT / "profiles")
+    shape = profiles.group(PROFILE, "backbone", vit.Backbone, ROOT / "profiles").shape()
     p = replace(published, batch=BATCH)
     side = p.views.size
     boxes = torch.tensor([20.0, 10.0, 300.0, 280.0]).expand(BATCH, 2, 4)

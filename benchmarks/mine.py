@@ -4,7 +4,7 @@
 
 The paper's sizes: ViT-S/16 (random weights, which take the same time) at 640 x 848, so N = 2,120 patches, 6 heads of 64
 channels. The two take turns, so that other work on the machine slows both. A number is the median of the rounds, after one to
-warm up. Plain: float32, explicit softmax attention, all of every block, one image at a time. Ours: `vit.last_block` (without
+warm up. Plain: float32, explicit softmax attention, all of every block, one image at a time. Ours: `facets.read` (without
 the last block's attention and MLP), explicit attention of a few heads at a time (`vit.CpuAttention`), a batch, bf16 if the CPU
 has bfloat16 units.
 """
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from unseg.engine.precision import autocast, fastest_precision
 from unseg.mining import affinity
-from unseg.models import vit
+from unseg.models import facets, vit
 
 ROWS, COLS, PATCH, HEADS, WIDTH, DEPTH = 40, 53, 16, 6, 384, 12
 CPU = torch.device("cpu")
@@ -62,7 +62,7 @@ def forward(model: VisionTransformer, image: Tensor) -> tuple[Tensor, Tensor]:
     return query[:, 0], keys[:, 1:]
 
 
-def two_vits(shape: vit.Backbone, device: torch.device) -> tuple[VisionTransformer, VisionTransformer]:
+def two_vits(shape: vit.Shape, device: torch.device) -> tuple[VisionTransformer, VisionTransformer]:
     """Two ViTs, the second with explicit softmax."""
     net, explicit = (vit.build(shape, 224).eval().to(device) for _ in range(2))
     for block in explicit.blocks:
@@ -119,12 +119,12 @@ def main(rounds: int = 3) -> None:
     print(f"mining: plain {1e3 * t['plain'] / BATCH:.1f} ms, ours {1e3 * t['ours'] / BATCH:.2f} ms per image (batch {BATCH}),")
     print(f"  {t['plain'] / t['ours']:.0f} times as fast; same regions: {agree:.0%}")
 
-    net, explicit = two_vits(vit.Backbone("none", PATCH, WIDTH, DEPTH, HEADS), CPU)
+    net, explicit = two_vits(vit.Shape(PATCH, WIDTH, DEPTH, HEADS), CPU)
     images = torch.randn(IMAGES, 3, ROWS * PATCH, COLS * PATCH)
 
     def batched() -> list[np.ndarray]:
         with autocast(CPU, "auto"):
-            return ours(*vit.last_block(net, images))
+            return ours(*facets.read(net, images)[:2])
 
     fast = fastest_precision(CPU)
     left, right = torch.randn(2, 2048, 2048, dtype=torch.bfloat16 if fast == "bf16" else torch.float32)

@@ -21,7 +21,6 @@ from sklearn.metrics import adjusted_rand_score
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.quality import true_objects
-from stages.embed import GREY
 from unseg.clustering import algorithms
 from unseg.core import image_index, instances, params
 from unseg.core.image_index import ImageRecord
@@ -45,7 +44,7 @@ Masks = dict[int, list[np.ndarray]]  # by image id
 def mined_masks(images: list[ImageRecord], root: str, precision: Precision) -> Masks:
     p, shape = params.group("mine", affinity.Mining), params.group("backbone", vit.Backbone)
     mined = miner.mine_first_object(
-        vit.load(shape), images, lambda i: i.size, lambda i: photos.read(root, i), replace(p, precision=precision), shape.patch
+        vit.load(shape), images, lambda i: i.size, lambda i: photos.read(root, i), replace(p, precision=precision)
     )
     return {image.id: [mask] for image, mask in mined}
 
@@ -62,10 +61,12 @@ def cls_tokens(images: list[ImageRecord], root: str, precision: Precision) -> np
     """CLS tokens [M, D] of the run's masks of these photographs."""
     p, shape = params.group("embed", crops.Embedding), params.group("embedder", vit.Backbone)
     model, masks = vit.load(shape).to(environment.device()), instances.Lookup("data/masks.json", Instance)
+    mean, std = vit.normalisation(model)
+    red, green, blue = (round(255 * x) for x in mean)
     tokens = []
     for image, mask in ((i, x.mask) for i in images for x in masks[i]):
-        crop = crops.crop(photos.read(root, image), mask, p, GREY)
-        pixels = batching.pad_to(batching.to_tensor(crop), shape.patch)[None].to(environment.device())
+        crop = crops.crop(photos.read(root, image), mask, p, (red, green, blue))
+        pixels = batching.pad_to(batching.to_tensor(crop, mean, std), vit.patch_size(model))[None].to(environment.device())
         with autocast(pixels.device, precision):
             tokens.append(vit.tokens(model, pixels)[0, 0].float().cpu().numpy())
     return np.array(tokens)

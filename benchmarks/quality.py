@@ -55,21 +55,21 @@ def backbone(name: str, shape: vit.Backbone, seed: int) -> Any:
     if name != "random":
         return vit.load(replace(shape, weights=name))
     torch.manual_seed(seed)
-    return vit.build(shape, 224).eval()
+    return vit.build(shape.shape(), 224).eval()
 
 
 def mining(options: argparse.Namespace, images: Sequence[ImageRecord], truths: dict[int, Any]) -> Iterator[dict[str, Any]]:
     shape, p = params.group("backbone", vit.Backbone), params.group("mine", affinity.Mining)
     for name, keep, center, scale in itertools.product(options.weights, KEEPS, CENTERS, SCALES):
-        varied = replace(p, keep=keep, center=center, resize=max(shape.patch, round(scale * p.resize)))
         model = backbone(name, shape, 0)
+        varied = replace(p, keep=keep, center=center, resize=max(vit.patch_size(model), round(scale * p.resize)))
 
         def read(image: ImageRecord) -> Any:
             return photos.read(options.photos, image)
 
-        mined = list(miner.mine_first_object(model, images, lambda i: i.size, read, varied, shape.patch))
+        mined = list(miner.mine_first_object(model, images, lambda i: i.size, read, varied))
         best_ious = [max((quality.binary_iou(mask, m) for _, m in truths[i.id]), default=np.nan) for i, mask in mined]
-        flip, crop = stability.measure_mining(model, options.photos, mined, varied, shape.patch)
+        flip, crop = stability.measure_mining(model, options.photos, mined, varied)
         areas = [float(mask.mean()) for _, mask in mined]
         yield {
             "run": f"{Path(name).stem} keep {keep} center {center} resize {varied.resize}",

@@ -33,14 +33,14 @@ from unseg.detection.settings import Detect, Detector
 from unseg.engine import batching
 from unseg.engine.precision import autocast, fastest_precision
 from unseg.mining import affinity
-from unseg.models import vit
+from unseg.models import facets, vit
 from unseg.segmentation import deeplab, pseudo_labels, segmenter
 
 ROUNDS = 5  # maximum
 MINE = (640, 848)  # rows, columns: mining, in the papers
 CROP = (224, 224)  # crops for CLS tokens
 PHOTO = (375, 500)
-SHAPE = vit.Backbone("none", 16, 384, 12, 6)  # ViT-S/16
+SHAPE = vit.Shape(16, 384, 12, 6)  # ViT-S/16
 SIDE, SIDE_GPU = 2048, 4096  # of the square matrices that measure the peak
 Way = Callable[[], object]
 
@@ -78,7 +78,7 @@ def mine(device: torch.device) -> Row:
 
     def ours() -> None:
         with autocast(device, "auto"):
-            query, keys = vit.last_block(net, x)
+            query, keys, _ = facets.read(net, x)
         mined = affinity.mine(query.float(), keys.float(), 0.4, center=False)
         for mask, source in zip(mined.masks.cpu().numpy(), mined.source.tolist(), strict=True):
             affinity.connected_region(mask.reshape(grid), source)
@@ -88,7 +88,7 @@ def mine(device: torch.device) -> Row:
             query, keys = forward(explicit, one[None])
             plain(query.cpu(), keys.cpu(), grid)
 
-    flops = count_flops(lambda: vit.last_block(explicit, x))
+    flops = count_flops(lambda: facets.read(explicit, x))
     return Row("mine 640x848, ViT-S/16", batch, ours, simple, flops, fastest_precision(device))
 
 

@@ -18,22 +18,23 @@ from unseg.mining import crops
 from unseg.models import vit
 
 PIXELS = 3_000_000  # of a batch
-GREY = (124, 116, 104)  # ImageNet's mean colour: zero after normalisation
 
 
 def main(index: str, masks: str, images: str, weights: str, output: str) -> None:
     p, backbone = params.group("embed", crops.Embedding), params.group("embedder", vit.Backbone)
     model, device = vit.load(backbone).to(environment.device()), environment.device()
+    patch, (mean, std) = vit.patch_size(model), vit.normalisation(model)
+    red, green, blue = (round(255 * x) for x in mean)  # the mean colour: zero after normalisation
     image_by_id = {i.id: i for i in image_index.read_images(index)}
     objects = instances.read(masks, Instance, image_by_id.values())
 
     def padded_size(x: Instance) -> tuple[int, int]:
         h, w = crops.crop_size(x.mask, p)
-        return h + -h % backbone.patch, w + -w % backbone.patch
+        return h + -h % patch, w + -w % patch
 
     def load(x: Instance) -> Tensor:
-        crop = crops.crop(photos.read(images, image_by_id[x.image_id]), x.mask, p, GREY)
-        return batching.pad_to(batching.to_tensor(crop), backbone.patch)
+        crop = crops.crop(photos.read(images, image_by_id[x.image_id]), x.mask, p, (red, green, blue))
+        return batching.pad_to(batching.to_tensor(crop, mean, std), patch)
 
     @torch.inference_mode()
     def embed(batches: Batches[Instance]) -> Iterator[tuple[Instance, bytes]]:
@@ -47,7 +48,7 @@ def main(index: str, masks: str, images: str, weights: str, output: str) -> None
     with map_batches("embed", [p, backbone], inputs, batches, embed, lambda x: x.id) as results:
         if results:
             ids = np.array(sorted(x.id for x in objects), np.int64)
-            tokens = np.zeros((len(ids), backbone.width), np.float32)
+            tokens = np.zeros((len(ids), model.embed_dim), np.float32)
             for row, content in zip(tokens, results(ids.tolist()), strict=True):
                 row[:] = np.frombuffer(content, np.float32)
             storage.write_npz(output, ids=ids, tokens=tokens)

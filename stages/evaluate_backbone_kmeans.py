@@ -7,7 +7,6 @@ from unseg.core.console import InputError, run, track
 from unseg.evaluation import metrics, protocols
 from unseg.evaluation.backbones import kmeans, sets
 from unseg.evaluation.backbones.kmeans import BackboneKmeans
-from unseg.models import vit
 
 PROTOCOL = (
     "K-means on the standardised patch tokens (PCA) of all evaluation images together, clusters matched to classes on IoU "
@@ -17,12 +16,12 @@ PROTOCOL = (
 
 def main(weights: str, kind: str, root: str, val: str, name: str, results: str) -> None:
     p = params.group("backbone_kmeans", BackboneKmeans)
-    shape, data = sets.read_shape(weights, "backbone_kmeans", p.size), sets.read_set(kind, root, "", val, 1.0)
+    model, data = sets.load_backbone(weights, "backbone_kmeans", p.size), sets.read_set(kind, root, "", val, 1.0)
     classes, examples = sets.read_examples(data, data.val)
     images = kmeans.whole_batches(examples, p.batch)
     if not images:
         raise InputError(f"{val} names {len(examples)} images; backbone_kmeans.batch, {p.batch}, leaves none of them: lower it")
-    masks, tokens = kmeans.read_tokens(p, vit.load(shape), images)
+    masks, tokens = kmeans.read_tokens(p, model, images)
     reduced = kmeans.reduce(tokens.reshape(-1, tokens.shape[-1]), p.components)
     k, ious = p.clusters or len(classes), []
     for seed in track(range(p.seeds), "K-means"):

@@ -6,7 +6,6 @@ from unseg.engine.checkpoint import Checkpoint
 from unseg.evaluation import metrics, protocols
 from unseg.evaluation.backbones import linear, sets
 from unseg.evaluation.backbones.linear import BackboneLinear
-from unseg.models import vit
 
 PROTOCOL = (
     "1x1 convolution on frozen patch tokens, trained on crops of the set's training images; evaluated on its validation images "
@@ -16,11 +15,10 @@ PROTOCOL = (
 
 def main(weights: str, kind: str, root: str, train: str, val: str, fraction: str, name: str, results: str) -> None:
     p, seed = params.group("backbone_linear", BackboneLinear), params.value("seed", int)
-    shape, data = sets.read_shape(weights, "backbone_linear", p.size), sets.read_set(kind, root, train, val, float(fraction))
+    model, data = sets.load_backbone(weights, "backbone_linear", p.size), sets.read_set(kind, root, train, val, float(fraction))
     (classes, train_images), (_, eval_images) = (sets.read_examples(data, listed) for listed in (data.train, data.val))
     train_images = linear.random_subset(train_images, data.fraction, seed)
-    model = vit.load(shape)
-    with Checkpoint("evaluate_backbone_linear", [p, data, seed, vars(shape)], [weights, train, val]) as checkpoint:
+    with Checkpoint("evaluate_backbone_linear", [p, data, seed], [weights, train, val]) as checkpoint:
         layer = linear.train(p, model, len(classes), train_images, seed, checkpoint)
         counts = linear.evaluate(p, model, layer, eval_images)
         ious = metrics.iou(counts)

@@ -18,12 +18,10 @@ PROTOCOL = (
 
 def main(weights: str, root: str, sequences: str, name: str, results: str) -> None:
     p = params.group("backbone_video", BackboneVideo)
-    shape = sets.read_shape(weights, "backbone_video", p.size)
-    if p.multiple % shape.patch:
-        raise InputError(
-            f"params.yaml: backbone_video.multiple is {p.multiple}; it must be a multiple of the patch, {shape.patch}"
-        )
-    model = vit.load(shape).to(environment.device())
+    model = sets.load_backbone(weights, "backbone_video", p.size).to(environment.device())
+    patch = vit.patch_size(model)
+    if p.multiple % patch:
+        raise InputError(f"params.yaml: backbone_video.multiple is {p.multiple}; it must be a multiple of the patch, {patch}")
     scores = {}
     for sequence in track(davis.find_sequences(root, sequences.removeprefix(f"{root}/")), "videos"):
         truth = davis.read_masks(sequence)

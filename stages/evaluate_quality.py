@@ -38,7 +38,7 @@ def main(
     mask_of = {x.image_id: x.mask for x in reversed(mined)}  # the first of an image
     sample = evenly_spaced([i for i in records if i.id in mask_of], q.images)
     pairs = [(image, mask_of[image.id].decode()) for image in sample]
-    flip, crop = stability.measure_mining(vit.load(backbone), images, pairs, mining, backbone.patch)
+    flip, crop = stability.measure_mining(vit.load(backbone), images, pairs, mining)
     numbers = quality.measure_masks(records, mined) | {"mask_flip": flip, "mask_crop": crop}
 
     stored = np.load(tokens)

@@ -19,13 +19,13 @@ from unseg.models import vit
 def main(index: str, images: str, weights: str, output: str) -> None:
     p, backbone = params.group("mine", affinity.Mining), params.group("backbone", vit.Backbone)
     alarm = params.group("alarms.masks", alarms.MaskAlarm)
-    if backbone.patch > p.resize:
-        raise InputError(f"params.yaml: mine.resize is {p.resize}; it must be at least backbone.patch, {backbone.patch}")
     records, model = image_index.read_images(index), vit.load(backbone)
+    if (patch := vit.patch_size(model)) > p.resize:
+        raise InputError(f"params.yaml: mine.resize is {p.resize}; it must be at least the patch of {weights}, {patch}")
     areas: list[float] = []  # fraction of its image that each first mask covers
 
     def mine(batches: Batches[ImageRecord]) -> Iterator[tuple[ImageRecord, bytes]]:
-        for image, arrays in miner.mine_objects(model, batches, lambda i: i.size, p, backbone.patch):
+        for image, arrays in miner.mine_objects(model, batches, lambda i: i.size, p):
             yield image, storage.json_line([masks.encode(array).counts for array in arrays]).encode()
 
     def annotations(results: Iterator[bytes]) -> Iterator[str]:
@@ -37,7 +37,7 @@ def main(index: str, images: str, weights: str, output: str) -> None:
                     areas.extend([] if n else [area / (image.height * image.width)])
                     yield storage.json_line(instances.instance(id, image.id, CLASS_AGNOSTIC, mask).to_coco())
 
-    batches = miner.load_batches(records, lambda i: i.size, lambda i: photos.read(images, i), p, backbone.patch)
+    batches = miner.load_batches(model, records, lambda i: i.size, lambda i: photos.read(images, i), p)
     with map_batches("mine", [p, backbone], [index, images, weights], batches, mine, lambda i: i.id) as results:
         if results:
             content = {

@@ -10,11 +10,10 @@ from unseg.pretraining import croc_training
 
 def main(index: str, images: str, weights: str, history: str) -> None:
     p, seed = params.group("croc", croc_training.Croc), params.value("seed", int)
-    shape = {name: params.value(f"backbone.{name}", int) for name in ("patch", "width", "depth", "heads")}
-    backbone = vit.Backbone(weights, **shape)
-    with Checkpoint("croc", [p, shape, seed], [index, images, p.init]) as checkpoint:
-        model, values = croc_training.train(p, backbone, images, image_index.train_images(index), seed, checkpoint)
-        training.write_weights(weights, model, {"kind": "vit", "backbone": shape})
+    shape = params.group("backbone", vit.Backbone).shape()
+    with Checkpoint("croc", [p, vars(shape), seed], [index, images, p.init]) as checkpoint:
+        model, values = croc_training.train(p, shape, images, image_index.train_images(index), seed, checkpoint)
+        training.write_weights(weights, model, {"kind": "vit", "backbone": vars(shape)})
         training.write_history(history, values)
 
 

@@ -169,7 +169,7 @@ class Fuzz:
             "net.safetensors", net, {"arch": "resnet18", "width": 1, "stride": 8, "rates": [1, 2, 4], "labels": 3}, 32, "fp32"
         )
         self.net = Path("net.safetensors").read_bytes()
-        save_file(vit.build(vit.Backbone("none", 8, 8, 1, 1), 16).state_dict(), "vit.safetensors")
+        save_file(vit.build(vit.Shape(8, 8, 1, 1), 16).state_dict(), "vit.safetensors")
         self.vit = Path("vit.safetensors").read_bytes()
         torch.save({"state_dict": {"conv1.weight": torch.zeros(2)}}, "net.pth")
         self.pth = Path("net.pth").read_bytes()
@@ -252,7 +252,7 @@ class Fuzz:
         if which < 2:
             segmenter.load(name)
         elif which == 2:
-            vit.load(vit.shape_of(name, vit.Backbone("none", 8, 8, 1, 1)))
+            vit.load(vit.Backbone(name, None, None, None, None))
         else:
             weights.resnet_state(name)
         training.read_weights(name, "segmenter")

@@ -24,24 +24,24 @@ class Fault(NamedTuple):
     tests: str  # words for pytest
 
 
-SIGNS = """heads = keys.unflatten(2, (query.shape[1], -1)).transpose(1, 2)
+SIGNS = """heads = rows.unflatten(2, (query.shape[1], -1)).transpose(1, 2)
     source_keys = heads.take_along_dim(source[:, None, :, None], 2).transpose(2, 3)
     affinity = (heads @ source_keys).sign().sum(1)  # [B, N, 1]"""
-AFFINITY = "affinity = keys @ keys.take_along_dim(source[..., None], 1).transpose(1, 2)  # [B, N, 1], A_I[s, j]"
+AFFINITY = "affinity = rows @ rows.take_along_dim(source[..., None], 1).transpose(1, 2)  # [B, N, 1], A_I[s, j]"
 PROCESSES = "tests/pipeline/test_stage_processes.py"
 FAULTS = [
     Fault(
         "affinity: > to >= in the vote",
         "unseg/mining/affinity.py",
-        "votes.squeeze(2) > 0",
-        "votes.squeeze(2) >= 0",
+        "votes > bound",
+        "votes >= bound",
         "tests/mining/test_affinity.py",
     ),
     Fault(
         "affinity: > to >= in the similarity",
         "unseg/mining/affinity.py",
-        "affinity > 0",
-        "affinity >= 0",
+        "affinity > bound",
+        "affinity >= bound",
         "tests/mining/test_affinity.py",
     ),
     Fault("affinity: heads summed after the sign", "unseg/mining/affinity.py", AFFINITY, SIGNS, "tests/mining/test_affinity.py"),

@@ -5,6 +5,7 @@ Scores against numbers worked out by hand, the propagation against a loop over a
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.utils.data import Dataset
 
 from stages import evaluate_backbone_kmeans, evaluate_backbone_linear, evaluate_backbone_video
 from unseg.core.console import InputError
-from unseg.engine import training
+from unseg.engine import batching, training
 from unseg.engine.checkpoint import Checkpoint
 from unseg.evaluation import probe
 from unseg.evaluation.backbones import davis, kmeans, linear, sets, video
@@ -348,13 +349,13 @@ def test_a_crops_labels_lie_where_its_pixels_do(voc: str) -> None:
     p = linear_params(size=64, grid=64)
     flips = set()
     for seed in range(12):
-        pixels, labels = CropDataset(found, p)[seed % 4, seed]
+        pixels, labels = CropDataset(found, p, batching.MEAN, batching.STD)[seed % 4, seed]
         assert (pixels.shape, labels.shape, labels.dtype) == ((3, 64, 64), (64, 64), torch.int64)
         red = pixels[0] > pixels[1]
         known = labels[1:] != VOID
         assert ((labels[1:] == 0) == red[1:])[known].float().mean() > 0.95
         flips.add(bool(labels[-1, 0] == 0))
-        again = CropDataset(found, p)[seed % 4, seed]
+        again = CropDataset(found, p, batching.MEAN, batching.STD)[seed % 4, seed]
         assert torch.equal(again[0], pixels)
         assert torch.equal(again[1], labels)
     assert flips == {True, False}
@@ -457,19 +458,25 @@ def test_tokens_are_standardised_before_the_pca() -> None:
 
 
 def test_the_shape_of_any_file(tmp_path: Path) -> None:
-    assert vit.shape_of(vit.RANDOM_INIT, SHAPE) == SHAPE
-    other = vit.Backbone(str(tmp_path / "a.pth"), patch=4, width=128, depth=3, heads=2)
-    state = vit.build(other, 16).state_dict()
+    other = vit.Backbone(str(tmp_path / "a.pth"), None, None, None, None)
+    state = vit.build(vit.Shape(4, 128, 3, 2), 16).state_dict()
     torch.save({"teacher": {f"module.backbone.{k}": v for k, v in state.items()}}, other.weights)
-    assert vit.shape_of(other.weights, SHAPE) == other  # a head for 64 channels
-    noted = vit.Backbone(str(tmp_path / "b.safetensors"), patch=4, width=128, depth=3, heads=4)
+    model = vit.load(other)
+    assert (vit.patch_size(model), model.embed_dim, len(model.blocks)) == (4, 128, 3)
+    assert model.blocks[0].attn.num_heads == 2  # a head for 64 channels
+    assert vit.load(replace(other, heads=8)).blocks[0].attn.num_heads == 8
+    noted = replace(other, weights=str(tmp_path / "b.safetensors"))
     about = {"kind": "vit", "backbone": {"patch": 4, "width": 128, "depth": 3, "heads": 4}}
-    training.write_weights(noted.weights, vit.build(noted, 16), about)
-    assert vit.shape_of(noted.weights, SHAPE) == noted
+    training.write_weights(noted.weights, vit.build(vit.Shape(4, 128, 3, 4), 16), about)
     assert vit.load(noted).blocks[0].attn.num_heads == 4
+    for key, value in {"patch": 8, "width": 64, "depth": 2, "heads": 2}.items():
+        with pytest.raises(InputError, match=rf"b\.safetensors: the ViT in it has {key} \d+, wanted is {key} {value}"):
+            vit.load(replace(noted, **{key: value}))
     torch.save({"pos_embed": torch.zeros(1, 5, 8)}, other.weights)
-    with pytest.raises(InputError, match="no patch embedding"):
-        vit.shape_of(other.weights, SHAPE)
+    with pytest.raises(InputError, match=r"a\.pth has no patch_embed\.proj\.weight"):
+        vit.load(other)
+    with pytest.raises(InputError, match="depth of backbone or embedder is null; a ViT that starts from random weights needs"):
+        vit.load(vit.Backbone(vit.RANDOM_INIT, 8, 32, None, 2))
 
 
 def test_a_random_vit_is_always_the_same_and_draws_from_nobody() -> None:

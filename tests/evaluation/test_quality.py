@@ -121,6 +121,10 @@ PARAMS: dict[str, Any] = {
     "mine": {
         "method": "maskdistill",
         "mass": 0.75,
+        "facet": "keys",
+        "layer": -1,
+        "normalize": False,
+        "threshold": 0.0,
         "patches": 400,
         "objects": 1,
         "stop": 0.3,
@@ -155,7 +159,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json("images.json", {"images": index})
     backbone = vit.Backbone(**PARAMS["backbone"])
     torch.manual_seed(0)
-    save_file(vit.build(backbone, 32).state_dict(), "vit.safetensors")
+    save_file(vit.build(backbone.shape(), 32).state_dict(), "vit.safetensors")
     mine.main("images.json", ".", "vit.safetensors", "masks.json")
     mined = read_json("masks.json")
     write_json("instances.json", mined | {"annotations": [{**a, "category_id": a["id"] % 2} for a in mined["annotations"]]})
@@ -197,7 +201,7 @@ def test_the_stage_writes_what_the_report_shows(run: None) -> None:
 
 def test_stability_is_one_where_mining_sees_no_sides(run: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ViT that does not know places, and patches of one colour each: the mirrored photograph has the mirrored mask."""
-    state = vit.build(vit.Backbone(**PARAMS["backbone"]), 32).state_dict()
+    state = vit.build(vit.Backbone(**PARAMS["backbone"]).shape(), 32).state_dict()
     save_file(state | {"pos_embed": state["pos_embed"] * 0}, "vit.safetensors")
     for i in range(N):
         colours = np.random.default_rng(i).integers(0, 256, (4, 4, 3))

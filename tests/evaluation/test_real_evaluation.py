@@ -28,6 +28,10 @@ PARAMS: dict[str, Any] = {
     "mine": {
         "method": "maskdistill",
         "mass": 0.75,
+        "facet": "keys",
+        "layer": -1,
+        "normalize": False,
+        "threshold": 0.0,
         "patches": 400,
         "objects": 1,
         "stop": 0.3,
@@ -71,7 +75,7 @@ def pipeline(data: dict[str, Any]) -> str:
     """The stages up to label maps, in the working directory; mined masks stand for the detector's. The photographs' folder."""
     Path("params.yaml").write_text(yaml.safe_dump(PARAMS | {"data": data}))
     torch.manual_seed(0)
-    save_file(vit.build(vit.Backbone(**SHAPE), 64).state_dict(), "vit.safetensors")  # type: ignore[arg-type]
+    save_file(vit.build(vit.Backbone(**SHAPE).shape(), 64).state_dict(), "vit.safetensors")  # type: ignore[arg-type]
     prepare.main("images.json", "rejected.json", "truth.zip")
     mine.main("images.json", data["images"], "vit.safetensors", "masks.json")
     embed.main("images.json", "masks.json", data["images"], "vit.safetensors", "tokens.npz")
@@ -174,7 +178,7 @@ def test_coco_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "backbone_kmeans": given | {"components": 8, "clusters": None, "starts": 1, "iterations": 10, "seeds": 2, "batch": 1},
     }
     Path("params.yaml").write_text(yaml.safe_dump({"seed": 0, "backbone": SHAPE} | evaluations))
-    save_file(vit.build(vit.Backbone(**SHAPE), 64).state_dict(), "vit.safetensors")  # type: ignore[arg-type]
+    save_file(vit.build(vit.Backbone(**SHAPE).shape(), 64).state_dict(), "vit.safetensors")  # type: ignore[arg-type]
     linear.main("vit.safetensors", "things", "coco", train, val, "1.0", "random", "linear.json")
     kmeans.main("vit.safetensors", "things", "coco", val, "random", "kmeans.json")
     large = source.loadAnns(source.getAnnIds(ids[6:10], areaRng=[10_000, 1e9]))  # smaller ones may vanish on the grid

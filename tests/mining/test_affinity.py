@@ -194,6 +194,67 @@ def test_the_patch_with_the_fewest_similar_ones_is_the_source_by_degree() -> Non
     assert mine(torch.ones(1, 1, 1), keys, 0.4, False, "degree").source.tolist() == [3]
 
 
+def slow(query: Tensor, keys: Tensor, features: Tensor, p: Mining) -> np.ndarray:
+    """`plain` with another facet, cosines and a threshold: query [H, d], keys [H, N, d], features [G, N, e] to mask [N]."""
+    if p.center:
+        features = features - features.mean(1, keepdim=True)
+    rows = features.transpose(0, 1).flatten(1)  # [N, G e]
+    n = len(rows)
+    similarity = torch.stack([k @ k.T for k in features]).mean(0)
+    if p.normalize:
+        similarity = torch.tensor([[float(a @ b / (a.norm() * b.norm())) for b in rows] for a in rows], dtype=rows.dtype)
+    attention = (query[:, None] * keys).sum(2).mean(0)
+    if p.rank == "degree":
+        attention = torch.tensor([-sum(float(x) >= p.threshold for x in row) for row in similarity])
+    order = sorted(range(n), key=lambda j: (-float(attention[j]), j))
+    proposals = order[: max(1, math.floor(p.keep * n))]
+    voters = [j for j in proposals if similarity[proposals[0], j] > p.threshold]
+    votes = similarity[voters].mean(0) if voters else torch.full((n,), -1.0)
+    return np.array([j == order[0] or float(votes[j]) > p.threshold for j in range(n)])
+
+
+@pytest.mark.parametrize("rank", ["logits", "degree"])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("threshold", [0.0, 0.2, -0.1])
+def test_other_facets_cosines_and_thresholds(rank: str, normalize: bool, threshold: float) -> None:
+    total: list[float] = []
+    for seed in range(24):
+        p = setting(rank=rank, normalize=normalize, threshold=threshold, center=bool(seed % 2), keep=0.3, component=False)
+        query, keys = draw(seed, 2, 3, 24, 5)
+        _, features = draw(seed + 100, 2, (1, 4)[seed // 2 % 2], 24, 6)
+        got = mine_first(query, keys, p, features)
+        for i in range(2):
+            want = slow(query[i], keys[i], features[i], p)
+            assert got.masks[i].tolist() == want.tolist(), seed
+            total.append(want.mean())
+        masks = mine_all(
+            query[:1],
+            keys[:1],
+            ObjectMasks(*(x[:1] for x in got)),
+            (4, 6),
+            setting(**vars(p) | {"objects": 2, "stop": 1.0}),
+            features[:1],
+        )
+        if len(masks) > 1:
+            left = ~masks[0].ravel()
+            assert masks[1].ravel()[left].tolist() == slow(query[0], keys[0][:, left], features[0][:, left], p).tolist()
+    assert 0.1 < np.mean(total) < 0.9
+
+
+def test_a_threshold_and_cosines_by_hand() -> None:
+    # keys 2, 1, -1: affinities with the source 4, 2, -2; both patches vote, and the mean votes are 3, 1.5, -1.5
+    keys, query = torch.tensor([2.0, 1, -1]).view(1, 1, 3, 1), torch.ones(1, 1, 1)
+    for threshold, want in ((0.0, [1, 1, 0]), (1.4, [1, 1, 0]), (1.6, [1, 0, 0])):
+        assert mine(query, keys, 0.7, False, threshold=threshold).masks[0].int().tolist() == want
+    # of two equal heads the mean is that of one
+    twice = keys.expand(1, 2, 3, 1)
+    assert mine(torch.ones(1, 2, 1), twice, 0.7, False, threshold=1.4).masks[0].int().tolist() == [1, 1, 0]
+    # the cosines are 1, 1, -1, whatever the lengths; a key of length 0 is like none
+    short = torch.tensor([2.0, 1e-3, -1, 0]).view(1, 1, 4, 1)
+    assert mine(query, short, 0.5, False, normalize=True, threshold=0.9).masks[0].int().tolist() == [1, 1, 0, 0]
+    assert mine(query, short, 0.5, False, threshold=0.9).masks[0].int().tolist() == [1, 0, 0, 0]
+
+
 def nearest(mask: np.ndarray, resized: tuple[int, int], size: tuple[int, int], patch: int) -> np.ndarray:
     """The patch that contains the centre of each pixel, in whole numbers and pixel by pixel."""
     out = np.zeros(size, bool)

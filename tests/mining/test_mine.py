@@ -6,18 +6,24 @@ from typing import Any
 import factories
 import numpy as np
 import pytest
+import timm
+import torch
 import yaml
 from PIL import Image as Pillow
 
 from stages import embed, mine
 from unseg.core import image_index, instances
+from unseg.core.console import InputError
 from unseg.core.instances import Instance
 from unseg.core.storage import write_json
 from unseg.data import demo
+from unseg.engine import training
+from unseg.mining import affinity, miner
+from unseg.models import vit
 from unseg.models.weights import RANDOM_INIT
 
 SIZES = ((64, 64), (48, 80), (64, 64))
-VIT = {"weights": RANDOM_INIT, "width": 32, "depth": 2, "heads": 2}
+VIT = {"weights": RANDOM_INIT, "patch": 8, "width": 32, "depth": 2, "heads": 2}
 
 
 def write_params(root: Path, **groups: dict[str, Any]) -> None:
@@ -74,6 +80,43 @@ def test_several_objects_an_image(scenes: Path) -> None:
         assert np.sum([x.mask.decode() for x in group], 0).max() == 1
     for method in ("attention", "lost"):
         assert [x.id for x in mined(scenes, method=method, patches=12)] == [5, 6, 7]
+
+
+def test_facet_layer_normalisation_and_threshold_count(scenes: Path) -> None:
+    choices: list[dict[str, Any]] = [{}, {"layer": 0}, {"normalize": True}, {"threshold": 0.05}]
+    choices += [{"facet": facet} for facet in ("queries", "values", "tokens")]
+    masks = [[x.mask.counts for x in mined(scenes, **choice)] for choice in choices]
+    assert all(a != b for i, a in enumerate(masks) for b in masks[:i])
+    assert masks[0] == [x.mask.counts for x in mined(scenes, layer=1)]  # of two blocks the last
+    with pytest.raises(InputError, match=r"mine\.layer is 2; this ViT has 2 blocks: from -2 to 1"):
+        mined(scenes, layer=2)
+
+
+def test_images_are_normalised_as_the_file_says(scenes: Path) -> None:
+    torch.manual_seed(0)
+    network = {"arch": "vit_tiny_patch16_224", "patch": 16, "width": 48, "depth": 1, "heads": 3, "prefix_tokens": 1, "image": 32}
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, embed_dim=48, depth=1)
+    for name, mean in (("a", [0.485, 0.456, 0.406]), ("b", [0.5, 0.25, 0.75])):
+        about = {"kind": "vit", "backbone": network | {"mean": mean, "std": [0.5, 0.25, 0.125]}}
+        training.write_weights(f"{name}.safetensors", net, about)
+    model = vit.load(vit.Backbone("b.safetensors", None, None, None, None))
+    photo = Pillow.open("5.png").convert("RGB")
+    want = (torch.from_numpy(np.array(photo)) / 255 - torch.tensor([0.5, 0.25, 0.75])) / torch.tensor([0.5, 0.25, 0.125])
+    p = factories.group("mine", affinity.Mining, resize=64, objects=1)
+    ((_, pixels),) = miner.load_batches(model, [5], lambda _: (64, 64), lambda _: photo, p)
+    assert torch.allclose(pixels[0], want.permute(2, 0, 1), atol=1e-6)
+    mined(scenes)
+    null = dict.fromkeys(("patch", "width", "depth", "heads"))
+    write_params(scenes, embed={"region": "image", "resize": 64}, embedder={**null, "weights": "b.safetensors"})
+    embed.main("images.json", "masks.json", ".", "b.safetensors", "tokens.npz")
+    ((_, mask), *_) = [
+        (x.image_id, x.mask.decode()) for x in instances.read("masks.json", Instance, image_index.read_images("images.json"))
+    ]
+    blanked = torch.from_numpy(np.where(mask[..., None], np.array(photo), np.array([128, 64, 191], np.uint8)))  # the mean colour
+    pixels = ((blanked / 255 - torch.tensor([0.5, 0.25, 0.75])) / torch.tensor([0.5, 0.25, 0.125])).permute(2, 0, 1)
+    with torch.no_grad():
+        cls = vit.tokens(model, pixels[None])[0, 0]
+    assert np.allclose(np.load("tokens.npz")["tokens"][0], cls.numpy(), atol=1e-4)
 
 
 def test_tokens_in_either_precision(scenes: Path) -> None:

@@ -117,7 +117,7 @@ LENGTHS = [1, 100, math.isqrt(vit.SCORES // 2) + 1, math.isqrt(vit.SCORES) + 9] 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_explicit_attention_is_attention(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    attention = vit.build(vit.Backbone("", 8, 32, 1, 2), 64).blocks[0].attn
+    attention = vit.build(vit.Shape(8, 32, 1, 2), 64).blocks[0].attn
     attention.qkv.weight.data.mul_(12)  # attention as sharp as in a trained ViT
     x = 3 * torch.randn(2, length, 32)
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_explicit_attention_holds_few_scores_at_once(monkeypatch: pytest.MonkeyP
     sizes: list[int] = []
     bmm = torch.bmm
     monkeypatch.setattr(torch, "bmm", lambda a, b: sizes.append(len(a) * a.shape[1] * b.shape[2]) or bmm(a, b))
-    attention = vit.build(vit.Backbone("", 8, 32, 1, 2), 64).blocks[0].attn
+    attention = vit.build(vit.Shape(8, 32, 1, 2), 64).blocks[0].attn
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         attention(torch.randn(60, 150, 32))
         assert len(sizes) > 2
@@ -178,7 +178,7 @@ def test_dino_vit_gives_the_tokens_of_timm_and_of_a_plain_vit(folder: Path) -> N
 
 def test_a_vit_of_another_patch_is_refused(folder: Path) -> None:
     torch.save(dino_vit(patch=16, grid=14), folder / "official" / "dino_deitsmall8_pretrain.pth")
-    with pytest.raises(InputError, match=r"not the official dino_deitsmall8_pretrain\.pth: .*patch_embed\.proj\.weight"):
+    with pytest.raises(InputError, match=r"not the official dino_deitsmall8_pretrain\.pth: .* has patch 16, wanted is patch 8"):
         fetch.main("dino_vits8", str(folder / "out.safetensors"))
     assert not (folder / "out.safetensors").exists()
 

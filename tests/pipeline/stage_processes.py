@@ -32,7 +32,7 @@ K, KILLED_AT = 3, 5  # clusters; masks that the killed run has put down
 TINY = {
     "cluster": {"k": K},
     "backbone": {"weights": "models/fresh", "width": 32, "depth": 2, "heads": 2},
-    "embedder": {"weights": "models/fresh", "width": 32, "depth": 2, "heads": 2},
+    "embedder": {"weights": "models/fresh", "patch": 8, "width": 32, "depth": 2, "heads": 2},
     "mine": {"resize": 64, "precision": "auto"},
     "embed": {"resize": 32, "longest": 64},
     "detector": {"width": 8, "fpn": 16, "hidden": 16, "short_sides": [64, 96], "long_side": 96, "rois": 8, "proposals": 20,

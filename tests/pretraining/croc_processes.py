@@ -52,7 +52,7 @@ def learn(folder: Path, name: str, checkpoint: str, kill: bool = False) -> None:
     records = [ImageRecord(i + 1, f"{i}.png", 40, 48, "train") for i in range(IMAGES)]
     with Checkpoint("croc", [], []) as opened:
         saved = opened.load()
-        model, values = croc_training.train(SETTINGS, vit.Backbone("none", 8, 24, 2, 3), str(folder), records, 0, opened)
+        model, values = croc_training.train(SETTINGS, vit.Shape(8, 24, 2, 3), str(folder), records, 0, opened)
         if distributed.rank() == 0:
             resumed = len(saved["values"]) if saved else 0
             torch.save({"values": values, "weights": model.state_dict(), "resumed": resumed}, folder / f"{name}.pt")

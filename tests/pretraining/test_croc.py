@@ -405,7 +405,7 @@ def test_head_gives_both_layers_their_bottleneck_at_unit_length() -> None:
 
 # ---- the training
 
-BACKBONE = vit.Backbone("none", patch=8, width=12, depth=2, heads=2)
+BACKBONE = vit.Shape(patch=8, width=12, depth=2, heads=2)
 
 
 VIEWS = {
@@ -703,7 +703,7 @@ def test_teacher_and_student_start_from_init(tmp_path: Path, image: int) -> None
     batch = batch_of(3)
     net(batch, 0.04, 0.04)
     pixels = ((batch.pixels.float() / 255 - net.mean) / net.std).transpose(0, 1).flatten(0, 1)
-    want = vit.tokens(vit.load(replace(BACKBONE, weights=weights)), pixels).unflatten(0, (2, -1))
+    want = vit.tokens(vit.load(vit.Backbone(weights, **vars(BACKBONE))), pixels).unflatten(0, (2, -1))
     torch.testing.assert_close(teacher_tokens[0], want, rtol=0, atol=1e-5)
     torch.testing.assert_close(student_tokens[0], want, rtol=0, atol=1e-5)
     assert not torch.allclose(network(settings_of()).teacher(pixels), want, atol=0.1)
@@ -766,7 +766,7 @@ def test_what_cannot_be_divided(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InputError, match=words):
             croc_training.check_sizes(settings_of(**changed), BACKBONE, count)
     croc_training.check_sizes(settings_of(accumulate=3), BACKBONE, 3)
-    odd = vit.Backbone("none", patch=5, width=12, depth=2, heads=2)
+    odd = vit.Shape(patch=5, width=12, depth=2, heads=2)
     with pytest.raises(InputError, match=r"croc\.views\.size is 32; it must be a multiple of backbone\.patch, 5"):
         croc_training.check_sizes(settings_of(), odd, 4)
     monkeypatch.setattr(croc_training.distributed, "world", lambda: 3)

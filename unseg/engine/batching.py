@@ -20,11 +20,11 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet: RGB, va
 T = TypeVar("T")
 
 
-def to_tensor(image: Pillow.Image | np.ndarray) -> Tensor:
-    """[3, H, W] float32, normalised by ImageNet's mean and standard deviation."""
+def to_tensor(image: Pillow.Image | np.ndarray, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
+    """[3, H, W] float32, normalised by the mean and standard deviation of RGB values 0..1; ImageNet's unless given."""
     pixels = torch.from_numpy(np.array(image, np.uint8)).permute(2, 0, 1).float() / 255
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD))
-    return (pixels - mean) / std
+    center, scale = (torch.tensor(x).view(3, 1, 1) for x in (mean, std))
+    return (pixels - center) / scale
 
 
 def pad_to(tensor: Tensor, multiple: int) -> Tensor:

@@ -4,7 +4,8 @@ MaskDistill (Van Gansbeke et al., arXiv:2206.06363), section 3.2. The last atten
 of the CLS token to each patch (Eq. 1) and the affinity of each pair of patches (Eq. 2). The patch with the most attention is
 the source; the proposals that are similar to it vote on every other patch; the patches with a positive vote are the object.
 The N x N graph is never built: its row s is K k_s, and the sum of the voters' rows is K (sum of k_i), two products of O(N d).
-(Only `rank: degree` needs all its signs.) `mine_all` removes an object and mines what remains of the image again.
+(Only `rank: degree` needs all its signs.) Queries, values or tokens may take the place of the keys in Eq. 2 (`mine.facet`).
+`mine_all` removes an object and mines what remains of the image again.
 
 Shapes: B images, H heads, N patches (row-major over a grid of rows x cols), P proposals, d channels of a head, D = H d.
 """
@@ -30,9 +31,13 @@ class Mining:
     objects: PositiveInt  # masks an image, at most; 1 is the paper
     stop: PositiveFraction  # no further object if its source is similar to more than this fraction of the remaining patches
     resize: PositiveInt  # shorter side, pixels
+    facet: Literal["queries", "keys", "values", "tokens"]  # whose products are the affinity
+    layer: int  # block of the ViT, from 0; negative: from the last one, -1
+    normalize: bool  # cosine similarity instead of the inner product
+    threshold: float  # affinity above which patches belong together
     keep: PositiveFraction  # fraction of the patches that are proposals
     rank: Literal["logits", "softmax", "degree"]  # how patches are ranked as proposals
-    center: bool  # subtract the image's mean key first
+    center: bool  # subtract the image's mean of the facet first
     component: bool  # keep only the 4-connected region of the source
     precision: Precision  # of the ViT
 
@@ -43,32 +48,46 @@ class ObjectMasks(NamedTuple):
     similar_fraction: Tensor  # [B], fraction of the patches that are similar to the source
 
 
-def rank_patches(query: Tensor, keys: Tensor, rank: str, center: bool) -> Tensor:
+def rank_patches(query: Tensor, keys: Tensor, rank: str, rows: Tensor | None = None, bound: float = 0.0) -> Tensor:
     """Score each patch as a proposal: [B, N], higher is better.
 
     Args:
-        query, keys: as in `mine`, keys not centred.
+        query, keys: as in `mine`.
         rank: logits, the attention of the CLS token before its softmax, the mean over heads (Eq. 1). softmax, after it, so
             that a head that attends to a large background counts less per patch (docs/spec/, B.1.4). degree, without CLS:
-            the fewer patches have a non-negative affinity to a patch, the better (LOST, Simeoni et al. 2021, Eq. 1).
-        center: for degree: subtract the mean key.
+            the fewer patches have an affinity of at least `bound` to a patch, the better (LOST, Simeoni et al. 2021, Eq. 1,
+            where it is 0).
+        rows: for degree: of `affinity_rows`.
     """
-    if rank == "degree":
-        rows = concat_heads(keys, center)
-        return torch.stack([-(k @ k.T >= 0).sum(1) for k in rows])  # image by image: one N x N matrix at a time
+    if rank == "degree" and rows is not None:
+        return torch.stack([-(k @ k.T >= bound).sum(1) for k in rows])  # image by image: one N x N matrix at a time
     attention = torch.einsum("bhd,bhnd->bhn", query, keys)
     if rank == "softmax":
         attention = (attention / keys.shape[3] ** 0.5).softmax(2)
     return attention.mean(1)
 
 
-def concat_heads(keys: Tensor, center: bool) -> Tensor:
-    """[B, H, N, d] to [B, N, D]: a product of whole rows is the sum over heads, H times the mean, of the same sign."""
-    keys = keys.transpose(1, 2).flatten(2)
-    return keys - keys.mean(1, keepdim=True) if center else keys
+def affinity_rows(features: Tensor, center: bool, normalize: bool) -> Tensor:
+    """[B, H, N, d] to [B, N, D], whose products are the affinities: the sum over heads, H times the mean, of the same sign.
+
+    center: subtract each image's mean. normalize: then scale each row to length 1 (0 stays 0): cosine similarity.
+    """
+    rows = features.transpose(1, 2).flatten(2)
+    rows = rows - rows.mean(1, keepdim=True) if center else rows
+    return torch.nn.functional.normalize(rows, dim=2) if normalize else rows
 
 
-def mine(query: Tensor, keys: Tensor, keep: float, center: bool, rank: str = "logits", count: int | None = None) -> ObjectMasks:
+def mine(
+    query: Tensor,
+    keys: Tensor,
+    keep: float,
+    center: bool,
+    rank: str = "logits",
+    count: int | None = None,
+    features: Tensor | None = None,
+    normalize: bool = False,
+    threshold: float = 0.0,
+) -> ObjectMasks:
     """Find one object in each image (section 3.2, Eq. 1 and 2). Its mask contains the source.
 
     Ties go to the patch of lower index.
@@ -77,21 +96,27 @@ def mine(query: Tensor, keys: Tensor, keep: float, center: bool, rank: str = "lo
         query: [B, H, d] of the CLS token.
         keys: [B, H, N, d] of the patches, without CLS.
         keep: fraction of the patches that are proposals; at least one patch is.
-        center: subtract each image's mean key before the affinity. Not in the paper: if all keys have a large common part,
-            as early in training, every affinity is positive and the mask covers the whole image.
+        center: subtract each image's mean feature before the affinity. Not in the paper: if all keys have a large common
+            part, as early in training and in DINOv2, every affinity is positive and the mask covers the whole image.
         rank: how proposals are ranked; the paper's is logits.
         count: number of proposals, instead of keep.
+        features: [B, H', N, d'] whose products are the affinity (Eq. 2); None: the keys (paper).
+        normalize: the affinity is the cosine of two rows (TokenCut, arXiv:2202.11539, Eq. 4), not their inner product (paper).
+        threshold: of the affinity, the mean over heads or the cosine: patches above it are similar, and a patch whose mean
+            over the voters is above it is the object's. 0 in the paper; 0.2 in TokenCut, of cosines.
     """
+    features = keys if features is None else features
+    rows = affinity_rows(features, center, normalize)  # [B, N, D]
+    bound = threshold if normalize else threshold * features.shape[1]  # rows give the sum over heads
     # A stable sort instead of topk, which may break ties differently on another device.
-    order = rank_patches(query, keys, rank, center).argsort(dim=1, descending=True, stable=True)  # [B, N]
-    keys = concat_heads(keys, center)
-    source, proposals = order[:, :1], order[:, : count or max(1, int(keep * keys.shape[1]))]  # [B, 1], [B, P]
+    order = rank_patches(query, keys, rank, rows, bound).argsort(dim=1, descending=True, stable=True)  # [B, N]
+    source, proposals = order[:, :1], order[:, : count or max(1, int(keep * keys.shape[2]))]  # [B, 1], [B, P]
     is_proposal = torch.zeros_like(order, dtype=torch.bool).scatter(1, proposals, True)
-    affinity = keys @ keys.take_along_dim(source[..., None], 1).transpose(1, 2)  # [B, N, 1], A_I[s, j]
-    similar = affinity > 0  # [B, N, 1]
+    affinity = rows @ rows.take_along_dim(source[..., None], 1).transpose(1, 2)  # [B, N, 1], A_I[s, j]
+    similar = affinity > bound  # [B, N, 1]
     voters = is_proposal[..., None] & similar
-    votes = keys @ (keys.transpose(1, 2) @ voters.to(keys))  # [B, N, 1], sum over voters of A_I[i, j]
-    masks = (votes.squeeze(2) > 0).scatter(1, source, True)
+    votes = rows @ (rows.transpose(1, 2) @ voters.to(rows))  # [B, N, 1], sum over voters of A_I[i, j]
+    masks = (votes > bound * voters.sum(1, keepdim=True)).squeeze(2).scatter(1, source, True)
     return ObjectMasks(masks, source.squeeze(1), similar.squeeze(2).float().mean(1))
 
 
@@ -100,23 +125,24 @@ def mine_attention(query: Tensor, keys: Tensor, mass: float) -> ObjectMasks:
 
     The attention is after the softmax over the patches, the mean over heads. The source is the patch with the most.
     """
-    attention = rank_patches(query, keys, "softmax", False)  # [B, N], sums to 1
+    attention = rank_patches(query, keys, "softmax")  # [B, N], sums to 1
     values, order = attention.sort(dim=1, descending=True, stable=True)
     kept = values.cumsum(1) - values < mass  # [B, N], by rank: the patches before hold less
     masks = torch.zeros_like(kept).scatter(1, order, kept)
     return ObjectMasks(masks, order[:, 0], kept.float().mean(1))
 
 
-def mine_first(query: Tensor, keys: Tensor, p: Mining) -> ObjectMasks:
+def mine_first(query: Tensor, keys: Tensor, p: Mining, features: Tensor | None = None) -> ObjectMasks:
     """The first object of each image by the method of params.yaml. LOST (Simeoni et al. 2021) is `mine` by degree."""
     if p.method == "attention":
         return mine_attention(query, keys, p.mass)
-    if p.method == "lost":
-        return mine(query, keys, p.keep, p.center, "degree", p.patches)
-    return mine(query, keys, p.keep, p.center, p.rank)
+    rank, count = ("degree", p.patches) if p.method == "lost" else (p.rank, None)
+    return mine(query, keys, p.keep, p.center, rank, count, features, p.normalize, p.threshold)
 
 
-def mine_all(query: Tensor, keys: Tensor, mined: ObjectMasks, grid: tuple[int, int], p: Mining) -> list[np.ndarray]:
+def mine_all(
+    query: Tensor, keys: Tensor, mined: ObjectMasks, grid: tuple[int, int], p: Mining, features: Tensor | None = None
+) -> list[np.ndarray]:
     """The objects of one image, as disjoint masks of patches [rows, cols] bool: the remaining patches are mined again.
 
     It stops after p.objects, or when the next source is similar to more than the fraction p.stop of the remaining patches, as
@@ -124,7 +150,7 @@ def mine_all(query: Tensor, keys: Tensor, mined: ObjectMasks, grid: tuple[int, i
     mask out and cut again. The criterion is ours.
 
     Args:
-        query, keys: [1, H, d] and [1, H, N, d].
+        query, keys, features: as in `mine`, with B = 1.
         mined: the result of `mine_first` for this image.
         grid: rows and columns of the N patches.
     """
@@ -132,7 +158,8 @@ def mine_all(query: Tensor, keys: Tensor, mined: ObjectMasks, grid: tuple[int, i
     remaining = np.ones(keys.shape[2], bool)  # [N]
     while len(masks) < p.objects and remaining.any():
         if masks:
-            mined = mine_first(query, keys[:, :, torch.from_numpy(remaining).to(keys.device)], p)
+            kept = torch.from_numpy(remaining).to(keys.device)
+            mined = mine_first(query, keys[:, :, kept], p, None if features is None else features[:, :, kept])
             if float(mined.similar_fraction[0]) > p.stop:
                 break
         patches = np.flatnonzero(remaining)

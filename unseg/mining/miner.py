@@ -7,7 +7,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from PIL import Image as Pillow
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from unseg.data import photos
@@ -15,7 +14,8 @@ from unseg.engine import batching, environment
 from unseg.engine.batching import Batches
 from unseg.engine.precision import autocast
 from unseg.mining import affinity
-from unseg.models import vit
+from unseg.models import facets, vit
+from unseg.models.vit import ViT
 
 PIXELS = 3_000_000  # of a batch
 T = TypeVar("T")
@@ -23,9 +23,10 @@ Size = Callable[[T], tuple[int, int]]  # (H, W) of an item's photograph, compute
 
 
 def load_batches(
-    items: Iterable[T], size: Size[T], read: Callable[[T], Pillow.Image], p: affinity.Mining, patch: int
+    model: ViT, items: Iterable[T], size: Size[T], read: Callable[[T], Pillow.Image], p: affinity.Mining
 ) -> Batches[T]:
-    """Batches for the ViT: photographs resized to p.resize, padded to whole patches. Loader processes run `read` (picklable)."""
+    """Batches for the ViT: photographs resized to p.resize, normalised, padded to whole patches. Loader processes run `read`."""
+    patch, (mean, std) = vit.patch_size(model), vit.normalisation(model)
 
     def padded_size(item: T) -> tuple[int, int]:
         h, w = photos.short_side(size(item), p.resize)
@@ -33,34 +34,34 @@ def load_batches(
 
     def load(item: T) -> Tensor:
         resized = photos.resize(read(item), photos.short_side(size(item), p.resize))
-        return batching.pad_to(batching.to_tensor(resized), patch)
+        return batching.pad_to(batching.to_tensor(resized, mean, std), patch)
 
     return batching.batches_by_shape(items, padded_size, load, PIXELS)
 
 
 @torch.inference_mode()
 def mine_objects(
-    model: VisionTransformer, batches: Iterable[tuple[list[T], Tensor]], size: Size[T], p: affinity.Mining, patch: int
+    model: ViT, batches: Iterable[tuple[list[T], Tensor]], size: Size[T], p: affinity.Mining
 ) -> Iterator[tuple[T, list[np.ndarray]]]:
     """Each item of the batches and the masks [H, W] bool of its objects, in the order in which they are mined."""
-    device = environment.device()
+    device, patch = environment.device(), vit.patch_size(model)
     model = model.to(device)
     for items, pixels in batches:
         with autocast(device, p.precision):
-            query, keys = (x.float() for x in vit.last_block(model, pixels.to(device)))
-        mined = affinity.ObjectMasks(*(x.cpu() for x in affinity.mine_first(query, keys, p)))
+            query, keys, features = (x.float() for x in facets.read(model, pixels.to(device), p.facet, p.layer))
+        mined = affinity.ObjectMasks(*(x.cpu() for x in affinity.mine_first(query, keys, p, features)))
         grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
         for i, item in enumerate(items):
             first = affinity.ObjectMasks(*(x[i : i + 1] for x in mined))
-            masks = affinity.mine_all(query[i : i + 1], keys[i : i + 1], first, grid, p)
+            masks = affinity.mine_all(query[i : i + 1], keys[i : i + 1], first, grid, p, features[i : i + 1])
             resized = photos.short_side(size(item), p.resize)
             yield item, [affinity.to_pixels(mask, resized, size(item), patch) for mask in masks]
 
 
 def mine_first_object(
-    model: VisionTransformer, items: Iterable[T], size: Size[T], read: Callable[[T], Pillow.Image], p: affinity.Mining, patch: int
+    model: ViT, items: Iterable[T], size: Size[T], read: Callable[[T], Pillow.Image], p: affinity.Mining
 ) -> Iterator[tuple[T, np.ndarray]]:
     """Each item and the mask [H, W] bool of its first object; arguments as in `load_batches`."""
     single = replace(p, objects=1)
-    for item, (mask,) in mine_objects(model, load_batches(items, size, read, single, patch), size, single, patch):
+    for item, (mask,) in mine_objects(model, load_batches(model, items, size, read, single), size, single):
         yield item, mask

@@ -1,41 +1,64 @@
-"""timm's vision transformers, and what the method takes from them: queries and keys of the last block, CLS tokens.
+"""timm's vision transformers: DINO's layout, or any by its name; their weights and their tokens. `facets` reads a layer.
 
-Shapes: B images, N patches (row-major over a grid of rows x cols), H heads, d channels of a head, D = H d.
+Shapes: B images, N patches (row-major over a grid of rows x cols), P prefix tokens (CLS, then registers), H heads, d channels
+of a head, D = H d.
 """
 
-import json
-import re
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
+import timm
 import torch
-from safetensors import safe_open
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.attention import Attention
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from timm.models.eva import Eva, EvaBlock
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
 
 from unseg.core.console import InputError
 from unseg.core.params import PositiveInt
-from unseg.models.weights import RANDOM_INIT, load_strictly, read_state
+from unseg.models import vit_files
+from unseg.models.vit_files import Network
+from unseg.models.weights import RANDOM_INIT, load_strictly
 
 RANDOM_INIT_IMAGE = 224  # pixels, both sides: the position embeddings of a random ViT
 SCORES = 1 << 20  # attention scores that `CpuAttention` computes at once, or those of one head if it has more
+ViT = VisionTransformer | Eva  # Eva: with rotary position embeddings, e.g. DINOv3
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a ViT in DINO's layout. DINO ViT-S/16: patch 16, width 384, depth 12, heads 6."""
+
+    patch: int  # pixels
+    width: int  # D
+    depth: int  # blocks
+    heads: int  # H
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """The `backbone` and `embedder` groups of params.yaml. DINO ViT-S/16: patch 16, width 384, depth 12, heads 6."""
+    """The `backbone` and `embedder` groups of params.yaml; the shape is for a ViT that starts from random weights."""
 
-    weights: str  # a .safetensors of unseg, or a .pth in DINO's layout; RANDOM_INIT: random, always the same
-    patch: PositiveInt  # pixels
-    width: PositiveInt  # D
-    depth: PositiveInt  # blocks
-    heads: PositiveInt  # H
+    weights: str  # a file, or RANDOM_INIT: random, always the same
+    patch: PositiveInt | None  # None: as the file of weights has it
+    width: PositiveInt | None
+    depth: PositiveInt | None
+    heads: PositiveInt | None
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
+        if self.width and self.heads and self.width % self.heads:
             raise ValueError(f"backbone and embedder: width is {self.width}; it must be a multiple of heads, {self.heads}")
+
+    def shape(self) -> Shape:
+        """Raises InputError if a part of it is null."""
+        sizes = {"patch": self.patch, "width": self.width, "depth": self.depth, "heads": self.heads}
+        if missing := [key for key, x in sizes.items() if x is None]:
+            raise InputError(
+                f"params.yaml: {missing[0]} of backbone or embedder is null; a ViT that starts from random weights needs "
+                "patch, width, depth and heads"
+            )
+        return Shape(**{key: x for key, x in sizes.items() if x is not None})
 
 
 class CpuAttention(Attention):
@@ -60,87 +83,106 @@ class CpuAttention(Attention):
         return out
 
 
-def build(backbone: Backbone, image: int, drop_path: float = 0.0) -> VisionTransformer:
-    """A ViT in DINO's layout with random weights. Position embeddings are for image x image pixels, and resized for others."""
+def build(shape: Shape, image: int, drop_path: float = 0.0, registers: int = 0, layer_scale: bool = False) -> VisionTransformer:
+    """A ViT in DINO's layout with random weights. Position embeddings are for image x image pixels, and resized for others.
+
+    registers, layer_scale: as in DINOv2; CLS and registers then have no position embedding.
+    """
     return VisionTransformer(
         img_size=image,
-        patch_size=backbone.patch,
-        embed_dim=backbone.width,
-        depth=backbone.depth,
-        num_heads=backbone.heads,
+        patch_size=shape.patch,
+        embed_dim=shape.width,
+        depth=shape.depth,
+        num_heads=shape.heads,
         num_classes=0,
         dynamic_img_size=True,
         drop_path_rate=drop_path,
         attn_layer=CpuAttention,
+        reg_tokens=registers,
+        no_embed_class=registers > 0,
+        init_values=1.0 if layer_scale else None,
     )
 
 
-def load(backbone: Backbone) -> VisionTransformer:
-    """The ViT with its weights, in evaluation mode. Raises InputError for a key or a shape that does not fit params.yaml."""
+def load(backbone: Backbone) -> ViT:
+    """The ViT with its weights, in evaluation mode.
+
+    Raises:
+        InputError: a key or a shape does not fit params.yaml, the file's architecture or DINO's layout.
+    """
     if backbone.weights == RANDOM_INIT:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return build(backbone, RANDOM_INIT_IMAGE).eval()
-    state = read_vit(backbone.weights)
-    side = round((state["pos_embed"].shape[1] - 1) ** 0.5)
-    vit = build(backbone, side * backbone.patch)
-    shape = f"params.yaml (patch {backbone.patch}, width {backbone.width}, depth {backbone.depth}, heads {backbone.heads})"
-    load_strictly(vit, state, backbone.weights, shape)
-    return vit.eval()
+            return build(backbone.shape(), RANDOM_INIT_IMAGE).eval()
+    weights, wanted = backbone.weights, {key: x for key, x in vars(backbone).items() if key != "weights"}
+    state = vit_files.read_vit(weights)
+    network = vit_files.describe(weights, state, backbone.heads)
+    vit_files.check_shape(network, weights, wanted)
+    vit: Any  # mypy takes attributes of modules for tensors
+    if network.arch:
+        vit = build_timm(network, weights)
+    else:
+        shape = Shape(network.patch, network.width, network.depth, network.heads)
+        if shape.width % shape.heads:
+            raise InputError(f"{weights}: width {shape.width} is no multiple of heads, {shape.heads}; set heads in params.yaml")
+        vit = build(shape, network.image, 0.0, network.prefix_tokens - 1, "blocks.0.ls1.gamma" in state)
+    source = network.arch or f"a ViT in DINO's layout (patch {network.patch}, width {network.width}, depth {network.depth})"
+    load_strictly(vit, state, weights, source)
+    vit.pretrained_cfg = {"mean": tuple(network.mean), "std": tuple(network.std)}
+    loaded: ViT = vit.eval()
+    return loaded
 
 
-def read_vit(weights: str) -> dict[str, Tensor]:
-    """A ViT's tensors by timm's names, without heads and prefixes. Raises InputError if the file is not a ViT's weights."""
-    state = {k.removeprefix("module.").removeprefix("backbone."): v for k, v in read_state(weights).items()}
-    state = {k: v for k, v in state.items() if not k.startswith(("head.", "fc."))}
-    if "pos_embed" not in state:
-        raise InputError(f"{weights} has no pos_embed: not a ViT in DINO's layout")
-    return state
+def build_timm(network: Network, weights: str) -> ViT:
+    """timm's network of this name, without head and with random weights. weights: for the InputError, if there is none."""
+    if not timm.is_model(network.arch):
+        raise InputError(
+            f"{weights}: timm {timm.__version__} has no {network.arch}; install the version that requirements.txt names"
+        )
+    vit = timm.create_model(
+        network.arch,
+        num_classes=0,
+        img_size=network.image,
+        embed_dim=network.width,
+        depth=network.depth,
+        num_heads=network.heads,
+        dynamic_img_size=True,
+    )
+    return checked(vit, weights)
 
 
-def shape_of(weights: str, default: Backbone) -> Backbone:
-    """The shape of the ViT in a file (InputError if it is none); that of `default` for RANDOM_INIT.
-
-    The number of heads is in the metadata of unseg's files; otherwise it is one per 64 channels, as in all of DINO's ViTs.
-    """
-    if weights == RANDOM_INIT:
-        return replace(default, weights=RANDOM_INIT)
-    state = read_vit(weights)
-    kernel = state.get("patch_embed.proj.weight")  # [D, 3, p, p]
-    blocks = [int(m[1]) for key in state if (m := re.match(r"blocks\.(\d+)\.", key))]
-    if kernel is None or kernel.ndim != 4 or not blocks:
-        raise InputError(f"{weights} has no patch embedding or no block: not a ViT in DINO's layout")
-    metadata: dict[str, Any] = {}
-    if Path(weights).suffix == ".safetensors":
-        with safe_open(weights, "pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("unseg", "{}")).get("backbone", {})
-    width, _, patch, _ = kernel.shape
-    return Backbone(weights, patch, width, max(blocks) + 1, metadata.get("heads", max(1, width // 64)))
+def checked(vit: nn.Module, name: str) -> ViT:
+    """The network, in bf16 on a CPU by `CpuAttention`. Raises InputError if it is none whose facets `facets.read` can read."""
+    blocks = getattr(vit, "blocks", [None])
+    if not isinstance(vit, VisionTransformer | Eva) or not all(type(b) in (Block, EvaBlock) for b in blocks):
+        raise InputError(f"{name}: {type(vit).__name__} is no ViT of plain blocks; choose one of timm's vit_ or eva models")
+    if vit.cls_token is None:
+        raise InputError(f"{name}: this ViT has no CLS token, which mining and embedding need; choose another")
+    for block in vit.blocks:
+        attention = block.attn
+        plain = all(isinstance(getattr(attention, part), nn.Identity) for part in ("q_norm", "k_norm", "norm"))
+        if type(attention) is Attention and plain and attention.gate is None:
+            attention.__class__ = CpuAttention
+    return vit
 
 
-def last(vit: VisionTransformer) -> Any:
+def patch_size(vit: ViT) -> int:
+    """Pixels, both sides."""
+    return int(vit.patch_embed.patch_size[0])
+
+
+def normalisation(vit: ViT) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the input, RGB, values 0..1: the file's, or ImageNet's."""
+    about = getattr(vit, "pretrained_cfg", None) or {}
+    return tuple(about.get("mean", IMAGENET_DEFAULT_MEAN)), tuple(about.get("std", IMAGENET_DEFAULT_STD))
+
+
+def last(vit: ViT) -> Any:
     """The last block: timm's Block, of which mypy knows only Module."""
     return vit.blocks[-1]
 
 
-def last_block(vit: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The CLS token's queries [B, H, d] and the patches' keys [B, H, N, d] of the last block, neither scaled nor normalised.
-
-    Nothing after them is computed. images: [B, 3, rows * p, cols * p], normalised.
-    """
-    x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
-    for block in vit.blocks[:-1]:
-        x = block(x)
-    x = last(vit).norm1(x)  # [B, 1 + N, D]
-    attention = last(vit).attn
-    heads, width = attention.num_heads, x.shape[-1]
-    weight, bias = attention.qkv.weight, attention.qkv.bias
-    query = torch.nn.functional.linear(x[:, 0], weight[:width], bias[:width])  # [B, D]
-    keys = torch.nn.functional.linear(x[:, 1:], weight[width : 2 * width], bias[width : 2 * width])  # [B, N, D]
-    return query.unflatten(1, (heads, -1)), keys.unflatten(2, (heads, -1)).transpose(1, 2)
-
-
-def tokens(vit: VisionTransformer, images: Tensor) -> Tensor:
-    """All tokens after the final LayerNorm, CLS first: [B, 1 + N, D]."""
+def tokens(vit: ViT, images: Tensor) -> Tensor:
+    """All tokens after the final LayerNorm, CLS first, then registers: [B, P + N, D]."""
     out: Tensor = vit.forward_features(images)
     return out

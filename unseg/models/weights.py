@@ -1,5 +1,6 @@
 """Reading weight files: any state dict, and ResNets as torchvision, DINO, MoCo-v2, MoCo-v3 and unseg name their layers."""
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ LAYER = re.compile(
     r"\.(weight|bias|running_mean|running_var|num_batches_tracked)"
 )
 ENCODERS = ("encoder_q.", "base_encoder.", "backbone.")  # prefixes of MoCo-v2, MoCo-v3, DINO
+STATES = ("target_encoder", "teacher", "student", "state_dict", "model", "encoder")  # MSN's target is its teacher
 HEADS = ("fc.", "head.")  # classifiers and projections: ignored
 HELPERS = re.compile(r"(encoder_k|momentum_encoder|predictor)\..+|queue|queue_ptr")  # other parts of a training: ignored
 
@@ -24,12 +26,15 @@ HELPERS = re.compile(r"(encoder_k|momentum_encoder|predictor)\..+|queue|queue_pt
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """A state dict from .safetensors, or from a pickle that holds only tensors (torch's `weights_only`).
 
-    Of a dict of states, `teacher`, `student`, `state_dict` or `model` is read. Raises InputError for any other file.
+    Of a dict of states the first of STATES is read. Raises InputError for any other file.
     """
     try:
         if Path(path).suffix == ".safetensors":
             return load_file(path)
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(
+            [argparse.Namespace]
+        ):  # DINO, iBOT, CrOC and CrIBo keep their options beside weights
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; see docs/weights.md") from None
     except SafetensorError as error:
@@ -40,7 +45,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"{path} cannot be read as weights alone ({reason}); save its state_dict with torch.save") from None
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}, not weights by name; save its state_dict with torch.save")
-    for name in ("teacher", "student", "state_dict", "model"):
+    for name in STATES:
         if isinstance(state.get(name), dict):
             state = state[name]
     return state

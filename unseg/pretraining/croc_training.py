@@ -6,7 +6,7 @@ Shapes: B images, 2 views, H heads, N patches, D channels of a token, M rows of 
 import contextlib
 import copy
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -24,7 +24,7 @@ from unseg.engine import batching, distributed, environment, training
 from unseg.engine.checkpoint import Checkpoint
 from unseg.engine.precision import autocast
 from unseg.models import vit
-from unseg.models.weights import RANDOM_INIT
+from unseg.models.weights import RANDOM_INIT, load_strictly
 from unseg.pretraining import croc, views
 
 SHORT = 128  # patches; below, explicit attention is faster on a CPU than the fused kernel (at 64 a step takes 0.7 s, not 1.0 s)
@@ -67,13 +67,20 @@ class Croc:
     clustering: croc.CrocClustering
 
 
-def initial_state(p: Croc, backbone: vit.Backbone) -> dict[str, Tensor]:
+def initial_state(p: Croc, shape: vit.Shape) -> dict[str, Tensor]:
     """The ViT of p.init, with position embeddings for the grid of a view. Raises InputError if it is not such a ViT."""
     try:
-        state = vit.load(replace(backbone, weights=p.init)).state_dict()
+        model = vit.load(vit.Backbone(p.init, **vars(shape)))
     except InputError as error:
         raise InputError(f"croc.init: {error}") from None
-    return state | {"pos_embed": resample_abs_pos_embed(state["pos_embed"], [p.views.size // backbone.patch] * 2)}
+    state = model.state_dict()
+    if "pos_embed" not in state or model.no_embed_class or model.num_prefix_tokens > 1:
+        raise InputError(f"croc.init: {p.init} is no ViT in DINO's layout (it has registers or rotary embeddings); name another")
+    if vit.normalisation(model) != (batching.MEAN, batching.STD):
+        raise InputError(
+            f"croc.init: the ViT of {p.init} wants images of another mean and deviation than ImageNet's; name another"
+        )
+    return state | {"pos_embed": resample_abs_pos_embed(state["pos_embed"], [p.views.size // shape.patch] * 2)}
 
 
 class SharedDropPath(DropPath):
@@ -89,11 +96,11 @@ class SharedDropPath(DropPath):
 class Network(nn.Module):
     """A ViT and its projection head."""
 
-    def __init__(self, p: Croc, backbone: vit.Backbone, drop_path: float) -> None:
+    def __init__(self, p: Croc, shape: vit.Shape, drop_path: float) -> None:
         super().__init__()
         outputs = (p.outputs, p.outputs_centroid)
-        head = croc.ProjectionHead(backbone.width, p.hidden, p.bottleneck, outputs, p.head_batch_norm, p.norm_last)
-        self.vit, self.head = vit.build(backbone, p.views.size, drop_path), head
+        head = croc.ProjectionHead(shape.width, p.hidden, p.bottleneck, outputs, p.head_batch_norm, p.norm_last)
+        self.vit, self.head = vit.build(shape, p.views.size, drop_path), head
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[2 B, 3, S, S] to tokens [2, B, 1 + N, D]."""
@@ -108,12 +115,12 @@ class StudentTeacher(nn.Module):
     mean: Tensor  # [3, 1, 1]; a buffer, because creating a constant in a step would make the host wait for the GPU
     std: Tensor
 
-    def __init__(self, p: Croc, backbone: vit.Backbone) -> None:
+    def __init__(self, p: Croc, shape: vit.Shape) -> None:
         super().__init__()
-        self.p, self.side = p, p.views.size // backbone.patch
-        self.student, self.teacher = Network(p, backbone, p.drop_path), Network(p, backbone, 0.0)
+        self.p, self.side = p, p.views.size // shape.patch
+        self.student, self.teacher = Network(p, shape, p.drop_path), Network(p, shape, 0.0)
         if p.init != RANDOM_INIT:
-            self.student.vit.load_state_dict(initial_state(p, backbone))
+            load_strictly(self.student.vit, initial_state(p, shape), f"croc.init: {p.init}", "a ViT in DINO's layout")
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         for module in self.student.modules():
@@ -219,15 +226,15 @@ def compile_blocks(net: StudentTeacher, backend: str = "inductor") -> None:
         block.compile(backend=backend)
 
 
-def check_sizes(p: Croc, backbone: vit.Backbone, count: int) -> None:
+def check_sizes(p: Croc, shape: vit.Shape, count: int) -> None:
     """Raises InputError if there is no image, or the batch or the view cannot be divided as params.yaml asks."""
     if not count:
         raise InputError("no image to learn from; put photographs into data.images, or change data in params.yaml")
     if min(p.batch, count) % (distributed.world() * p.accumulate):
         divisor = f"processes ({distributed.world()}) times croc.accumulate ({p.accumulate})"
         raise InputError(f"params.yaml: croc.batch is {p.batch}, of {count} images; the smaller must be a multiple of {divisor}")
-    if p.views.size % backbone.patch:
-        divisor = f"backbone.patch, {backbone.patch}"
+    if p.views.size % shape.patch:
+        divisor = f"backbone.patch, {shape.patch}"
         raise InputError(f"params.yaml: croc.views.size is {p.views.size}; it must be a multiple of {divisor}")
 
 
@@ -244,13 +251,13 @@ def accumulate(net: nn.Module, batch: views.Views, temperatures: tuple[float, fl
 
 
 def train(
-    p: Croc, backbone: vit.Backbone, root: str, records: list[ImageRecord], seed: int, checkpoint: Checkpoint
+    p: Croc, shape: vit.Shape, root: str, records: list[ImageRecord], seed: int, checkpoint: Checkpoint
 ) -> tuple[VisionTransformer, list[dict[str, float]]]:
     """Pre-train on the images: the ViT of the teacher, and the metrics of each step. Raises InputError as `check_sizes`."""
-    check_sizes(p, backbone, len(records))
+    check_sizes(p, shape, len(records))
     torch.manual_seed(seed)
     device = environment.device()
-    net = StudentTeacher(p, backbone).to(device).train()
+    net = StudentTeacher(p, shape).to(device).train()
     if device.type == "cpu" and net.side**2 < SHORT:
         for block in (*net.student.vit.blocks, *net.teacher.vit.blocks):
             block.attn.fused_attn = False

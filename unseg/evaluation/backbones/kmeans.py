@@ -16,7 +16,6 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.preprocessing import StandardScaler
-from timm.models.vision_transformer import VisionTransformer
 
 from unseg.core.console import InputError, track
 from unseg.core.params import PositiveInt, Precision
@@ -24,6 +23,8 @@ from unseg.engine import environment
 from unseg.evaluation import metrics
 from unseg.evaluation.backbones import sets
 from unseg.evaluation.backbones.sets import Example
+from unseg.models import vit
+from unseg.models.vit import ViT
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,10 @@ def whole_batches(examples: list[Example], batch: int) -> list[Example]:
     return examples[: len(examples) // batch * batch]
 
 
-def read_tokens(p: BackboneKmeans, model: VisionTransformer, examples: list[Example]) -> tuple[np.ndarray, np.ndarray]:
+def read_tokens(p: BackboneKmeans, model: ViT, examples: list[Example]) -> tuple[np.ndarray, np.ndarray]:
     """Masks [n, grid, grid] uint8 and tokens [n, h, w, D] float32 (1.7 GB for VOC and a ViT-S/16)."""
     model.to(environment.device()).eval().requires_grad_(False)
-    side = p.size // model.patch_embed.patch_size[0]
+    side = p.size // vit.patch_size(model)
     masks = np.empty((len(examples), p.grid, p.grid), np.uint8)
     tokens = np.empty((len(examples), side, side, model.embed_dim), np.float32)
     pairs = sets.masks_and_tokens(model, examples, p.size, p.precision)

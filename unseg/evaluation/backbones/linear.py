@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image as Pillow
 from PIL import ImageOps
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -26,6 +25,8 @@ from unseg.evaluation import metrics
 from unseg.evaluation.backbones import sets
 from unseg.evaluation.backbones.sets import Example
 from unseg.evaluation.probe import Schedule, fit_layer, new_layer
+from unseg.models import vit
+from unseg.models.vit import ViT
 from unseg.pretraining import views
 
 
@@ -50,6 +51,8 @@ class CropDataset(Dataset[Any]):
 
     examples: list[Example]
     p: BackboneLinear
+    mean: tuple[float, ...]  # of the ViT's input
+    std: tuple[float, ...]
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -65,12 +68,10 @@ class CropDataset(Dataset[Any]):
         if rng.random() < 0.5:
             photo, mask = ImageOps.mirror(photo), ImageOps.mirror(mask)
         labels = sets.subsample(np.array(mask), self.p.grid)
-        return batching.to_tensor(photo), torch.from_numpy(labels.astype(np.int64))
+        return batching.to_tensor(photo, self.mean, self.std), torch.from_numpy(labels.astype(np.int64))
 
 
-def train(
-    p: BackboneLinear, model: VisionTransformer, classes: int, examples: list[Example], seed: int, checkpoint: Checkpoint
-) -> nn.Conv2d:
+def train(p: BackboneLinear, model: ViT, classes: int, examples: list[Example], seed: int, checkpoint: Checkpoint) -> nn.Conv2d:
     """Train the layer on the frozen ViT."""
     torch.manual_seed(seed)
     device = environment.device()
@@ -80,12 +81,12 @@ def train(
     def features(x: Tensor) -> Tensor:
         return sets.extract_tokens(model, x.to(device), p.precision)
 
-    fit_layer(p.head, layer, features, CropDataset(examples, p), seed, checkpoint)
+    fit_layer(p.head, layer, features, CropDataset(examples, p, *vit.normalisation(model)), seed, checkpoint)
     return layer
 
 
 @torch.no_grad()
-def evaluate(p: BackboneLinear, model: VisionTransformer, layer: nn.Conv2d, examples: list[Example]) -> np.ndarray:
+def evaluate(p: BackboneLinear, model: ViT, layer: nn.Conv2d, examples: list[Example]) -> np.ndarray:
     """The confusion [C, C] over all pixels of the examples as S x S squares."""
     classes = layer.out_channels
     counts = np.zeros((classes, classes), np.int64)

@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image as Pillow
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from unseg.core import params
@@ -31,6 +30,8 @@ from unseg.data.truth import VOC_CLASSES
 from unseg.engine import batching, environment
 from unseg.engine.precision import autocast
 from unseg.models import vit
+from unseg.models.vit import ViT
+from unseg.models.weights import RANDOM_INIT
 
 PIXELS = 3_000_000  # of a batch
 
@@ -61,17 +62,18 @@ def read_set(kind: str, root: str, train: str, val: str, fraction: float) -> Set
     return checked
 
 
-def read_shape(weights: str, group: str, size: int) -> vit.Backbone:
-    """The shape of the ViT in a file; where the file does not say, that of `backbone` in params.yaml.
+def load_backbone(weights: str, group: str, size: int) -> ViT:
+    """The ViT of a file; for random weights, of the shape that `backbone` in params.yaml has.
 
     Raises:
         InputError: size, of a group of params.yaml, is not a multiple of the patch.
     """
-    default = vit.Backbone(weights, **{key: params.value(f"backbone.{key}", int) for key in ("patch", "width", "depth", "heads")})
-    shape = vit.shape_of(weights, default)
-    if size % shape.patch:
-        raise InputError(f"params.yaml: {group}.size is {size}; it must be a multiple of the patch of {weights}, {shape.patch}")
-    return shape
+    keys = ("patch", "width", "depth", "heads")
+    random = weights == RANDOM_INIT
+    model = vit.load(vit.Backbone(weights, **{key: params.value(f"backbone.{key}", int) if random else None for key in keys}))
+    if size % (patch := vit.patch_size(model)):
+        raise InputError(f"params.yaml: {group}.size is {size}; it must be a multiple of the patch of {weights}, {patch}")
+    return model
 
 
 def read_examples(data: Set, listed: str) -> tuple[list[str], list[Example]]:
@@ -170,23 +172,21 @@ def subsample(labels: np.ndarray, grid: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def extract_tokens(model: VisionTransformer, x: Tensor, precision: str) -> Tensor:
+def extract_tokens(model: ViT, x: Tensor, precision: str) -> Tensor:
     """Patch tokens after the final LayerNorm: [B, 3, S, S], normalised, to [B, D, h, w] float32."""
     with autocast(x.device, precision):
-        tokens = vit.tokens(model, x)[:, 1:].float()  # [B, N, D]
-    patch = model.patch_embed.patch_size[0]
+        tokens = vit.tokens(model, x)[:, model.num_prefix_tokens :].float()  # [B, N, D]
+    patch = vit.patch_size(model)
     grid: Tensor = tokens.transpose(1, 2).unflatten(2, (x.shape[2] // patch, x.shape[3] // patch))
     return grid
 
 
-def masks_and_tokens(
-    model: VisionTransformer, examples: list[Example], size: int, precision: str
-) -> Iterator[tuple[np.ndarray, Tensor]]:
+def masks_and_tokens(model: ViT, examples: list[Example], size: int, precision: str) -> Iterator[tuple[np.ndarray, Tensor]]:
     """The mask [S, S] uint8 (nearest neighbour) and the tokens [D, h, w] of each example, resized to S x S."""
-    device = environment.device()
+    device, (mean, std) = environment.device(), vit.normalisation(model)
 
     def load(example: Example) -> Tensor:
-        return batching.to_tensor(photos.resize(read_pair(example)[0], (size, size)))
+        return batching.to_tensor(photos.resize(read_pair(example)[0], (size, size)), mean, std)
 
     for batch, x in batching.batches_by_shape(examples, lambda _: (size, size), load, PIXELS):
         for example, tokens in zip(batch, extract_tokens(model, x.to(device), precision), strict=True):

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from annotated_types import Ge
 from PIL import Image as Pillow
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,6 +23,8 @@ from unseg.data import photos
 from unseg.engine import batching, environment
 from unseg.evaluation.backbones import sets
 from unseg.evaluation.backbones.davis import Sequence
+from unseg.models import vit
+from unseg.models.vit import ViT
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,11 @@ def upsample(soft: Tensor, patch: int, size: tuple[int, int]) -> np.ndarray:
 
 
 @torch.no_grad()
-def segment(p: BackboneVideo, model: VisionTransformer, sequence: Sequence, first: np.ndarray) -> np.ndarray:
+def segment(p: BackboneVideo, model: ViT, sequence: Sequence, first: np.ndarray) -> np.ndarray:
     """Label maps [T, H, W] uint8 of a sequence by that of its first frame [H, W] uint8, in which void counts as background."""
     device, full = environment.device(), (first.shape[0], first.shape[1])
-    size, patch = input_size(full, p), model.patch_embed.patch_size[0]
+    mean, std = vit.normalisation(model)
+    size, patch = input_size(full, p), vit.patch_size(model)
     first = np.where(first == IGNORE_LABEL, 0, first).astype(np.uint8)
     grid = (size[1] // patch, size[0] // patch)
     small = torch.from_numpy(np.array(Pillow.fromarray(first).resize(grid, Pillow.Resampling.NEAREST))).long()
@@ -106,7 +108,7 @@ def segment(p: BackboneVideo, model: VisionTransformer, sequence: Sequence, firs
 
     def frames() -> Iterator[Tensor]:
         for path in sequence.frames:
-            x = batching.to_tensor(photos.resize(photos.open_rgb(path), size))[None].to(device)
+            x = batching.to_tensor(photos.resize(photos.open_rgb(path), size), mean, std)[None].to(device)
             yield F.normalize(sets.extract_tokens(model, x, p.precision)[0].permute(1, 2, 0), dim=-1)
 
     return np.stack([first, *(upsample(soft, patch, full) for soft in propagate(frames(), one_hot, p))])

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageOps
-from timm.models.vision_transformer import VisionTransformer
 
 from unseg.core.image_index import ImageRecord
 from unseg.data import photos
 from unseg.mining import affinity, miner
+from unseg.models.vit import ViT
 
 CROP = 0.75  # of each side
 GRID = 64  # points a side, on which masks of different photographs are compared
@@ -78,11 +78,11 @@ def sample(mask: np.ndarray) -> np.ndarray:
 
 
 def measure_mining(
-    model: VisionTransformer, root: str, masks: Sequence[tuple[ImageRecord, np.ndarray]], p: affinity.Mining, patch: int
+    model: ViT, root: str, masks: Sequence[tuple[ImageRecord, np.ndarray]], p: affinity.Mining
 ) -> tuple[float, float]:
     """`iou_above_chance` of mined masks [H, W] bool with those of the mirrored photographs, and with those of the crops."""
     views = [View(image, mask, flipped) for image, mask in masks for flipped in (True, False)]
-    mined = list(miner.mine_first_object(model, views, lambda v: v.size, lambda v: v.read(root), p, patch)) if views else []
+    mined = list(miner.mine_first_object(model, views, lambda v: v.size, lambda v: v.read(root), p)) if views else []
     mined.sort(key=lambda item: item[0].image.id)
     flips, crops = ([pair for v, mask in mined if v.flipped is f and (pair := v.align(mask))] for f in (True, False))
     return iou_above_chance(flips), iou_above_chance(crops)

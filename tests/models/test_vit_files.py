@@ -1,0 +1,221 @@
+"""ViTs in the layouts of published checkpoints, and by timm's names from files in the hub's layout; all written here."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from test_facets import family
+from timm.models import vision_transformer
+from torch import Tensor
+
+from stages import fetch
+from unseg.core.console import InputError
+from unseg.models import facets, timm_weights, vit
+
+ROOT = Path(__file__).parents[2]
+State = dict[str, Tensor]
+NAMES = (
+    "vit_small_patch16_224.dino",
+    "vit_small_patch14_dinov2.lvd142m",
+    "vit_small_patch14_reg4_dinov2.lvd142m",
+    "vit_small_patch16_dinov3.lvd1689m",
+    "vit_base_patch16_224.mae",
+    "vit_base_patch16_224.augreg_in21k",  # its images are normalised by 0.5
+)
+
+
+def backbone(weights: Path | str, **shape: int) -> vit.Backbone:
+    return vit.Backbone(str(weights), **{key: shape.get(key) for key in ("patch", "width", "depth", "heads")})
+
+
+# ---- published checkpoints
+
+WIDTH, HEADS = 64, 1
+
+
+def plain() -> State:
+    """A ViT in DINO's layout."""
+    torch.manual_seed(0)
+    return vit.build(vit.Shape(8, WIDTH, 2, HEADS), 32).state_dict()
+
+
+def prefixed(prefix: str, state: State) -> State:
+    return {prefix + key: x for key, x in state.items()}
+
+
+def other(state: State) -> State:
+    return {key: x + 100 for key, x in state.items()}
+
+
+HEAD = {"head.mlp.0.weight": torch.zeros(2), "head.last_layer.weight_g": torch.zeros(2)}
+OPTIONS = argparse.Namespace(arch="vit_small", epochs=300)
+DECODER = {
+    f"decoder_{x}": torch.zeros(2) for x in ("pos_embed", "embed.weight", "blocks.0.norm1.weight", "norm.bias", "pred.bias")
+}
+LAYOUTS: dict[str, Any] = {
+    "timm": lambda s: s,
+    "dino, whole training": lambda s: {
+        "student": prefixed("module.backbone.", other(s)) | prefixed("module.", HEAD),
+        "teacher": prefixed("backbone.", s) | HEAD,
+        "optimizer": {"state": {}},
+        "args": OPTIONS,
+        "epoch": 3,
+    },
+    "ibot": lambda s: {"state_dict": s | {"masked_embed": torch.zeros(1, WIDTH)}},
+    "ibot, whole training": lambda s: {
+        "teacher": prefixed("backbone.", s | {"masked_embed": torch.zeros(1, WIDTH)}) | HEAD,
+        "student": prefixed("module.backbone.", other(s)),
+        "ibot_loss": {"center": torch.zeros(1)},
+    },
+    "msn": lambda s: {
+        "encoder": prefixed("module.", other(s)),
+        "target_encoder": prefixed("module.", s | {"fc.fc1.weight": torch.zeros(2)}),
+        "prototypes": torch.zeros(2),
+    },
+    "leopart": lambda s: {"state_dict": prefixed("model.", s | {"projection_head.0.weight": torch.zeros(2)}), "epoch": 49},
+    "lightning, with a teacher": lambda s: {
+        "state_dict": prefixed("model.", other(s)) | prefixed("teacher.", s | HEAD) | {"prototypes.weight": torch.zeros(2)}
+    },
+    "croc and cribo": lambda s: {
+        "teacher": prefixed("module.backbone.", s) | prefixed("module.", HEAD | {"head_centroid.mlp.0.weight": torch.zeros(2)}),
+        "student": prefixed("module.backbone.", other(s)),
+        "args": OPTIONS,
+    },
+    "mae": lambda s: {"model": s},
+    "mae, with its decoder": lambda s: {"model": s | DECODER | {"mask_token": torch.zeros(1, 1, 2)}},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_published_layouts(tmp_path: Path, layout: str) -> None:
+    state = plain()
+    torch.save(LAYOUTS[layout](state), tmp_path / "a.pth")
+    got = vit.load(backbone(tmp_path / "a.pth")).state_dict()
+    assert got.keys() == state.keys()
+    assert all(torch.equal(got[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize(("arch", "registers"), [("vit_small_patch14_dinov2", 0), ("vit_small_patch14_reg4_dinov2", 4)])
+@torch.no_grad()
+def test_dinov2_as_its_authors_and_neco_write_it(tmp_path: Path, arch: str, registers: int) -> None:
+    theirs = family(arch)
+    state = theirs.state_dict() | {"mask_token": torch.zeros(1, 48)}
+    if registers:  # the CLS token has a position, which timm adds to it
+        state["register_tokens"] = state.pop("reg_token")
+        state["pos_embed"] = torch.cat([torch.randn(1, 1, 48), state["pos_embed"]], 1)
+    torch.save(state, tmp_path / "neco.ckpt")
+    theirs.load_state_dict(vision_transformer.checkpoint_filter_fn(dict(state), theirs))
+    images = torch.randn(2, 3, 42, 70)
+    ours = vit.load(backbone(tmp_path / "neco.ckpt", heads=3))
+    assert ours.num_prefix_tokens == 1 + registers
+    assert (vit.tokens(ours, images) - theirs.forward_features(images)).abs().max() < 1e-5
+
+
+def test_a_file_in_timms_layout_without_metadata(tmp_path: Path) -> None:
+    state = family("vit_small_patch14_reg4_dinov2").state_dict()
+    save_file({key: x.half() for key, x in state.items()}, tmp_path / "a.safetensors")
+    ours = vit.load(backbone(tmp_path / "a.safetensors", heads=3))
+    assert ours.num_prefix_tokens == 5
+    assert ours.cls_token.dtype == torch.float32
+    assert vit.normalisation(ours) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_an_unknown_tensor_is_refused(tmp_path: Path) -> None:
+    torch.save(plain() | {"blocks.0.attn.relative_position": torch.zeros(3)}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"a\.pth: blocks\.0\.attn\.relative_position has shape \[3\], a ViT in DINO's layout"):
+        vit.load(backbone(tmp_path / "a.pth"))
+
+
+# ---- timm's names
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """timm makes networks of 2 blocks and 48 channels; files of the real size would take seconds each."""
+    create = partial(timm.create_model, depth=2, embed_dim=48, num_heads=3)
+    monkeypatch.setattr(timm_weights.timm, "create_model", lambda *args, **kwargs: create(*args, **kwargs))
+    return create
+
+
+def write(folder: Path, name: str, create: Any) -> Any:
+    """folder/NAME/model.safetensors, as on the hub, and the network in it."""
+    torch.manual_seed(0)
+    model = create(name, pretrained=False, num_classes=0, dynamic_img_size=True).eval()
+    (folder / name).mkdir(parents=True)
+    save_file(model.state_dict(), folder / name / "model.safetensors")
+    return model
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_a_vit_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Any, name: str) -> None:
+    monkeypatch.setenv("UNSEG_WEIGHTS", str(tmp_path / "here"))
+    theirs = write(tmp_path / "here", name, small)
+    out = tmp_path / "models/timm" / f"{name}.safetensors"
+    fetch.main(f"timm/{name}", str(out))
+    ours = vit.load(backbone(out))
+    images = torch.randn(2, 3, 2 * vit.patch_size(ours), 3 * vit.patch_size(ours))
+    assert (vit.tokens(ours, images) - theirs.forward_features(images)).abs().max() < 1e-5
+    for a, b in zip(facets.read(ours, images, "values"), facets.read(theirs, images, "values"), strict=True):
+        assert (a - b).abs().max() < 1e-5
+    assert vit.normalisation(ours) == (theirs.pretrained_cfg["mean"], theirs.pretrained_cfg["std"])
+    with safe_open(out, "pt") as file:
+        about = json.loads(file.metadata()["unseg"])
+    assert about["name"] == name
+    assert about["source"] == f"https://huggingface.co/timm/{name}"
+    assert about["license"]
+    assert len(about["sha256"]) == 64
+    patch, prefix = 14 if "14" in name else 16, 5 if "reg4" in name or "dinov3" in name else 1
+    assert {"patch": patch, "width": 48, "depth": 2, "heads": 3, "prefix_tokens": prefix}.items() <= about["backbone"].items()
+    first = out.read_bytes()
+    fetch.main(f"timm/{name}", str(out))
+    assert out.read_bytes() == first
+    with pytest.raises(InputError, match="the ViT in it has width 48, wanted is width 384"):
+        vit.load(backbone(out, width=384))
+
+
+def test_the_checkpoint_of_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Any) -> None:
+    monkeypatch.setenv("UNSEG_WEIGHTS", str(tmp_path))
+    write(tmp_path, NAMES[0], small)
+    (tmp_path / NAMES[0]).rename(tmp_path / NAMES[2])
+    with pytest.raises(InputError, match=rf"model\.safetensors is not the checkpoint of timm/{NAMES[2]} \(") as raised:
+        fetch.main(f"timm/{NAMES[2]}", str(tmp_path / "out.safetensors"))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["timm/vit_small_patch16_224", "timm/vit_small_patch16_224.nobody", "timm/no_such.model"])
+def test_a_name_without_weights(name: str) -> None:
+    with pytest.raises(InputError, match=rf"fetch has {name}; timm .* has no such weights; write timm/ARCHITECTURE\.TAG"):
+        fetch.main(name, "out.safetensors")
+
+
+def test_the_hubs_cache_without_a_network(tmp_path: Path) -> None:
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    write(tmp_path, name, timm.create_model)
+    folder = tmp_path / f"hub/models--timm--{name}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs/main").write_text("0" * 40)
+    (folder / "snapshots").mkdir()
+    (tmp_path / name).rename(folder / "snapshots" / ("0" * 40))
+    command = (sys.executable, "-m", "stages.fetch", "--output", str(tmp_path / "out.safetensors"), "--name")
+    environ = {key: x for key, x in os.environ.items() if key != "UNSEG_WEIGHTS"} | {"HF_HUB_OFFLINE": "1"}
+    environ["HF_HUB_CACHE"] = str(tmp_path / "hub")
+    done = subprocess.run([*command, f"timm/{name}"], cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert vit.load(backbone(tmp_path / "out.safetensors")).embed_dim == 192
+    done = subprocess.run([*command, f"timm/{NAMES[0]}"], cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode != 0
+    said = " ".join(done.stderr.split())
+    assert f"timm/{NAMES[0]} cannot be fetched from the hub" in said
+    assert f"put it into a folder as {NAMES[0]}/model.safetensors, and set UNSEG_WEIGHTS to that folder" in said

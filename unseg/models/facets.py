@@ -1,0 +1,85 @@
+"""Facets of a layer of a ViT: queries, keys, values or tokens of any block, of every network that `vit.load` gives.
+
+Shapes: B images, N patches (row-major over a grid of rows x cols), P prefix tokens (CLS, then registers), H heads, d channels
+of a head, D = H d.
+"""
+
+from typing import Any, NamedTuple
+
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from unseg.core.console import InputError
+from unseg.models.vit import ViT
+
+QKV = ("queries", "keys", "values")  # in the order of timm's `qkv`
+
+
+class Facets(NamedTuple):
+    query: Tensor  # [B, H, d], of the CLS token
+    keys: Tensor  # [B, H, N, d], of the patches; in a ViT with rotary embeddings rotated, as the CLS token attends to them
+    features: Tensor  # [B, H, N, d], the facet that was asked for, of the patches; tokens: [B, 1, N, D]
+
+
+def read(model: ViT, images: Tensor, facet: str = "keys", layer: int = -1) -> Facets:
+    """What a block's attention sees, before its scale and softmax; nothing after it is computed unless it is asked for.
+
+    Args:
+        images: [B, 3, rows * p, cols * p], normalised.
+        facet: queries, keys or values, as the projection and then q_norm and k_norm give them, without the rotation by
+            rotary embeddings (positions would enter the affinity); or tokens, the block's output after the final LayerNorm.
+        layer: the block, from 0; negative: from the last one.
+
+    Raises:
+        InputError: there is no such block.
+    """
+    if not -len(model.blocks) <= layer < len(model.blocks):
+        depth = len(model.blocks)
+        raise InputError(f"params.yaml: mine.layer is {layer}; this ViT has {depth} blocks: from {-depth} to {depth - 1}")
+    x, ropes = embed(model, images)
+    index, blocks = layer % len(model.blocks), list[Any](model.blocks)
+    for block, rope in zip(blocks[:index], ropes, strict=False):
+        x = run_block(block, x, rope)
+    block, rope, prefix = blocks[index], ropes[index], model.num_prefix_tokens
+    normed = block.norm1(x)  # [B, P + N, D]
+    query, patches = project(block.attn, normed[:, 0], "queries"), normed[:, prefix:]  # [B, H, d], [B, N, D]
+    keys = project(block.attn, patches, "keys").transpose(1, 2)  # [B, H, N, d]
+    if facet == "tokens":
+        features = model.norm(run_block(block, x, rope))[:, None, prefix:]  # [B, 1, N, D]
+    else:
+        features = keys if facet == "keys" else project(block.attn, patches, facet).transpose(1, 2)
+    if rope is not None:
+        keys = apply_rot_embed_cat(keys, rope, half=block.attn.rotate_half).type_as(keys)
+    return Facets(query, keys, features)
+
+
+def embed(model: ViT, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+    """The tokens [B, P + N, D] before the first block, and the rotary embedding of each block (None: there is none)."""
+    if isinstance(model, VisionTransformer):
+        return model.norm_pre(model._pos_embed(model.patch_embed(images))), [None] * len(model.blocks)
+    x, rope = model._pos_embed(model.patch_embed(images))
+    return model.norm_pre(x), list(rope) if model.rope_mixed and rope is not None else [rope] * len(model.blocks)
+
+
+def run_block(block: Any, x: Tensor, rope: Tensor | None) -> Tensor:
+    out: Tensor = block(x) if rope is None else block(x, rope=rope)
+    return out
+
+
+def project(attention: Any, x: Tensor, part: str) -> Tensor:
+    """[..., D] after the block's first LayerNorm to its queries, keys or values [..., H, d]."""
+    index = QKV.index(part)
+    if attention.qkv is None:
+        out = (attention.q_proj, attention.k_proj, attention.v_proj)[index](x)
+    else:
+        rows = slice(index * len(attention.qkv.weight) // 3, (index + 1) * len(attention.qkv.weight) // 3)
+        bias = None if attention.qkv.bias is None else attention.qkv.bias[rows]
+        if getattr(attention, "q_bias", None) is not None:  # EvaAttention
+            bias = (attention.q_bias, attention.k_bias, attention.v_bias)[index]
+        out = nn.functional.linear(x, attention.qkv.weight[rows], bias)
+    out = out.unflatten(-1, (-1, attention.head_dim))  # [..., H, d]; fewer keys and values in grouped-query attention
+    out = out.repeat_interleave(attention.num_heads // out.shape[-2], -2) if out.shape[-2] < attention.num_heads else out
+    norms = (attention.q_norm, attention.k_norm, nn.Identity())
+    normed: Tensor = norms[index](out)
+    return normed

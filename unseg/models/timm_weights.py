@@ -1,0 +1,85 @@
+"""Pre-trained ViTs by timm's names, from $UNSEG_WEIGHTS, the Hugging Face hub's cache, a mirror of the hub, or the hub.
+
+$UNSEG_WEIGHTS/NAME/model.safetensors comes first (`huggingface-cli download timm/NAME --local-dir NAME` makes such a folder).
+The hub's own variables count: HF_HOME is its cache, HF_ENDPOINT a mirror, HF_HUB_OFFLINE=1 the cache alone.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from unseg.core.console import InputError
+from unseg.models import vit
+from unseg.models.vit import ViT
+
+PREFIX = "timm/"  # of the names in params.yaml, as on the hub
+FILE = "model.safetensors"
+
+
+def is_name(name: str) -> bool:
+    """Whether this is a name of ours rather than of `official`."""
+    return name.startswith(PREFIX)
+
+
+def config(name: str) -> Any:
+    """timm's configuration of pre-trained weights, e.g. of timm/vit_small_patch16_224.dino; InputError if it has none."""
+    model = name.removeprefix(PREFIX)
+    if "." not in model or not timm.is_model_pretrained(model):
+        examples = ", ".join(timm.list_models(f"{model.partition('.')[0][:12]}*", pretrained=True)[:3])
+        raise InputError(
+            f"params.yaml: fetch has {name}; timm {timm.__version__} has no such weights; write timm/ARCHITECTURE.TAG as on "
+            f"https://huggingface.co/timm{f', e.g. one of {examples}' if examples else ''}"
+        )
+    return timm.get_pretrained_cfg(model)
+
+
+def obtain(name: str) -> Path:
+    """The path of the checkpoint. Raises InputError if it is neither here nor to be had."""
+    model, about = name.removeprefix(PREFIX), config(name)
+    if given := os.environ.get("UNSEG_WEIGHTS"):
+        if not Path(given).is_dir():
+            raise InputError(f"UNSEG_WEIGHTS is {given}: no such folder; make it, and put {model}/{FILE} into it")
+        if (file := Path(given) / model / FILE).is_file():
+            return file
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(about.hf_hub_id, about.hf_hub_filename or FILE))
+    except Exception as error:  # of the hub, of its client for HTTP, or of the system
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{about.hf_hub_id} cannot be fetched from the hub ({reason}); fetch its {FILE} elsewhere, put it into a folder as "
+            f"{model}/{FILE}, and set UNSEG_WEIGHTS to that folder"
+        ) from None
+
+
+def load(name: str, file: Path) -> tuple[ViT, dict[str, Any]]:
+    """timm's ViT with the weights of a checkpoint, without head, and what our file says of it (`vit_files.Network`, licence).
+
+    timm reads the checkpoint, with its own filter of the layout.
+
+    Raises:
+        InputError: it is no ViT of the kinds that `vit` knows, or the file is not this model's.
+    """
+    model, about = name.removeprefix(PREFIX), config(name)
+    try:
+        overlay = {"file": str(file), "custom_load": False}
+        made = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0)
+    except Exception as error:  # of torch, safetensors, or timm's filter
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{file} is not the checkpoint of {name} ({reason}); remove it, and fetch it again") from None
+    net = vit.checked(made, name)
+    network = {
+        "arch": model.partition(".")[0],
+        "patch": vit.patch_size(net),
+        "width": net.embed_dim,
+        "depth": len(net.blocks),
+        "heads": vit.last(net).attn.num_heads,
+        "prefix_tokens": net.num_prefix_tokens,
+        "image": net.patch_embed.img_size[0],
+        "mean": list(about.mean),
+        "std": list(about.std),
+    }
+    return net, {"kind": "vit", "backbone": network, "name": model, "license": about.license or "unknown: see the source"}
