@@ -270,3 +270,20 @@ def test_export_to_onnx(file: Path, tmp_path: Path) -> None:
     (got,) = runtime.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"image": x.numpy()})
     with torch.inference_mode():
         assert torch.allclose(torch.from_numpy(got), net.model(x), atol=1e-3)
+
+
+def test_a_vit_with_registers_and_another_normalisation_is_saved_and_loaded(tmp_path: Path) -> None:
+    """Its file rebuilds LayerScale, registers and normalisation; photographs are normalised as the ViT wants them."""
+    torch.manual_seed(0)
+    backbone = vit.build(vit.Shape(8, 32, 2, 2), 48, registers=4, layer_scale=True)
+    backbone.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    model = ViTStudent(backbone, vit_student.build_head("linear", 32, 24, 3)).eval()
+    x = torch.rand(1, 3, 48, 48)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (batching.MEAN, batching.STD))
+    tokens = model.tokens((x - mean) / std)
+    expected = vit.tokens(backbone, (x - 0.5) / 0.5)[:, 5:]  # CLS and four registers
+    assert tokens.shape == (1, 32, 6, 6)
+    torch.testing.assert_close(tokens.flatten(2).mT, expected)
+    segmenter.save(tmp_path / "s.safetensors", model, setting(head="linear"), 2, BACKBONE)
+    loaded = segmenter.load(tmp_path / "s.safetensors").model
+    torch.testing.assert_close(loaded((x - mean) / std), model((x - mean) / std))

@@ -118,6 +118,14 @@ def load(backbone: Backbone) -> ViT:
     state = vit_files.read_vit(weights)
     network = vit_files.describe(weights, state, backbone.heads)
     vit_files.check_shape(network, weights, wanted)
+    vit = build_network(network, "blocks.0.ls1.gamma" in state, weights)
+    source = network.arch or f"a ViT in DINO's layout (patch {network.patch}, width {network.width}, depth {network.depth})"
+    load_strictly(vit, state, weights, source)
+    return vit.eval()
+
+
+def build_network(network: Network, layer_scale: bool, weights: str) -> ViT:
+    """The ViT that a file describes, with random weights. weights: the file, for the InputError if it cannot be built."""
     vit: Any  # mypy takes attributes of modules for tensors
     if network.arch:
         vit = build_timm(network, weights)
@@ -125,12 +133,30 @@ def load(backbone: Backbone) -> ViT:
         shape = Shape(network.patch, network.width, network.depth, network.heads)
         if shape.width % shape.heads:
             raise InputError(f"{weights}: width {shape.width} is no multiple of heads, {shape.heads}; set heads in params.yaml")
-        vit = build(shape, network.image, 0.0, network.prefix_tokens - 1, "blocks.0.ls1.gamma" in state)
-    source = network.arch or f"a ViT in DINO's layout (patch {network.patch}, width {network.width}, depth {network.depth})"
-    load_strictly(vit, state, weights, source)
-    vit.pretrained_cfg = {"mean": tuple(network.mean), "std": tuple(network.std)}
-    loaded: ViT = vit.eval()
-    return loaded
+        vit = build(shape, network.image, 0.0, network.prefix_tokens - 1, layer_scale)
+    vit.pretrained_cfg = {"mean": tuple(network.mean), "std": tuple(network.std), "architecture": network.arch}
+    built: ViT = vit
+    return built
+
+
+def describe(vit: ViT) -> Network:
+    """What `build_network` needs to build this ViT again."""
+    mean, std = normalisation(vit)
+    return Network(
+        arch=(getattr(vit, "pretrained_cfg", None) or {}).get("architecture", ""),
+        patch=patch_size(vit),
+        width=vit.embed_dim,
+        depth=len(vit.blocks),
+        heads=last(vit).attn.num_heads,
+        prefix_tokens=vit.num_prefix_tokens,
+        image=int(vit.patch_embed.img_size[0]),
+        mean=list(mean),
+        std=list(std),
+    )
+
+
+def has_layer_scale(vit: ViT) -> bool:
+    return hasattr(last(vit), "ls1") and not isinstance(last(vit).ls1, nn.Identity)
 
 
 def build_timm(network: Network, weights: str) -> ViT:

@@ -201,7 +201,7 @@ def save(path: str | Path, model: nn.Module, p: Segmenter, k: int, backbone: "Ba
     if backbone is not None:
         from unseg.segmentation import vit_student
 
-        shape = vit_student.shape_of(cast("ViTStudent", model), p, backbone, k + 1)
+        shape = vit_student.shape_of(cast("ViTStudent", model), p, k + 1)
     else:
         shape = {"arch": p.arch, "width": p.width, "stride": p.stride, "rates": p.rates, "labels": k + 1, "channels": p.channels}
     write_segmenter(path, model, shape, p.size, p.precision)

@@ -14,7 +14,6 @@ from typing import Any, cast
 import cv2
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -26,7 +25,8 @@ from unseg.data.photos import read, resize
 from unseg.engine import batching, distributed, environment
 from unseg.engine.precision import autocast
 from unseg.models import vit
-from unseg.models.vit import Backbone
+from unseg.models.vit import Backbone, ViT
+from unseg.models.vit_files import Network
 from unseg.segmentation.deeplab import conv_block
 from unseg.segmentation.segmenter import Segmenter
 
@@ -57,11 +57,15 @@ def build_head(kind: str, width: int, channels: int, labels: int) -> nn.Sequenti
 class ViTStudent(nn.Module):
     """Logits at the resolution of the input, from the frozen ViT's tokens and a head of `build_head`."""
 
-    def __init__(self, backbone: VisionTransformer, head: nn.Sequential) -> None:
+    def __init__(self, backbone: ViT, head: nn.Sequential) -> None:
         super().__init__()
-        self.patch: int = backbone.patch_embed.patch_size[0]
+        self.patch = vit.patch_size(backbone)
         self.vit = backbone.requires_grad_(False)
         self.head = head
+        mean, std = vit.normalisation(backbone)
+        self.is_imagenet = (mean, std) == (batching.MEAN, batching.STD)
+        self.scale = [s / t for s, t in zip(batching.STD, std, strict=True)]  # from ImageNet's normalisation to the ViT's
+        self.shift = [(m - n) / t for m, n, t in zip(batching.MEAN, mean, std, strict=True)]
 
     def train(self, mode: bool = True) -> "ViTStudent":
         super().train(mode)
@@ -72,7 +76,9 @@ class ViTStudent(nn.Module):
         """The patches' tokens after the final norm, [B, D, h, w]; x [B, 3, H, W] is resized up to whole patches."""
         h, w = ((side + self.patch - 1) // self.patch for side in x.shape[-2:])
         x = F.interpolate(x, (h * self.patch, w * self.patch), mode="bilinear", align_corners=False)  # exact if it is that size
-        tokens = vit.tokens(self.vit, x)[:, 1:]  # [B, h w, D], without CLS
+        if not self.is_imagenet:
+            x = x * x.new_tensor(self.scale).view(3, 1, 1) + x.new_tensor(self.shift).view(3, 1, 1)
+        tokens = vit.tokens(self.vit, x)[:, self.vit.num_prefix_tokens :]  # [B, h w, D]
         return cast(Tensor, tokens.mT.unflatten(2, (h, w)))
 
     def features(self, x: Tensor) -> Tensor:
@@ -87,15 +93,16 @@ class ViTStudent(nn.Module):
 
 def build(p: Segmenter, backbone: Backbone, labels: int) -> ViTStudent:
     """The backbone with its weights, and a random head. Raises InputError for weights that do not fit."""
-    return ViTStudent(vit.load(backbone), build_head(p.head, backbone.width, p.channels, labels))
+    loaded = vit.load(backbone)
+    return ViTStudent(loaded, build_head(p.head, loaded.embed_dim, p.channels, labels))
 
 
-def shape_of(model: ViTStudent, p: Segmenter, backbone: Backbone, labels: int) -> dict[str, Any]:
-    """What `from_shape` needs, for the metadata of the model's file; `image` is the side that its position embeddings are for."""
-    about = {key: value for key, value in asdict(backbone).items() if key != "weights"}
-    return about | {
+def shape_of(model: ViTStudent, p: Segmenter, labels: int) -> dict[str, Any]:
+    """What `from_shape` needs, for the metadata of the model's file."""
+    return {
         "arch": p.arch,
-        "image": model.vit.patch_embed.img_size[0],
+        "network": asdict(vit.describe(model.vit)),
+        "layer_scale": vit.has_layer_scale(model.vit),
         "head": p.head,
         "channels": p.channels,
         "labels": labels,
@@ -104,9 +111,9 @@ def shape_of(model: ViTStudent, p: Segmenter, backbone: Backbone, labels: int) -
 
 def from_shape(shape: dict[str, Any]) -> ViTStudent:
     """A student with random weights."""
-    backbone = Backbone("", **{key: shape[key] for key in ("patch", "width", "depth", "heads")})
-    head = build_head(shape["head"], backbone.width, shape["channels"], shape["labels"])
-    return ViTStudent(vit.build(backbone, shape["image"]), head)
+    network = Network(**shape["network"])
+    head = build_head(shape["head"], network.width, shape["channels"], shape["labels"])
+    return ViTStudent(vit.build_network(network, shape["layer_scale"], "the segmenter"), head)
 
 
 @dataclass(frozen=True)
