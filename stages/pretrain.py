@@ -10,7 +10,7 @@ from unseg.pretraining import croc_training
 
 def main(index: str, images: str, weights: str, history: str) -> None:
     p, seed = params.group("croc", croc_training.Croc), params.value("seed", int)
-    shape = params.group("backbone", vit.Backbone).shape()
+    shape = vit.Shape(*(params.value(f"backbone.{name}", int) for name in ("patch", "width", "depth", "heads")))
     with Checkpoint("croc", [p, vars(shape), seed], [index, images, p.init]) as checkpoint:
         model, values = croc_training.train(p, shape, images, image_index.train_images(index), seed, checkpoint)
         training.write_weights(weights, model, {"kind": "vit", "backbone": vars(shape)})
