@@ -1,4 +1,4 @@
-"""Facets of a layer of a ViT: queries, keys, values or tokens of any block, of every network that `vit.load` gives.
+"""Facets of a ViT: queries, keys, values or tokens of any block, for every network that `vit.load` returns.
 
 Shapes: B images, N patches (row-major over a grid of rows x cols), P prefix tokens (CLS, then registers), H heads, d channels
 of a head, D = H d.
@@ -19,17 +19,17 @@ QKV = ("queries", "keys", "values")  # in the order of timm's `qkv`
 class Facets(NamedTuple):
     query: Tensor  # [B, H, d], of the CLS token
     keys: Tensor  # [B, H, N, d], of the patches; in a ViT with rotary embeddings rotated, as the CLS token attends to them
-    features: Tensor  # [B, H, N, d], the facet that was asked for, of the patches; tokens: [B, 1, N, D]
+    features: Tensor  # [B, H, N, d], the chosen facet of the patches; tokens: [B, 1, N, D]
 
 
 def read(model: ViT, images: Tensor, facet: str = "keys", layer: int = -1) -> Facets:
-    """What a block's attention sees, before its scale and softmax; nothing after it is computed unless it is asked for.
+    """Read a block's facets, unscaled, before the softmax. Later layers are not computed, except for tokens.
 
     Args:
         images: [B, 3, rows * p, cols * p], normalised.
-        facet: queries, keys or values, as the projection and then q_norm and k_norm give them, without the rotation by
-            rotary embeddings (positions would enter the affinity); or tokens, the block's output after the final LayerNorm.
-        layer: the block, from 0; negative: from the last one.
+        facet: queries, keys or values after the projection, q_norm and k_norm, and before rotary embeddings, which would put
+            positions into the affinity; or tokens, the block's output after the final LayerNorm.
+        layer: index of the block; negative: counted from the end.
 
     Raises:
         InputError: there is no such block.
@@ -55,7 +55,7 @@ def read(model: ViT, images: Tensor, facet: str = "keys", layer: int = -1) -> Fa
 
 
 def embed(model: ViT, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-    """The tokens [B, P + N, D] before the first block, and the rotary embedding of each block (None: there is none)."""
+    """The tokens [B, P + N, D] before the first block, and the rotary embedding of each block or None."""
     if isinstance(model, VisionTransformer):
         return model.norm_pre(model._pos_embed(model.patch_embed(images))), [None] * len(model.blocks)
     x, rope = model._pos_embed(model.patch_embed(images))

@@ -1,7 +1,7 @@
 """Pre-trained ViTs by timm's names, from $UNSEG_WEIGHTS, the Hugging Face hub's cache, a mirror of the hub, or the hub.
 
 $UNSEG_WEIGHTS/NAME/model.safetensors comes first (`huggingface-cli download timm/NAME --local-dir NAME` makes such a folder).
-The hub's own variables count: HF_HOME is its cache, HF_ENDPOINT a mirror, HF_HUB_OFFLINE=1 the cache alone.
+The hub's variables apply: HF_HOME is the cache, HF_ENDPOINT a mirror, and HF_HUB_OFFLINE=1 uses only the cache.
 """
 
 import os
@@ -19,7 +19,7 @@ FILE = "model.safetensors"
 
 
 def is_name(name: str) -> bool:
-    """Whether this is a name of ours rather than of `official`."""
+    """Whether this names a ViT of timm; other names are those of `official`."""
     return name.startswith(PREFIX)
 
 
@@ -36,7 +36,7 @@ def config(name: str) -> Any:
 
 
 def obtain(name: str) -> Path:
-    """The path of the checkpoint. Raises InputError if it is neither here nor to be had."""
+    """The path of the checkpoint. Raises InputError if it cannot be found or fetched."""
     model, about = name.removeprefix(PREFIX), config(name)
     if given := os.environ.get("UNSEG_WEIGHTS"):
         if not Path(given).is_dir():
@@ -56,21 +56,21 @@ def obtain(name: str) -> Path:
 
 
 def load(name: str, file: Path) -> tuple[ViT, dict[str, Any]]:
-    """timm's ViT with the weights of a checkpoint, without head, and what our file says of it (`vit_files.Network`, licence).
+    """timm's ViT with the weights of a checkpoint, without head, and the metadata of unseg's file (`vit_files.Network`, licence).
 
-    timm reads the checkpoint, with its own filter of the layout.
+    timm reads the checkpoint and converts its layout.
 
     Raises:
-        InputError: it is no ViT of the kinds that `vit` knows, or the file is not this model's.
+        InputError: the model is no supported ViT, or the file does not belong to it.
     """
     model, about = name.removeprefix(PREFIX), config(name)
     try:
         overlay = {"file": str(file), "custom_load": False}
-        made = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0)
+        model_with_weights = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0)
     except Exception as error:  # of torch, safetensors, or timm's filter
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{file} is not the checkpoint of {name} ({reason}); remove it, and fetch it again") from None
-    net = vit.checked(made, name)
+    net = vit.checked(model_with_weights, name)
     network = {
         "arch": model.partition(".")[0],
         "patch": vit.patch_size(net),

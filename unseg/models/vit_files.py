@@ -1,9 +1,9 @@
-"""A file of a ViT's weights: its tensors by timm's names, and which network they are of.
+"""Weight files of ViTs: the tensors by timm's names, and the description of the network.
 
-A file that unseg wrote says so in its metadata (key `unseg`, JSON): timm's architecture, patch, width, depth, heads, prefix
-tokens, normalisation. Other files are read in the layout of DINO, with LayerScale and registers where they are there. A prefix
-is taken off, and heads are left out: DINO, iBOT, CrOC and CrIBo keep `teacher` and `student` with `backbone.` or
-`module.backbone.`, MSN `target_encoder` with `module.`, Leopart `model.`, MAE `model`, NeCo and DINOv2 plain names.
+unseg writes the description into the metadata of its own files (key `unseg`, JSON): timm's architecture, patch, width, depth,
+heads, prefix tokens, normalisation. Other files must have DINO's layout; LayerScale and registers are recognised. Prefixes and
+heads are removed. DINO, iBOT, CrOC and CrIBo store `teacher` and `student` with the prefix `backbone.` or `module.backbone.`, MSN
+`target_encoder` with `module.`, Leopart uses `model.`, MAE stores `model`, NeCo and DINOv2 use plain names.
 """
 
 import json
@@ -22,14 +22,14 @@ from unseg.core.console import InputError
 from unseg.core.params import PositiveInt
 from unseg.models.weights import read_state
 
-PROJECTION = "patch_embed.proj.weight"  # in every layout; what precedes it is the prefix
-TEACHERS = ("teacher", "target_encoder", "momentum", "ema")  # of several ViTs in a file the one under such a prefix is read
+PROJECTION = "patch_embed.proj.weight"  # in every layout; the prefix stands before it
+TEACHERS = ("teacher", "target_encoder", "momentum", "ema")  # if a file has several ViTs, the one with such a prefix is read
 LEFT_OUT = re.compile(r"(head\w*|fc|proj\w*|prototypes|decoder\w*)\..+|mask_token|masked_embed|decoder_pos_embed")
 
 
 @dataclass(frozen=True)
 class Network:
-    """What a file says of its ViT, or shows."""
+    """The description of a ViT, from the metadata of its file or deduced from its tensors."""
 
     arch: str  # timm's name, e.g. vit_small_patch14_reg4_dinov2; "": DINO's layout
     patch: PositiveInt  # pixels
@@ -58,7 +58,7 @@ def read_vit(weights: str) -> dict[str, Tensor]:
 
 
 def read_metadata(weights: str) -> dict[str, Any]:
-    """What unseg wrote beside the tensors; {} for other files."""
+    """The metadata of a file that unseg wrote; {} for other files."""
     if Path(weights).suffix != ".safetensors":
         return {}
     with safe_open(weights, "pt") as file:
@@ -67,13 +67,13 @@ def read_metadata(weights: str) -> dict[str, Any]:
 
 
 def describe(weights: str, state: dict[str, Tensor], heads: int | None) -> Network:
-    """The network of a file whose tensors are `state`.
+    """The network of a file with the tensors `state`.
 
     Args:
-        heads: as params.yaml says, for a file that does not say; None: one per 64 channels, as in all of DINO's ViTs.
+        heads: of params.yaml, used if the file has no description; None: one per 64 channels, as in all of DINO's ViTs.
 
     Raises:
-        InputError: it is neither a description nor DINO's layout.
+        InputError: the file has no description and not DINO's layout.
     """
     about = read_metadata(weights).get("backbone", {})
     if "arch" in about:
@@ -92,7 +92,7 @@ def describe(weights: str, state: dict[str, Tensor], heads: int | None) -> Netwo
 
 
 def check_shape(network: Network, weights: str, wanted: dict[str, int | None]) -> None:
-    """Raises InputError if the file has another patch, width, depth or number of heads than wanted; None is any."""
+    """Raises InputError if the file has another patch, width, depth or number of heads than wanted; None: any."""
     for key, value in wanted.items():
         if value is not None and value != getattr(network, key):
             raise InputError(
