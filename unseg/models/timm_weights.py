@@ -5,6 +5,7 @@ The hub's variables apply: HF_HOME is the cache, HF_ENDPOINT a mirror, and HF_HU
 """
 
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,5 @@ def load(name: str, file: Path) -> tuple[ViT, dict[str, Any]]:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{file} is not the checkpoint of {name} ({reason}); remove it, and fetch it again") from None
     net = vit.checked(model_with_weights, name)
-    network = {
-        "arch": model.partition(".")[0],
-        "patch": vit.patch_size(net),
-        "width": net.embed_dim,
-        "depth": len(net.blocks),
-        "heads": vit.last(net).attn.num_heads,
-        "prefix_tokens": net.num_prefix_tokens,
-        "image": net.patch_embed.img_size[0],
-        "mean": list(about.mean),
-        "std": list(about.std),
-    }
-    return net, {"kind": "vit", "backbone": network, "name": model, "license": about.license or "unknown: see the source"}
+    network = replace(vit.describe(net), arch=model.partition(".")[0], mean=list(about.mean), std=list(about.std))
+    return net, {"kind": "vit", "backbone": asdict(network), "name": model, "license": about.license or "unknown: see the source"}
