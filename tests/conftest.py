@@ -1,5 +1,16 @@
 """Test workers share the cores: one thread each (two torch processes of two threads thrash on two cores)."""
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def scratch_on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scratch folder of the test's own, the CPU, and no loader processes."""
+    monkeypatch.setenv("UNSEG_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setenv("UNSEG_WORKERS", "0")
+    monkeypatch.setenv("UNSEG_DEVICE", "cpu")

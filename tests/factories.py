@@ -13,6 +13,22 @@ from unseg.core.instances import Detection, Instance
 
 ROOT = Path(__file__).parents[1]
 T = TypeVar("T")
+MINE: dict[str, Any] = {  # the `mine` group of a random ViT, without resize
+    "method": "maskdistill",
+    "mass": 0.75,
+    "facet": "keys",
+    "layer": -1,
+    "normalize": False,
+    "threshold": 0.0,
+    "patches": 400,
+    "objects": 1,
+    "stop": 0.3,
+    "keep": 0.4,
+    "rank": "logits",
+    "center": True,
+    "component": True,
+    "precision": "fp32",
+}
 
 
 @cache

@@ -41,6 +41,7 @@ Objects = dict[int, list[Instance]]  # by image id
 DETECT = Detect(short_side=SIZE, min_score=0.0, nms=0.5, max_detections=5, pixels=10**5)
 
 pytestmark = [
+    pytest.mark.usefixtures("scratch_on_cpu"),
     pytest.mark.filterwarnings("ignore:torch.meshgrid"),  # Detectron2's
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),  # torch's, of Detectron2
 ]
@@ -60,13 +61,6 @@ def skip_if_missing(backend: str) -> str:
 def run_detector(trained: detector.TrainedDetector, root: Path, images: list[ImageRecord]) -> dict[int, list[Detection]]:
     """Detections by image id."""
     return {i.id: d for i, d in detector.detect(trained, detector.load_batches(trained, str(root), images))}
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNSEG_SCRATCH", str(tmp_path / "scratch"))
-    monkeypatch.setenv("UNSEG_WORKERS", "0")
-    monkeypatch.setenv("UNSEG_DEVICE", "cpu")
 
 
 def setting(**changes: Any) -> Detector:

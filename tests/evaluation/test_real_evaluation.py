@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import factories
 import numpy as np
 import pytest
 import torch
@@ -25,23 +26,7 @@ PARAMS: dict[str, Any] = {
     "seed": 0,
     "backbone": SHAPE,
     "embedder": SHAPE,
-    "mine": {
-        "method": "maskdistill",
-        "mass": 0.75,
-        "facet": "keys",
-        "layer": -1,
-        "normalize": False,
-        "threshold": 0.0,
-        "patches": 400,
-        "objects": 1,
-        "stop": 0.3,
-        "resize": 128,
-        "keep": 0.4,
-        "rank": "logits",
-        "center": True,
-        "component": True,
-        "precision": "fp32",
-    },
+    "mine": {**factories.MINE, "resize": 128},
     "embed": {"region": "masked", "resize": 32, "longest": 64, "precision": "fp32"},
     "cluster": {
         "k": 2,

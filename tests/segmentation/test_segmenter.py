@@ -29,11 +29,7 @@ from unseg.segmentation.segmenter import Predict, Segmenter, augment, hard_pixel
 RATES = [1, 2, 4]
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNSEG_SCRATCH", str(tmp_path / "scratch"))
-    monkeypatch.setenv("UNSEG_WORKERS", "0")
-    monkeypatch.setenv("UNSEG_DEVICE", "cpu")
+pytestmark = pytest.mark.usefixtures("scratch_on_cpu")
 
 
 def setting(**changes: Any) -> Segmenter:

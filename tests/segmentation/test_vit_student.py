@@ -31,11 +31,7 @@ BACKBONE = Backbone(RANDOM_INIT, patch=8, width=32, depth=2, heads=2)
 HEADS = ["linear", "conv"]
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNSEG_SCRATCH", str(tmp_path / "scratch"))
-    monkeypatch.setenv("UNSEG_WORKERS", "0")
-    monkeypatch.setenv("UNSEG_DEVICE", "cpu")
+pytestmark = pytest.mark.usefixtures("scratch_on_cpu")
 
 
 def setting(**changes: Any) -> Segmenter:
