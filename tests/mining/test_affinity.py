@@ -14,7 +14,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from unseg.core.console import InputError
-from unseg.mining.affinity import Mining, ObjectMasks, connected_region, mine, mine_all, mine_attention, mine_first, to_pixels
+from unseg.mining.affinity import Mining, ObjectMasks, connected_region, mine, mine_attention, to_pixels
+from unseg.mining.methods import mine_all, mine_first
 
 PROPERTY = settings(max_examples=60, deadline=None)
 GRIDS = ((1, 6), (3, 4), (5, 5))

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, fields, is_dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
@@ -105,7 +106,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check(key: str, kind: Any, x: Any, file: str | Path) -> Any:
-    """x as a value of type kind: a number, str, bool, X | None, list[X], Literal, Annotated, or a dataclass from a mapping."""
+    """x as a value of type kind: a number, str, bool, X | None, X | Literal, list[X], Literal, Annotated, or a dataclass."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if is_dataclass(kind) and isinstance(x, dict):
         return build(key, kind, x, file)
@@ -123,6 +124,13 @@ def check(key: str, kind: Any, x: Any, file: str | Path) -> Any:
     if type(None) in args:
         (inner,) = (arg for arg in args if arg is not type(None))
         return None if x is None else check(key, inner, x, file)
+    if origin is UnionType or origin is typing.Union:
+        other, words = args  # X | Literal
+        if isinstance(x, str) and not (other is float and YAML12_FLOAT.fullmatch(x)):
+            if x not in typing.get_args(words):
+                raise InputError(f"{file}: {key} is {x!r}; it must be {other.__name__} or {', '.join(typing.get_args(words))}")
+            return x
+        return check(key, other, x, file)
     if kind is float and isinstance(x, str) and YAML12_FLOAT.fullmatch(x):
         return float(x)
     if kind is float and isinstance(x, int) and not isinstance(x, bool):
