@@ -4,6 +4,7 @@ The type of a field declares its range: a type below, `Literal["mask", "box"]`, 
 A rule about several fields stays in the dataclass's `__post_init__`, which raises ValueError.
 """
 
+import contextlib
 import operator
 import re
 import typing
@@ -126,11 +127,12 @@ def check(key: str, kind: Any, x: Any, file: str | Path) -> Any:
         return None if x is None else check(key, inner, x, file)
     if origin is UnionType or origin is typing.Union:
         other, words = args  # X | Literal
-        if isinstance(x, str) and not (other is float and YAML12_FLOAT.fullmatch(x)):
-            if x not in typing.get_args(words):
-                raise InputError(f"{file}: {key} is {x!r}; it must be {other.__name__} or {', '.join(typing.get_args(words))}")
-            return x
-        return check(key, other, x, file)
+        with contextlib.suppress(InputError):
+            return check(key, other, x, file)
+        *first, last = (other.__name__, *typing.get_args(words))
+        if x not in typing.get_args(words):
+            raise InputError(f"{file}: {key} is {x!r}; it must be {', '.join(first)} or {last}")
+        return x
     if kind is float and isinstance(x, str) and YAML12_FLOAT.fullmatch(x):
         return float(x)
     if kind is float and isinstance(x, int) and not isinstance(x, bool):

@@ -192,5 +192,5 @@ def masks(scores: np.ndarray, objects: int, component: bool) -> list[np.ndarray]
     if objects == 1 and not component:
         return [mask]
     labels, _ = ndimage.label(mask)
-    order = np.argsort(-np.bincount(labels[mask]), kind="stable")[:objects]  # label 0 has no pixel in the mask
-    return [labels == label for label in order]
+    order = np.argsort(-np.bincount(labels.ravel())[1:], kind="stable")[:objects]  # label 0 is background
+    return [labels == 1 + label for label in order]
