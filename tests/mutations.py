@@ -44,6 +44,27 @@ FAULTS = [
         "affinity >= bound",
         "tests/mining/test_affinity.py",
     ),
+    Fault(
+        "otsu: the split after the best one",
+        "unseg/mining/affinity.py",
+        "ordered.gather(1, split) + ordered.gather(1, split + 1)",
+        "2 * ordered.gather(1, split + 1)",
+        "tests/mining/test_affinity.py -k otsu",
+    ),
+    Fault(
+        "averaging: mirror images stay mirrored",
+        "unseg/mining/averaging.py",
+        "maps = maps.flip(3) if mirrored else maps",
+        "maps = maps",
+        "tests/mining/test_averaging.py",
+    ),
+    Fault(
+        "foreground: background is a region",
+        "unseg/mining/foreground.py",
+        "np.bincount(labels.ravel())[1:]",
+        "np.bincount(labels.ravel())",
+        "tests/mining/test_foreground.py -k masks",
+    ),
     Fault("affinity: heads summed after the sign", "unseg/mining/affinity.py", AFFINITY, SIGNS, "tests/mining/test_affinity.py"),
     Fault(
         "imports: torchvision where a segmenter is",
