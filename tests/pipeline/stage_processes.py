@@ -42,6 +42,7 @@ TINY = {
     "segmenter": {"width": 8, "size": 64, "epochs": 6, "batch": 8, "lr": 0.0005, "precision": "fp32", "ema": 0.5},
     "predict": {"pixels": 64 * 64 * 2},
     "crf": {"iterations": 2},
+    "relabel": {"flip": True, "scales": [1.0, 1.25], "threshold": 0.7},
 }  # fmt: skip
 STAGES = {  # the outputs are the words with a {}
     "mine": "images.json photos models/fresh {}/masks.json",
@@ -49,7 +50,7 @@ STAGES = {  # the outputs are the words with a {}
     "train_detector": "images.json instances.json photos {}/detector.safetensors {}/detector.tsv",
     "detect": "images.json photos one/detector.safetensors {}/detections.json",
     "train_segmenter": "images.json labels.zip photos {}/segmenter.safetensors {}/segmenter.tsv",
-    "relabel": "images.json photos one/segmenter.safetensors {}/labels.zip",
+    "relabel": "images.json photos one/segmenter.safetensors {}/labels.zip r1",
     "predict": "images.json photos one/segmenter.safetensors {}/predictions.zip",
     "gradients": "{}/gradients.safetensors",
     "student": "images.json labels.zip photos {}/student.safetensors {}/student.tsv",

@@ -16,6 +16,8 @@ CHANGES = {
     ("choose.repeats", 3): {"choose_k", "report"},
     ("linear.lr", 0.2): {"evaluate_linear", "report"},
     ("crf.iterations", 3): CRF,
+    ("relabel.flip", True): CRF,
+    ("refine", [{"from": "r0", "to": "r1", "crf": False}]): CRF,
     ("segmenter.lr", 0.1): SEGMENTER,
     ("aggregate.threshold", 0.01): AGGREGATE,
     ("detect.min_score", 0.001): {"detect", "evaluate_instances"} | AGGREGATE,

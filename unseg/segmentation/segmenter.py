@@ -5,7 +5,7 @@ The network is DeepLab-v3 (the paper's) or a ViT student. `vit_student` imports 
 Shapes: B images, H rows, W columns, C = K + 1 labels (0 background, 1..K clusters), S side in training, pixels.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -308,12 +308,16 @@ def load_batches(net: TrainedSegmenter, root: str, images: Iterable[ImageRecord]
     return batching.batches_by_shape(images, shape, load, q.pixels)
 
 
-def predict(net: TrainedSegmenter, batches: Iterable[tuple[list[ImageRecord], Tensor]]) -> Iterator[tuple[ImageRecord, Tensor]]:
-    """Yield each image and its probabilities [C, H, W] at the photograph's size."""
+def predict(
+    net: TrainedSegmenter,
+    batches: Iterable[tuple[list[ImageRecord], Tensor]],
+    fn: Callable[[TrainedSegmenter, Tensor], Tensor] = probabilities,
+) -> Iterator[tuple[ImageRecord, Tensor]]:
+    """Yield each image and its probabilities [C, H, W] at the photograph's size. fn: as `probabilities`, for a batch."""
     device = environment.device()
     net.model.to(device)
     for images, x in batches:
-        for image, p in zip(images, probabilities(net, x.to(device)), strict=True):
+        for image, p in zip(images, fn(net, x.to(device)), strict=True):
             if p.shape[1:] != image.size:
                 p = F.interpolate(p[None], image.size, mode="bilinear", align_corners=False)[0]
             yield image, p
