@@ -12,6 +12,7 @@ from PIL import Image as Pillow
 from torch.nn import functional as F
 
 import unseg
+from unseg.clustering import naming
 from unseg.core import label_maps
 from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
@@ -27,6 +28,7 @@ from unseg.segmentation import segmenter, vit_student
 from unseg.segmentation.segmenter import Predict, Segmenter
 from unseg.segmentation.vit_student import ViTStudent
 from unseg.serving import export, few_labels
+from unseg.serving.cli.main import main
 
 BACKBONE = Backbone(RANDOM_INIT, patch=8, width=32, depth=2, heads=2)
 HEADS = ["linear", "conv"]
@@ -339,6 +341,69 @@ def test_export_to_onnx(file: Path, tmp_path: Path) -> None:
     (got,) = runtime.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"image": x.numpy()})
     with torch.inference_mode():
         assert torch.allclose(torch.from_numpy(got), net.model(x), atol=1e-3)
+
+
+@pytest.mark.parametrize("arch", ["", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"])
+def test_onnx_has_patch_tokens_as_a_second_output(tmp_path: Path, arch: str) -> None:
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    if arch:
+        torch.manual_seed(0)
+        shape = {"img_size": 56, "depth": 2, "embed_dim": 48, "num_heads": 3}
+        network = vit.checked(timm.create_model(arch, num_classes=0, dynamic_img_size=True, **shape), arch)
+        network.pretrained_cfg = {"architecture": arch}  # type: ignore[union-attr]
+        model = ViTStudent(network, vit_student.build_head("conv", 48, 24, 3))
+    else:
+        model = student()
+    segmenter.save(tmp_path / "s.safetensors", model, setting(), 2, BACKBONE)
+    words = ["export", "--model", str(tmp_path / "s.safetensors"), "--onnx", str(tmp_path / "m.onnx"), "--patch-tokens"]
+    main(words)
+    names = [output.name for output in onnx.load(tmp_path / "m.onnx").graph.output]
+    assert names == ["logits", "patch_tokens"]
+    net, x = segmenter.load(tmp_path / "s.safetensors").model, torch.randn(3, 3, 50, 71)
+    logits, tokens = runtime.InferenceSession(str(tmp_path / "m.onnx")).run(names, {"image": x.numpy()})
+    assert isinstance(net, ViTStudent)
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.from_numpy(logits), net(x), atol=1e-3, rtol=0)
+        torch.testing.assert_close(torch.from_numpy(tokens), net.tokens(x), atol=1e-3, rtol=0)
+
+
+def test_patch_tokens_that_there_are_not(tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"arch": "resnet18", "width": 4, "stride": 8, "rates": [1, 2, 4], "labels": 5}
+    segmenter.write_segmenter(tmp_path / "s.safetensors", segmenter.DeepLab(**shape), shape, 32, "fp32")
+    words = ["export", "--model", str(tmp_path / "s.safetensors"), "--patch-tokens"]
+    with pytest.raises(SystemExit, match="a resnet18 has no patch tokens; leave out --patch-tokens"):
+        main([*words, "--onnx", str(tmp_path / "m.onnx")])
+    with pytest.raises(SystemExit, match="add --onnx FILE"):
+        main([*words, "--torch", str(tmp_path / "m.pt2")])
+
+
+def test_an_export_with_other_tokens_is_not_kept(tmp_path: Path) -> None:
+    x, model = torch.randn(1, 3, 64, 64), export.WithTokens(student())
+    with pytest.raises(InputError, match=r"returns \[\[1, 3, 64, 64\]\], PyTorch \[\[1, 3, 64, 64\], \[1, 32, 8, 8\]\]"):
+        export.differences(model, student())
+    assert export.differences(model, lambda x: (model(x)[0], model(x)[1] + 0.5))[0] > 0.1
+    assert export.differences(model, model)[0] == 0
+    assert model(x)[1].shape == (1, 32, 8, 8)
+
+
+def test_predict_and_probe_on_the_command_line(file: Path, tmp_path: Path) -> None:
+    for folder in ("photos", "masks"):
+        (tmp_path / folder).mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):  # a bright right half; sides that are no multiples of a patch
+        pixels = rng.integers(0, 60, (45, 83, 3)) + 150 * (np.arange(83) >= 40)[:, None]
+        Pillow.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"photos/{i}.png")
+        mask = np.zeros((45, 83), np.uint8)
+        mask[:, 40:] = 1
+        Pillow.fromarray(mask).save(tmp_path / f"masks/{i}.png")
+    words = [str(tmp_path / "photos"), str(tmp_path / "masks"), "--model", str(file)]
+    main(["probe", *words, "--classes", "dark,bright", "-o", str(tmp_path / "own.safetensors")])
+    labels = unseg.load(tmp_path / "own.safetensors").predict(tmp_path / "photos/0.png").labels
+    assert (labels == mask).mean() > 0.9
+    main(["probe", *words, "--vote", "-o", str(tmp_path / "voted.yaml")])
+    assert naming.read(tmp_path / "voted.yaml", 2).count == 2
+    main(["predict", str(tmp_path / "photos"), "--model", str(file), "--size", "60", "--crf", "-o", str(tmp_path / "out")])
+    assert len(list((tmp_path / "out").rglob("*.png"))) >= 3
 
 
 def test_a_vit_with_registers_and_another_normalisation_is_saved_and_loaded(tmp_path: Path) -> None:

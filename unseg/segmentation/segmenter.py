@@ -274,6 +274,9 @@ def load(path: str | Path) -> TrainedSegmenter:
         with torch.device("meta"):  # metadata from a damaged file cannot allocate memory
             model = build(shape)
         model.load_state_dict(state, assign=True)
+        if any(x.is_meta for x in model.buffers()):  # not in the file: timm computes those of rotary embeddings at the start
+            model = build(shape)
+            model.load_state_dict(state)
         model.to(memory_format=torch.channels_last).eval()
         return TrainedSegmenter(model, shape["labels"], about["size"], about["precision"], names, shape, about.get("seen"))
     except Exception as error:  # metadata can be anything

@@ -105,8 +105,13 @@ class ViTStudent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W], normalised, to logits [B, C, H, W]."""
-        logits = self.head[-1](self.features(x))
-        return F.interpolate(logits.float(), x.shape[-2:], mode="bilinear", align_corners=False)
+        return self.with_tokens(x)[0]
+
+    def with_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of `forward`, and the tokens from which they are computed, as `tokens`."""
+        tokens = self.tokens(x)
+        logits = self.head(tokens)
+        return F.interpolate(logits.float(), x.shape[-2:], mode="bilinear", align_corners=False), tokens
 
 
 class TunedStudent(nn.Module):

@@ -112,6 +112,9 @@ def add_exchange(commands: Commands) -> None:
                      "The key `unseg` of its metadata has the pre- and postprocessing and the names of the labels.",
                      "run", "model", "clusters")  # fmt: skip
     export.add_argument("--onnx", **FILE, help="ONNX file to write. Needs `pip install -e '.[onnx]'`.")
+    export.add_argument(
+        "--patch-tokens", action="store_true", help="The ONNX file of a ViT student also returns its patch tokens."
+    )
     export.add_argument("--torch", **FILE, help=".pt2 file to write, for torch.export.load.")
 
     compare = add_command(commands, "compare", "Show what changed between runs.", "Prints the parameters and scores that differ.")
