@@ -83,7 +83,7 @@ class CpuAttention(Attention):
         return out
 
 
-def build(shape: Shape, image: int, drop_path: float = 0.0, registers: int = 0, layer_scale: bool = False) -> VisionTransformer:
+def build(shape: Shape, image: int, registers: int = 0, layer_scale: bool = False) -> VisionTransformer:
     """A ViT in DINO's layout with random weights. Position embeddings are for image x image pixels, and resized for others.
 
     registers, layer_scale: as in DINOv2; CLS and registers then have no position embedding.
@@ -96,7 +96,6 @@ def build(shape: Shape, image: int, drop_path: float = 0.0, registers: int = 0, 
         num_heads=shape.heads,
         num_classes=0,
         dynamic_img_size=True,
-        drop_path_rate=drop_path,
         attn_layer=CpuAttention,
         reg_tokens=registers,
         no_embed_class=registers > 0,
@@ -133,7 +132,7 @@ def build_network(network: Network, layer_scale: bool, weights: str) -> ViT:
         shape = Shape(network.patch, network.width, network.depth, network.heads)
         if shape.width % shape.heads:
             raise InputError(f"{weights}: width {shape.width} is no multiple of heads, {shape.heads}; set heads in params.yaml")
-        vit = build(shape, network.image, 0.0, network.prefix_tokens - 1, layer_scale)
+        vit = build(shape, network.image, network.prefix_tokens - 1, layer_scale)
     vit.pretrained_cfg = {"mean": tuple(network.mean), "std": tuple(network.std), "architecture": network.arch}
     built: ViT = vit
     return built
