@@ -334,6 +334,20 @@ FAULTS = [
         "tests/pretraining/test_croc.py -k waits",
     ),
     Fault(
+        "DINOv3: the authors' names are taken for timm's",
+        "unseg/models/vit.py",
+        "if vit_files.is_dinov3(state) else state",
+        "if False else state",
+        "tests/models/test_vit_files.py -k dinov3_as_its_authors",
+    ),
+    Fault(
+        "fetch: weights that are not listed are not noticed",
+        "unseg/core/fetched.py",
+        "match[1] not in fetch and",
+        "match[1] in fetch and",
+        "tests/core/test_fetched.py",
+    ),
+    Fault(
         "environment: prepare looks at nothing",
         "stages/prepare.py",
         "    environment.check()",

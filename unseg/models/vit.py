@@ -11,7 +11,7 @@ import timm
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.attention import Attention
-from timm.models.eva import Eva, EvaBlock
+from timm.models.eva import Eva, EvaBlock, checkpoint_filter_fn
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -118,6 +118,7 @@ def load(backbone: Backbone) -> ViT:
     network = vit_files.describe(weights, state, backbone.heads)
     vit_files.check_shape(network, weights, wanted)
     vit = build_network(network, "blocks.0.ls1.gamma" in state, weights)
+    state = checkpoint_filter_fn(state, vit) if vit_files.is_dinov3(state) else state
     source = network.arch or f"a ViT in DINO's layout (patch {network.patch}, width {network.width}, depth {network.depth})"
     load_strictly(vit, state, weights, source)
     return vit.eval()
