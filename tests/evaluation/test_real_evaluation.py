@@ -53,6 +53,9 @@ for key in prepare.PRECISION_KEYS:
     PARAMS.setdefault(key.split(".")[0], {}).setdefault("precision", "auto")
 PARAMS["detector"]["backend"] = "torchvision"
 PARAMS["crf"] = {"method": "conv"}
+PARAMS["fetch"] = []
+for group, name in (key.split(".") for key in prepare.WEIGHT_KEYS):
+    PARAMS.setdefault(group, {}).setdefault(name, "models/fresh")
 MAPS = ("labels.zip", "predictions/masks.zip", "predictions/detector.zip")
 
 

@@ -18,6 +18,7 @@ FAMILIES: dict[str, dict[str, Any]] = {  # timm's architectures, small: CrOC, iB
     "vit_small_patch14_reg4_dinov2": {"img_size": 56},
     "vit_small_patch16_dinov3": {"img_size": 64},
     "vit_small_patch16_dinov3_qkvb": {"img_size": 64},
+    "vit_small_plus_patch16_dinov3_qkvb": {"img_size": 64},
     "eva02_small_patch14_224": {"img_size": 56},  # separate q, k and v; its keys have no bias
     "vit_small_patch16_rope_mixed_224": {"img_size": 64},  # another rotation in each block
 }

@@ -1,5 +1,7 @@
 """Which stages run after a change. The table is the specification."""
 
+import re
+
 import pytest
 from conftest import Pipeline
 
@@ -57,6 +59,16 @@ def test_a_vit_student_takes_the_place_of_deeplab(pipe):
 def test_an_item_of_refine_may_have_values_of_relabel(pipe):
     pipe.set("refine", [{"from": "r0", "to": "r1", "crf": False, "scales": [1.0, 1.25], "threshold": 0.7}])
     assert set(pipe.repro("--force-downstream")) == CRF
+
+
+def test_weights_that_fetch_does_not_list_end_it_before_any_work(pipe):
+    name = "timm/vit_small_patch14_reg4_dinov2.lvd142m"
+    pipe.set("backbone.weights", f"models/{name}.safetensors")
+    done = pipe.sh("dvc", "repro")
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0
+    assert f"backbone.weights is models/{name}.safetensors: no such file; add {name} to fetch, and `dvc repro` makes it" in said
+    assert re.findall(r"Running stage '([^']+)'", said) == ["prepare"]
 
 
 def test_nothing_runs_twice(pipe):

@@ -54,6 +54,20 @@ def read(model: ViT, images: Tensor, facet: str = "keys", layer: int = -1) -> Fa
     return Facets(query, keys, features)
 
 
+def last_block(model: ViT, images: Tensor, facet: str) -> tuple[Tensor, Tensor]:
+    """All tokens after the final LayerNorm [B, P + N, D], and a facet of the last block of all of them [B, H, P + N, d].
+
+    images, facet: as in `read`; of tokens H is 1 and d is D.
+    """
+    x, ropes = embed(model, images)
+    *before, (block, rope) = zip(list[Any](model.blocks), ropes, strict=True)
+    for other, its_rope in before:
+        x = run_block(other, x, its_rope)
+    tokens = model.norm(run_block(block, x, rope))
+    features = tokens[:, None] if facet == "tokens" else project(block.attn, block.norm1(x), facet).transpose(1, 2)
+    return tokens, features
+
+
 def embed(model: ViT, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
     """The tokens [B, P + N, D] before the first block, and the rotary embedding of each block or None."""
     if isinstance(model, VisionTransformer):
