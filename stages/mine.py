@@ -1,4 +1,4 @@
-"""Object masks of each image, from the affinity graph of ViT keys."""
+"""Object masks of each image, from facets of a ViT."""
 
 import json
 from collections.abc import Iterator
@@ -38,7 +38,8 @@ def main(index: str, images: str, weights: str, output: str) -> None:
                     yield storage.json_line(instances.instance(id, image.id, CLASS_AGNOSTIC, mask).to_coco())
 
     batches = miner.load_batches(model, records, lambda i: i.size, lambda i: photos.read(images, i), p)
-    with map_batches("mine", [p, backbone], [index, images, weights], batches, mine, lambda i: i.id) as results:
+    inputs = [index, images, weights, p.head]
+    with map_batches("mine", [p, backbone], inputs, batches, mine, lambda i: i.id) as results:
         if results:
             content = {
                 "images": [vars(i) for i in records],

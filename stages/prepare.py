@@ -13,8 +13,9 @@ from unseg.data.examination import examine
 from unseg.data.readers import Data, format_counts
 from unseg.engine import environment
 
-MODELS = ("croc", "mine", "embed", "detector", "segmenter", "backbone_linear", "backbone_kmeans", "backbone_video")
-PRECISION_KEYS = [f"{group}.precision" for group in MODELS]
+MODELS = ("croc", "mine", "foreground", "embed", "detector", "segmenter")
+BACKBONES = ("backbone_linear", "backbone_kmeans", "backbone_video")
+PRECISION_KEYS = [f"{group}.precision" for group in MODELS + BACKBONES]
 WEIGHT_KEYS = ("backbone.weights", "embedder.weights", "detector.init", "segmenter.init", "croc.init")
 
 

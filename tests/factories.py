@@ -15,9 +15,12 @@ ROOT = Path(__file__).parents[1]
 T = TypeVar("T")
 MINE: dict[str, Any] = {  # the `mine` group of a random ViT, without resize
     "method": "maskdistill",
+    "head": "models/fresh",
     "mass": 0.75,
     "facet": "keys",
     "layer": -1,
+    "flip": False,
+    "scales": [1.0],
     "normalize": False,
     "threshold": 0.0,
     "patches": 400,

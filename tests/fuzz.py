@@ -36,7 +36,7 @@ from unseg.detection import detector
 from unseg.engine import training
 from unseg.evaluation import linear_probe
 from unseg.evaluation.label_free import quality
-from unseg.mining import affinity, crops
+from unseg.mining import affinity, crops, foreground
 from unseg.models import vit, weights
 from unseg.pretraining import croc_training
 from unseg.segmentation import crf, pseudo_labels, segmenter
@@ -48,7 +48,7 @@ TEXTS: list[Any] = ["", "../../x", "/etc/passwd", "\0", "\ud800x", "é" * 300, "
 JUNK: list[Any] = [*NUMBERS, *TEXTS, [], {}, [[]], [{}], {"a": 1}, {"size": [16, 16], "counts": "0"}]
 GROUPS = {
     "data": readers.Data, "backbone": vit.Backbone, "croc": croc_training.Croc,
-    "mine": affinity.Mining, "embed": crops.Embedding,
+    "mine": affinity.Mining, "foreground": foreground.Foreground, "embed": crops.Embedding,
     "cluster": algorithms.Clustering, "detector": detector.Detector, "detect": detector.Detect,
     "aggregate": pseudo_labels.Aggregation,
     "segmenter": segmenter.Segmenter, "predict": segmenter.Predict, "crf": crf.Crf, "linear": linear_probe.Linear,

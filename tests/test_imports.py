@@ -19,7 +19,7 @@ GROUPS: dict[str, tuple[list[str], set[str]]] = {  # stages, and which of SLOW t
     ),
     "K-means": (["choose_k", "cluster"], {"sklearn", "scipy"}),
     "a ResNet": (["detect", "evaluate_linear", "predict", "relabel", "train_detector", "train_segmenter"], {"torch"}),
-    "a ViT": (["embed", *BACKBONES, "evaluate_quality", "fetch", "mine", "pretrain"], set(SLOW)),
+    "a ViT": (["embed", *BACKBONES, "evaluate_quality", "fetch", "mine", "pretrain", "train_foreground"], set(SLOW)),
 }
 
 

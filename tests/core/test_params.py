@@ -61,6 +61,21 @@ def test_a_group_with_all_that_a_group_can_hold(tmp_path: Path) -> None:
     assert params.group("outer.inner", Inner, file) == Inner(3, 1.0)
 
 
+@dataclass(frozen=True)
+class Choice:
+    threshold: float | Literal["otsu", "mean"]
+
+
+def test_a_number_or_a_word(tmp_path: Path) -> None:
+    for content, want in (("otsu", "otsu"), ("mean", "mean"), (1, 1.0), (0.5, 0.5), ("1e-05", 1e-5)):
+        read = params.group("c", Choice, written(tmp_path, {"c": {"threshold": content}})).threshold
+        assert read == want
+        assert type(read) is type(want)
+    for content in ("otso", "", None, True, [1]):
+        message = refused(tmp_path, "c", Choice, {"c": {"threshold": content}})
+        assert message == f"c.threshold is {content!r}; it must be float, otsu or mean"
+
+
 def test_the_default_file_is_the_one_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"params\.yaml: no such file; run from the root of the repository"):

@@ -14,7 +14,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from unseg.core.console import InputError
-from unseg.mining.affinity import Mining, ObjectMasks, connected_region, mine, mine_all, mine_attention, mine_first, to_pixels
+from unseg.mining.affinity import Mining, ObjectMasks, connected_region, mine, mine_attention, otsu, to_pixels
+from unseg.mining.methods import mine_all, mine_first
 
 PROPERTY = settings(max_examples=60, deadline=None)
 GRIDS = ((1, 6), (3, 4), (5, 5))
@@ -255,6 +256,36 @@ def test_a_threshold_and_cosines_by_hand() -> None:
     assert mine(query, short, 0.5, False, threshold=0.9).masks[0].int().tolist() == [1, 0, 0, 0]
 
 
+def test_otsu_splits_where_the_variance_between_the_classes_is_largest() -> None:
+    assert otsu(torch.tensor([[0.0, 0.1, 0.9, 1.0], [5.0, 5.0, 5.0, 9.0]])).tolist() == [0.5, 7.0]
+    assert otsu(torch.tensor([[3.0, 3.0, 3.0], [0.0, 1.0, 2.0]])).tolist() == [3.0, 0.5]  # none above; the lower of equal splits
+    assert otsu(torch.tensor([[4.0]])).tolist() == [4.0]
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        values = np.sort(rng.normal(size=30) + 3 * (rng.random(30) < 0.3))
+        between = [i * (30 - i) * (values[:i].mean() - values[i:].mean()) ** 2 for i in range(1, 30)]
+        split = 1 + int(np.argmax(between))
+        want = (values[split - 1] + values[split]) / 2
+        assert float(otsu(torch.from_numpy(rng.permutation(values))[None])) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("rank", ["logits", "degree"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_threshold_of_otsu_is_the_images_own(rank: str, normalize: bool) -> None:
+    query, keys = draw(3, 2, 3, 24, 5)
+    choice: dict[str, Any] = {"keep": 0.3, "center": False, "rank": rank, "normalize": normalize}
+    got = mine(query, keys, **choice, threshold="otsu")
+    for i in range(2):
+        rows = keys[i].transpose(0, 1).flatten(1)
+        rows = torch.nn.functional.normalize(rows, dim=1) if normalize else rows
+        source = int(mine(query, keys, **choice).source[i])  # as at 0
+        bound = float(otsu((rows @ rows[source])[None])) / (1 if normalize else 3)
+        at = mine(query[i : i + 1], keys[i : i + 1], **choice | {"rank": "logits"}, threshold=bound) if rank == "logits" else None
+        assert int(got.source[i]) == source
+        assert at is None or torch.equal(got.masks[i], at.masks[0])
+    assert not torch.equal(got.masks, mine(query, keys, **choice).masks)
+
+
 def nearest(mask: np.ndarray, resized: tuple[int, int], size: tuple[int, int], patch: int) -> np.ndarray:
     """The patch that contains the centre of each pixel, in whole numbers and pixel by pixel."""
     out = np.zeros(size, bool)
@@ -294,6 +325,7 @@ def test_padding_falls_away() -> None:
     [
         *(("resize", 0), ("keep", 0.0), ("keep", 1.1), ("rank", "loudest"), ("precision", "fp16"), ("method", "eigen")),
         *(("mass", 0.0), ("mass", 1.1), ("stop", 0.0), ("stop", 1.1), ("objects", 0), ("patches", 0)),
+        *(("threshold", "otso"), ("threshold", True), ("threshold", None), ("method", "head")),
     ],
 )
 def test_settings_out_of_range(key: str, value: Any) -> None:

@@ -11,14 +11,14 @@ import torch
 import yaml
 from PIL import Image as Pillow
 
-from stages import embed, mine
-from unseg.core import image_index, instances
+from stages import embed, mine, train_foreground
+from unseg.core import image_index, instances, masks
 from unseg.core.console import InputError
 from unseg.core.instances import Instance
 from unseg.core.storage import write_json
 from unseg.data import demo
 from unseg.engine import training
-from unseg.mining import affinity, miner
+from unseg.mining import affinity, foreground, miner
 from unseg.models import vit
 from unseg.models.weights import RANDOM_INIT
 
@@ -85,11 +85,51 @@ def test_several_objects_an_image(scenes: Path) -> None:
 def test_facet_layer_normalisation_and_threshold_count(scenes: Path) -> None:
     choices: list[dict[str, Any]] = [{}, {"layer": 0}, {"normalize": True}, {"threshold": 0.05}]
     choices += [{"facet": facet} for facet in ("queries", "values", "tokens")]
-    masks = [[x.mask.counts for x in mined(scenes, **choice)] for choice in choices]
-    assert all(a != b for i, a in enumerate(masks) for b in masks[:i])
-    assert masks[0] == [x.mask.counts for x in mined(scenes, layer=1)]  # of two blocks the last
+    counts = [[x.mask.counts for x in mined(scenes, **choice)] for choice in choices]
+    assert all(a != b for i, a in enumerate(counts) for b in counts[:i])
+    assert counts[0] == [x.mask.counts for x in mined(scenes, layer=1)]  # of two blocks the last
     with pytest.raises(InputError, match=r"mine\.layer is 2; this ViT has 2 blocks: from -2 to 1"):
         mined(scenes, layer=2)
+
+
+def test_every_method_from_its_params(scenes: Path) -> None:
+    counts = {"maskdistill": [x.mask.counts for x in mined(scenes)]}
+    for method, changes in {
+        "tokencut": {"threshold": "otsu"},
+        "regions": {"threshold": 0.6, "facet": "tokens"},
+        "otsu": {"method": "maskdistill", "threshold": "otsu"},
+        "flip": {"method": "maskdistill", "flip": True},
+        "scales": {"method": "maskdistill", "scales": [1.0, 1.5]},
+    }.items():
+        counts[method] = [x.mask.counts for x in mined(scenes, **{"method": method} | changes)]
+        assert len(counts[method]) == 3
+    assert len({str(x) for x in counts.values()}) == len(counts)
+
+
+def test_a_head_is_trained_and_mines(scenes: Path) -> None:
+    choice = {"size": 64, "iterations": 4, "batch": 2, "facet": "tokens", "center": True, "threshold": 0.0}
+    write_params(scenes, foreground=choice, backbone=VIT)
+    train_foreground.main("images.json", ".", RANDOM_INIT, "head.safetensors", "head.tsv")
+    assert len(Path("head.tsv").read_text().splitlines()) == 5
+    first = [x.mask.counts for x in mined(scenes, method="head", head="head.safetensors")]
+    assert [x.image_id for x in mined(scenes, method="head", head="head.safetensors", objects=2)] == sorted([5, 6, 7] * 2)
+    photo = Pillow.open("5.png").convert("RGB")
+    model, p = (
+        vit.load(vit.Backbone(**VIT)),
+        factories.group("mine", affinity.Mining, resize=64, precision="fp32", component=True),
+    )
+    ((_, pixels),) = miner.load_batches(model, [5], lambda _: (64, 64), lambda _: photo, p)
+    with torch.no_grad():
+        scores = foreground.load("head.safetensors", model)(vit.tokens(model, pixels)[:, 1:].mT.unflatten(2, (8, 8)))
+    want = foreground.masks(scores[0, 0].numpy(), 1, True)[0]
+    assert masks.encode(np.kron(want, np.ones((8, 8), bool))).counts == first[0]
+    with pytest.raises(InputError, match=r"mine\.method is head, so mine\.head must name a head"):
+        mined(scenes, method="head")
+    with pytest.raises(InputError, match=r"other\.safetensors cannot be read"):
+        mined(scenes, method="head", head="other.safetensors")
+    foreground.save("wide.safetensors", torch.nn.Conv2d(48, 1, 1))
+    with pytest.raises(InputError, match=r"wide\.safetensors: its weights are"):
+        mined(scenes, method="head", head="wide.safetensors")
 
 
 def test_images_are_normalised_as_the_file_says(scenes: Path) -> None:

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
 BACKBONES = {"evaluate_backbone_kmeans", "evaluate_backbone_linear", "evaluate_backbone_video"}
-VIT = {"embed", "fetch", "mine", "pretrain", "evaluate_quality"} | BACKBONES
+VIT = {"embed", "fetch", "mine", "pretrain", "train_foreground", "evaluate_quality"} | BACKBONES
 SEGMENTER = {"train_segmenter", "predict", "relabel", "evaluate_linear"}  # a ResNet or a ViT
 RESNET = {"train_detector", "detect"} | SEGMENTER
 MAY = {  # which stages may import what, now or later (tests/test_imports.py: at their start)

@@ -26,7 +26,8 @@ CHANGES = {
     ("cluster.k", 4): {"cluster"} | DETECTOR,
     ("embed.resize", 24): {"embed", "choose_k", "cluster"} | DETECTOR,
     ("mine.keep", 0.5): {"mine", "embed", "choose_k", "cluster"} | DETECTOR,
-    ("croc.lr", 0.1): {"croc", "mine", "embed", "choose_k", "cluster"} | DETECTOR,
+    ("foreground.lr", 0.1): {"foreground@0", "mine", "embed", "choose_k", "cluster"} | DETECTOR,
+    ("croc.lr", 0.1): {"croc", "foreground@0", "mine", "embed", "choose_k", "cluster"} | DETECTOR,
 }
 
 

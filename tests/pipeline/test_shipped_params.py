@@ -16,7 +16,7 @@ from unseg.detection import self_training, settings
 from unseg.evaluation import linear_probe
 from unseg.evaluation.backbones import kmeans, linear, video
 from unseg.evaluation.label_free import quality
-from unseg.mining import affinity, crops
+from unseg.mining import affinity, crops, foreground
 from unseg.models import vit
 from unseg.pretraining import croc, croc_training, views
 from unseg.report import page
@@ -31,6 +31,7 @@ GROUPS: dict[str, type] = {
     "embedder": vit.Backbone,
     "croc": croc_training.Croc,
     "mine": affinity.Mining,
+    "foreground": foreground.Foreground,
     "embed": crops.Embedding,
     "cluster": algorithms.Clustering,
     "detector": settings.Detector,

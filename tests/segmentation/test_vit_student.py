@@ -21,7 +21,7 @@ from unseg.engine import batching, training
 from unseg.engine.checkpoint import Checkpoint
 from unseg.engine.training import mix_seeds
 from unseg.evaluation import linear_probe
-from unseg.models import vit
+from unseg.models import frozen_tokens, vit
 from unseg.models.vit import Backbone
 from unseg.models.weights import RANDOM_INIT
 from unseg.segmentation import segmenter, vit_student
@@ -136,11 +136,11 @@ def test_an_example_is_mirrored_with_its_labels(tmp_path: Path) -> None:
 
 def test_tokens_that_memory_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = photographs(tmp_path, 2)
-    monkeypatch.setattr(vit_student.os, "sysconf", lambda name: 1000)  # 1 MB
+    monkeypatch.setattr(frozen_tokens.os, "sysconf", lambda name: 1000)  # 1 MB
     with pytest.raises(
         InputError, match=r"tokens of 2 train images at segmenter\.size 800 take 2\.6 GB .*; lower segmenter\.size"
     ):
-        vit_student.check_memory(2_560_000_000, 2, 800)
+        frozen_tokens.check_memory((2, 640_000_000), "segmenter.size", 800, "lower segmenter.size")
     with pytest.raises(InputError, match=r"lower segmenter\.size"):
         vit_student.read_tokens(student(), setting(size=800), str(tmp_path), images, labels)
 

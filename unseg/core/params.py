@@ -4,12 +4,14 @@ The type of a field declares its range: a type below, `Literal["mask", "box"]`, 
 A rule about several fields stays in the dataclass's `__post_init__`, which raises ValueError.
 """
 
+import contextlib
 import operator
 import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, fields, is_dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
@@ -106,7 +108,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check(key: str, kind: Any, x: Any, file: str | Path) -> Any:
-    """x as a value of type kind: a number, str, bool, X | None, list[X], Literal, Annotated, or a dataclass from a mapping."""
+    """x as a value of type kind: a number, str, bool, X | None, X | Literal, list[X], Literal, Annotated, or a dataclass."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if is_dataclass(kind) and isinstance(x, dict):
         return build(key, kind, x, file)
@@ -124,6 +126,14 @@ def check(key: str, kind: Any, x: Any, file: str | Path) -> Any:
     if type(None) in args:
         (inner,) = (arg for arg in args if arg is not type(None))
         return None if x is None else check(key, inner, x, file)
+    if origin is UnionType or origin is typing.Union:
+        other, words = args  # X | Literal
+        with contextlib.suppress(InputError):
+            return check(key, other, x, file)
+        *first, last = (other.__name__, *typing.get_args(words))
+        if x not in typing.get_args(words):
+            raise InputError(f"{file}: {key} is {x!r}; it must be {', '.join(first)} or {last}")
+        return x
     if kind is float and isinstance(x, str) and YAML12_FLOAT.fullmatch(x):
         return float(x)
     if kind is float and isinstance(x, int) and not isinstance(x, bool):

@@ -1,31 +1,34 @@
-"""Object masks of an image from the features of a self-supervised ViT: one (the paper) or several, and two baselines.
+"""An object mask of an image from the affinities of a self-supervised ViT's patches: MaskDistill's rule, and two baselines.
 
 MaskDistill (Van Gansbeke et al., arXiv:2206.06363), section 3.2. The last attention layer gives two quantities: the attention
 of the CLS token to each patch (Eq. 1) and the affinity of each pair of patches (Eq. 2). The patch with the most attention is
 the source; the proposals that are similar to it vote on every other patch; the patches with a positive vote are the object.
 The N x N graph is never built: its row s is K k_s, and the sum of the voters' rows is K (sum of k_i), two products of O(N d).
 (Only `rank: degree` needs all its signs.) Queries, values or tokens may take the place of the keys in Eq. 2 (`mine.facet`).
-`mine_all` removes an object and mines what remains of the image again.
+`methods` chooses between this and the other modules of mining.
 
 Shapes: B images, H heads, N patches (row-major over a grid of rows x cols), P proposals, d channels of a head, D = H d.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
+from annotated_types import MinLen
 from scipy import ndimage
 from torch import Tensor
 
-from unseg.core.params import PositiveFraction, PositiveInt, Precision
+from unseg.core.params import PositiveFloat, PositiveFraction, PositiveInt, Precision
+from unseg.models.weights import RANDOM_INIT
 
 
 @dataclass(frozen=True)
 class Mining:
     """The `mine` group of params.yaml."""
 
-    method: Literal["maskdistill", "attention", "lost"]  # the last two are the baselines of Table 3
+    method: Literal["maskdistill", "attention", "lost", "tokencut", "regions", "head"]  # attention, lost: baselines of Table 3
+    head: str  # head: the file of weights; or weights.RANDOM_INIT for none
     mass: PositiveFraction  # attention: fraction of the heads' attention inside the mask
     patches: PositiveInt  # lost: number of proposals
     objects: PositiveInt  # masks an image, at most; 1 is the paper
@@ -33,13 +36,19 @@ class Mining:
     resize: PositiveInt  # shorter side, pixels
     facet: Literal["queries", "keys", "values", "tokens"]  # whose products are the affinity
     layer: int  # block of the ViT, from 0; negative: from the last one, -1
+    flip: bool  # average the facet over the photograph and its mirror image
+    scales: Annotated[list[PositiveFloat], MinLen(1)]  # and over these multiples of `resize`
     normalize: bool  # cosine similarity instead of the inner product
-    threshold: float  # affinity above which patches belong together
+    threshold: float | Literal["otsu"]  # affinity above which patches belong together; otsu: chosen for each image
     keep: PositiveFraction  # fraction of the patches that are proposals
     rank: Literal["logits", "softmax", "degree"]  # how patches are ranked as proposals
     center: bool  # subtract the image's mean of the facet first
     component: bool  # keep only the 4-connected region of the source
     precision: Precision  # of the ViT
+
+    def __post_init__(self) -> None:
+        if self.method == "head" and self.head == RANDOM_INIT:
+            raise ValueError("mine.method is head, so mine.head must name a head, e.g. models/foreground.safetensors")
 
 
 class ObjectMasks(NamedTuple):
@@ -86,7 +95,7 @@ def mine(
     count: int | None = None,
     features: Tensor | None = None,
     normalize: bool = False,
-    threshold: float = 0.0,
+    threshold: float | str = 0.0,
 ) -> ObjectMasks:
     """Find one object in each image (section 3.2, Eq. 1 and 2). Its mask contains the source.
 
@@ -103,21 +112,42 @@ def mine(
         features: [B, H', N, d'] whose products are the affinity (Eq. 2); None: the keys (paper).
         normalize: the affinity is the cosine of two rows (TokenCut, arXiv:2202.11539, Eq. 4), not their inner product (paper).
         threshold: of the affinity, the mean over heads or the cosine: patches above it are similar, and a patch whose mean
-            over the voters is above it is the object's. 0 in the paper; 0.2 in TokenCut, of cosines.
+            over the voters is above it is the object's. 0 in the paper; 0.2 in TokenCut, of cosines. otsu: of each image, by
+            `otsu` of the affinities of the source to all patches; the rank degree then counts at 0, as LOST does.
     """
     features = keys if features is None else features
     rows = affinity_rows(features, center, normalize)  # [B, N, D]
-    bound = threshold if normalize else threshold * features.shape[1]  # rows give the sum over heads
+    fixed = 0.0 if isinstance(threshold, str) else threshold
+    bound: float | Tensor = fixed if normalize else fixed * features.shape[1]  # rows give the sum over heads
     # A stable sort instead of topk, which may break ties differently on another device.
-    order = rank_patches(query, keys, rank, rows, bound).argsort(dim=1, descending=True, stable=True)  # [B, N]
+    order = rank_patches(query, keys, rank, rows, float(bound)).argsort(dim=1, descending=True, stable=True)  # [B, N]
     source, proposals = order[:, :1], order[:, : count or max(1, int(keep * keys.shape[2]))]  # [B, 1], [B, P]
     is_proposal = torch.zeros_like(order, dtype=torch.bool).scatter(1, proposals, True)
     affinity = rows @ rows.take_along_dim(source[..., None], 1).transpose(1, 2)  # [B, N, 1], A_I[s, j]
+    if threshold == "otsu":
+        bound = otsu(affinity.squeeze(2))[:, None, None]  # [B, 1, 1]
     similar = affinity > bound  # [B, N, 1]
     voters = is_proposal[..., None] & similar
     votes = rows @ (rows.transpose(1, 2) @ voters.to(rows))  # [B, N, 1], sum over voters of A_I[i, j]
     masks = (votes > bound * voters.sum(1, keepdim=True)).squeeze(2).scatter(1, source, True)
     return ObjectMasks(masks, source.squeeze(1), similar.squeeze(2).float().mean(1))
+
+
+def otsu(values: Tensor) -> Tensor:
+    """The threshold [B] of values [B, N] whose two classes differ most (Otsu 1979: the largest variance between them).
+
+    Exact, over all N - 1 splits of the sorted values, midway between two of them; OpenCV's takes 8-bit histograms of one image.
+    The lower of equal splits; of equal values that value, so that none is above it.
+    """
+    ordered, count = values.double().sort(dim=1).values, values.shape[1]
+    if count == 1:
+        return values[:, 0]
+    below = torch.arange(1, count, device=values.device)  # number of values in the lower class
+    sums = ordered.cumsum(1)
+    lower, upper = sums[:, :-1] / below, (sums[:, -1:] - sums[:, :-1]) / (count - below)
+    split = (below * (count - below) * (upper - lower) ** 2).argmax(1, keepdim=True)  # [B, 1]
+    thresholds = (ordered.gather(1, split) + ordered.gather(1, split + 1)) / 2
+    return thresholds.squeeze(1).to(values)
 
 
 def mine_attention(query: Tensor, keys: Tensor, mass: float) -> ObjectMasks:
@@ -130,46 +160,6 @@ def mine_attention(query: Tensor, keys: Tensor, mass: float) -> ObjectMasks:
     kept = values.cumsum(1) - values < mass  # [B, N], by rank: the patches before hold less
     masks = torch.zeros_like(kept).scatter(1, order, kept)
     return ObjectMasks(masks, order[:, 0], kept.float().mean(1))
-
-
-def mine_first(query: Tensor, keys: Tensor, p: Mining, features: Tensor | None = None) -> ObjectMasks:
-    """The first object of each image by the method of params.yaml. LOST (Simeoni et al. 2021) is `mine` by degree."""
-    if p.method == "attention":
-        return mine_attention(query, keys, p.mass)
-    rank, count = ("degree", p.patches) if p.method == "lost" else (p.rank, None)
-    return mine(query, keys, p.keep, p.center, rank, count, features, p.normalize, p.threshold)
-
-
-def mine_all(
-    query: Tensor, keys: Tensor, mined: ObjectMasks, grid: tuple[int, int], p: Mining, features: Tensor | None = None
-) -> list[np.ndarray]:
-    """The objects of one image, as disjoint masks of patches [rows, cols] bool: the remaining patches are mined again.
-
-    It stops after p.objects, or when the next source is similar to more than the fraction p.stop of the remaining patches, as
-    background is to most of itself. The paper has one object an image; Wang et al. (CutLER, arXiv:2301.11320, section 3.2)
-    mask out and cut again. The criterion is ours.
-
-    Args:
-        query, keys, features: as in `mine`, with B = 1.
-        mined: the result of `mine_first` for this image.
-        grid: rows and columns of the N patches.
-    """
-    masks: list[np.ndarray] = []
-    remaining = np.ones(keys.shape[2], bool)  # [N]
-    while len(masks) < p.objects and remaining.any():
-        if masks:
-            kept = torch.from_numpy(remaining).to(keys.device)
-            mined = mine_first(query, keys[:, :, kept], p, None if features is None else features[:, :, kept])
-            if float(mined.similar_fraction[0]) > p.stop:
-                break
-        patches = np.flatnonzero(remaining)
-        mask = np.zeros(keys.shape[2], bool)
-        mask[patches] = mined.masks[0].cpu().numpy()
-        if p.method == "lost" or (p.component and p.method == "maskdistill"):
-            mask = connected_region(mask.reshape(grid), int(patches[int(mined.source[0])])).ravel()
-        masks.append(mask.reshape(grid))
-        remaining &= ~mask
-    return masks
 
 
 def connected_region(mask: np.ndarray, source: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Mine the objects of photographs: batches of one shape, the last block of the ViT, `affinity`, and masks of pixels [H, W]."""
+"""Mine the objects of photographs: batches of one shape, facets of the ViT, a method, and masks of pixels [H, W]."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -13,8 +13,8 @@ from unseg.data import photos
 from unseg.engine import batching, environment
 from unseg.engine.batching import Batches
 from unseg.engine.precision import autocast
-from unseg.mining import affinity
-from unseg.models import facets, vit
+from unseg.mining import affinity, averaging, foreground, methods
+from unseg.models import vit
 from unseg.models.vit import ViT
 
 PIXELS = 3_000_000  # of a batch
@@ -36,24 +36,25 @@ def load_batches(
         resized = photos.resize(read(item), photos.short_side(size(item), p.resize))
         return batching.pad_to(batching.to_tensor(resized, mean, std), patch)
 
-    return batching.batches_by_shape(items, padded_size, load, PIXELS)
+    return batching.batches_by_shape(items, padded_size, load, averaging.pixels(p, PIXELS))
 
 
 @torch.inference_mode()
 def mine_objects(
     model: ViT, batches: Iterable[tuple[list[T], Tensor]], size: Size[T], p: affinity.Mining
 ) -> Iterator[tuple[T, list[np.ndarray]]]:
-    """Each item of the batches and the masks [H, W] bool of its objects, in the order in which they are mined."""
+    """Each item of the batches and the masks [H, W] bool of its objects, in the order in which they are mined.
+
+    Raises InputError if p.head is no head for this ViT.
+    """
     device, patch = environment.device(), vit.patch_size(model)
     model = model.to(device)
+    head = foreground.load(p.head, model).to(device) if p.method == "head" else None
     for items, pixels in batches:
         with autocast(device, p.precision):
-            query, keys, features = (x.float() for x in facets.read(model, pixels.to(device), p.facet, p.layer))
-        mined = affinity.ObjectMasks(*(x.cpu() for x in affinity.mine_first(query, keys, p, features)))
+            read = averaging.read(model, pixels.to(device), p)
         grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
-        for i, item in enumerate(items):
-            first = affinity.ObjectMasks(*(x[i : i + 1] for x in mined))
-            masks = affinity.mine_all(query[i : i + 1], keys[i : i + 1], first, grid, p, features[i : i + 1])
+        for item, masks in zip(items, methods.mine_batch(read, grid, p, head), strict=True):
             resized = photos.short_side(size(item), p.resize)
             yield item, [affinity.to_pixels(mask, resized, size(item), patch) for mask in masks]
 

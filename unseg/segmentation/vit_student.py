@@ -8,7 +8,6 @@ Shapes: B images, H rows, W columns of pixels; h x w patches, P prefix tokens; D
 last input; C labels; N train images; S pixels a side in training; L labels a side in training.
 """
 
-import os
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -19,22 +18,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from unseg.core.console import InputError, Meter
+from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
 from unseg.core.label_maps import LabelMaps
 from unseg.data.photos import read, resize
-from unseg.engine import batching, distributed, environment
-from unseg.engine.precision import autocast
-from unseg.models import facets, vit
+from unseg.engine import batching, environment
+from unseg.models import facets, frozen_tokens, vit
 from unseg.models.vit import Backbone, ViT
 from unseg.models.vit_files import Network
 from unseg.segmentation.deeplab import conv_block
 from unseg.segmentation.segmenter import Segmenter
 
 LABELS_PER_PATCH = 4  # a side, in training; more would cost time, and the logits between tokens are interpolated anyway
-PIXELS = 1_000_000  # of a batch of photographs whose tokens are computed
 BLOCKS_LR = 0.1  # of the head's learning rate, for the tuned blocks (Mask2Former, arXiv:2112.01527, for its backbones)
-MAX_MEMORY = 0.8  # fraction of the machine's memory that the tokens may fill
 
 
 class Upsample(nn.Module):
@@ -198,7 +194,8 @@ def read_tokens(model: ViTStudent, p: Segmenter, root: str, images: list[ImageRe
     side = -(-p.size // model.patch)  # h = w
     width, prefix = model.vit.embed_dim, model.vit.num_prefix_tokens
     shape = (len(images), 2, *((prefix + side**2, width) if p.tuned_blocks else (width, side, side)))
-    check_memory(2 * int(np.prod(shape)) * distributed.world(), len(images), p.size)
+    remedy = "lower segmenter.size, or set segmenter.arch to resnet18 or resnet50"
+    frozen_tokens.check_memory(shape, "segmenter.size", p.size, remedy)
     tokens = torch.empty(shape, dtype=torch.float16)
     grid = side * LABELS_PER_PATCH  # L
     maps = torch.empty(len(images), grid, grid, dtype=torch.uint8)
@@ -208,25 +205,10 @@ def read_tokens(model: ViTStudent, p: Segmenter, root: str, images: list[ImageRe
     def load(index: int) -> Tensor:
         return batching.to_tensor(resize(read(root, images[index]), (p.size, p.size)))
 
-    device = environment.device()
-    model.to(device).eval()
-    batches = batching.batches_by_shape(range(len(images)), lambda _: (p.size, p.size), load, PIXELS)
-    with torch.inference_mode(), autocast(device, p.precision), Meter(len(images), "tokens") as meter:
-        for indices, x in batches:
-            x = x.to(device)
-            for mirrored, view in enumerate((x, x.flip(3))):
-                computed = model.tokens_before(view, p.tuned_blocks) if p.tuned_blocks else model.tokens(view)
-                tokens[indices, mirrored] = computed.half().cpu()
-            for _ in indices:
-                meter.step()
+    def keep(indices: list[int], mirrored: int, x: Tensor) -> None:
+        computed = model.tokens_before(x, p.tuned_blocks) if p.tuned_blocks else model.tokens(x)
+        tokens[indices, mirrored] = computed.half().cpu()
+
+    model.to(environment.device()).eval()
+    frozen_tokens.for_each_view(len(images), p.size, load, keep, p.precision)
     return TokenDataset(tokens, maps)
-
-
-def check_memory(needed: int, images: int, size: int) -> None:
-    """Raises InputError if `needed` bytes do not fit into this machine's memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > MAX_MEMORY * memory:
-        raise InputError(
-            f"segmenter.arch is vit, and the tokens of {images} train images at segmenter.size {size} take {needed / 1e9:.1f} GB "
-            f"of the {memory / 1e9:.1f} GB of memory; lower segmenter.size, or set segmenter.arch to resnet18 or resnet50"
-        )
