@@ -48,6 +48,7 @@ HELP = (  # whole pipelines, several times, or minutes at the papers' sizes: ask
     "python benchmarks/backbones.py",
     "python benchmarks/detect.py",
     "python benchmarks/detectors.py",
+    "python benchmarks/gpu.py",  # tests/test_gpu_benchmark.py runs it at toy size
 )
 LOADED = {  # minutes, without a help to ask for: loaded, so that what they import is there
     "python -m benchmarks.scale": "benchmarks/scale.py",
