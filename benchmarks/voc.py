@@ -77,6 +77,7 @@ DEEPLAB: Changes = {"segmenter.arch": "resnet18", "segmenter.width": 32, "segmen
 STUDENT: Changes = {"segmenter.arch": "vit", "segmenter.lr": 0.02}
 SCALES = [0.75, 1.0]
 HEAD: Changes = {"mine.method": "head", "mine.head": "models/foreground.safetensors", "foreground.heads": ["foreground"]}
+HEAD |= {"foreground.center": True}
 MINE: list[Changes] = [
     *({"mine.facet": facet, "mine.center": center} for facet in FACETS for center in (False, True)),
     *(
@@ -93,11 +94,14 @@ MINE: list[Changes] = [
     {"mine.objects": 3},
     {"mine.method": "attention"},
     {"mine.method": "lost"},
-    {"mine.method": "tokencut", "mine.facet": "keys", "mine.center": False, "mine.threshold": 0.2},
-    {"mine.method": "tokencut", "mine.threshold": 0.2},
+    *(
+        {"mine.method": "tokencut", "mine.facet": facet, "mine.threshold": threshold}
+        for facet, threshold in (("keys", 0.2), ("tokens", 0.2), ("tokens", "otsu"))
+    ),
     {"mine.method": "regions", "mine.objects": 5},
     HEAD,
     HEAD | {"foreground.corners": True},
+    HEAD | {"foreground.facet": "tokens"},
     {"mine.layer": 8},
     {"mine.layer": 8, "mine.facet": "keys"},
     {"mine.layer": 10},
@@ -124,7 +128,7 @@ STUDENTS: dict[str, tuple[str, Changes]] = {  # name: round of label maps, value
 }
 ROUNDS: dict[str, Changes] = {  # name: how conv-masks labels the train images again
     "flip": {"relabel.crf": False, "relabel.flip": True},
-    "ema": {"relabel.crf": False, "relabel.flip": True, "relabel.threshold": 0.6, "segmenter.ema": 0.99},
+    "ema": {"relabel.crf": False, "relabel.flip": True, "relabel.threshold": 0.5, "segmenter.ema": 0.99},
     "crf": {"relabel.crf": True, "relabel.flip": True},
 }
 SCORE = {"mine": "foreground", "cluster": "ami", "choose_k": "ami"}  # with labels, by step
@@ -280,14 +284,17 @@ def detector(project: Project) -> None:
     project.row("detector", {}, way)
 
 
-def segment(project: Project, step: str, name: str, labels: str, changes: Changes) -> None:
-    """Train a segmenter on label maps, and predict."""
+def segment(project: Project, step: str, name: str, labels: str, changes: Changes, teacher: Changes | None = None) -> None:
+    """Train a segmenter on label maps, and predict. teacher: the item of `refine` that makes the label maps first."""
 
     def way() -> dict[str, float]:
-        weights = f"models/segmenter-{name}.safetensors"
-        trained = project.timed(lambda: project.stage("train_segmenter", name, labels=f"data/labels-{labels}.zip"), 1)["seconds"]
-        numbers = project.timed(lambda: project.stage("predict", name, weights=weights), len(project.val))
-        return numbers | {"training_seconds": trained, "miou": miou(project, name)}
+        numbers: dict[str, float] = {}
+        if teacher:
+            numbers["relabel_seconds"] = project.timed(lambda: project.stage("relabel", teacher), len(project.train))["seconds"]
+        files = {"labels": f"data/labels-{labels}.zip"}
+        numbers["training_seconds"] = project.timed(lambda: project.stage("train_segmenter", name, **files), 1)["seconds"]
+        numbers |= project.timed(lambda: project.stage("predict", name), len(project.val))
+        return numbers | {"miou": miou(project, name)}
 
     project.row(step, changes, way, f"{name} on {labels}:")
 
@@ -302,35 +309,22 @@ def student(project: Project) -> None:
 
 
 def rounds(project: Project) -> None:
-    """Students of the labels of `conv-masks`; and its own predictions with what the relabelling adds."""
+    """Students of the label maps that `conv-masks` makes; and that student's own predictions, averaged and with the CRF."""
     start = "conv-masks"
-    head = STUDENTS[start][1] | STUDENT
     for name, changes in ROUNDS.items():
         item = {"from": start, "to": name}
-        values = head | changes | {"refine": [item], "rounds": [start, name], "final": name}
-
-        def relabel(item: Changes = item, values: Changes = values, name: str = name) -> dict[str, float]:
-            project.set(values)
-            return project.timed(lambda: project.stage("relabel", item), len(project.train))
-
-        if not any(r["step"] == "rounds" and r["name"].startswith(f"{name} ") for r in project.rows):
-            try:
-                print(f"relabel {name}: {relabel()['seconds']:.3f} seconds an image", flush=True)
-            except (InputError, KeyError) as error:
-                print(f"rounds {name}: {error}", flush=True)
-                continue
-        segment(project, "rounds", name, name, values)
+        values = STUDENT | STUDENTS[start][1] | changes
+        segment(project, "rounds", name, name, values | {"refine": [item], "rounds": [start, name], "final": name}, item)
     storage.write_json("choices/val.json", {"images": [vars(i) | {"split": "both"} for i in project.val]})
-    for changes in ({"relabel.crf": crf, "relabel.flip": True} for crf in (False, True)):
-        item = {"from": start, "to": "shown"}
+    item = {"from": start, "to": "shown"}
 
-        def way(item: Changes = item) -> dict[str, float]:
-            output = "data/predictions/shown.zip"
-            numbers = project.timed(
-                lambda: project.stage("relabel", item, index="choices/val.json", labels=output), len(project.val)
-            )
-            return numbers | {"miou": miou(project, "shown")}
+    def way() -> dict[str, float]:
+        files = {"index": "choices/val.json", "labels": "data/predictions/shown.zip"}
+        numbers = project.timed(lambda: project.stage("relabel", item, **files), len(project.val))
+        return numbers | {"miou": miou(project, "shown")}
 
+    for crf in (False, True):
+        changes = {"relabel.crf": crf, "relabel.flip": True}
         project.row("rounds", changes | {"refine": [item]}, way, f"{start}, its predictions:")
 
 

@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def shared_networks(memo: Memo) -> Iterator[None]:
             seconds = (time.perf_counter() - start) / len(x)
             memo.results |= {key: (one, seconds) for key, one in zip(keys, computed, strict=True)}
             return computed.to(x.dtype)
-        return torch.stack([memo.get(key, list) for key in keys]).to(x.dtype)
+        return torch.stack([memo.get(key, list).to(x.dtype) for key in keys])
 
     with mock.patch.object(facets, "read", shared_read), mock.patch.object(ViTStudent, "tokens", shared_tokens):
         yield
@@ -161,8 +162,10 @@ class Project:
         try:
             self.set(changes)
             record |= {key: round(float(x), 5) for key, x in way().items()}
-        except (InputError, ValueError, KeyError, ModuleNotFoundError) as error:
-            print(f"{step} {name}: {error}", flush=True)
+        except InputError as error:
+            return print(f"{step} {name}: {error}", flush=True)
+        except Exception:  # hours of other choices must not be lost
+            print(f"{step} {name}: {traceback.format_exc()}", flush=True)
             return
         self.rows.append(record)
         with Path("rows.jsonl").open("a") as file:
