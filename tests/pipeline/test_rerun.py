@@ -16,6 +16,7 @@ CHANGES = {
     ("choose.repeats", 3): {"choose_k", "report"},
     ("linear.lr", 0.2): {"evaluate_linear", "report"},
     ("crf.iterations", 3): CRF,
+    ("relabel.flip", True): CRF,
     ("segmenter.lr", 0.1): SEGMENTER,
     ("aggregate.threshold", 0.01): AGGREGATE,
     ("detect.min_score", 0.001): {"detect", "evaluate_instances"} | AGGREGATE,
@@ -51,6 +52,11 @@ def test_self_training_of_the_detector_runs_where_it_is_asked_for(pipe):
 def test_a_vit_student_takes_the_place_of_deeplab(pipe):
     pipe.set("segmenter.arch", "vit")
     assert set(pipe.repro("--force-downstream")) == SEGMENTER
+
+
+def test_an_item_of_refine_may_have_values_of_relabel(pipe):
+    pipe.set("refine", [{"from": "r0", "to": "r1", "crf": False, "scales": [1.0, 1.25], "threshold": 0.7}])
+    assert set(pipe.repro("--force-downstream")) == CRF
 
 
 def test_nothing_runs_twice(pipe):

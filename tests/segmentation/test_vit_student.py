@@ -6,6 +6,7 @@ from typing import Any
 import factories
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image as Pillow
 from torch.nn import functional as F
@@ -15,7 +16,7 @@ from unseg.core import label_maps
 from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
 from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
-from unseg.engine import batching
+from unseg.engine import batching, training
 from unseg.engine.checkpoint import Checkpoint
 from unseg.engine.training import mix_seeds
 from unseg.evaluation import linear_probe
@@ -168,6 +169,78 @@ def test_the_vit_stays_as_it_is(tmp_path: Path) -> None:
     assert not any(x.requires_grad for x in model.vit.parameters())
     assert not model.train().vit.training
     assert all(x.requires_grad for x in model.head.parameters())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    "arch",
+    ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "vit_small_patch16_rope_mixed_224"],
+)
+def test_tuned_blocks_go_on_where_the_tokens_end(arch: str, count: int) -> None:
+    """LayerScale and registers, rotary embeddings, another rotation in each block; incomplete patches."""
+    torch.manual_seed(0)
+    network = timm.create_model(arch, num_classes=0, img_size=56, depth=3, embed_dim=48, num_heads=3, dynamic_img_size=True)
+    for name, x in network.named_parameters():
+        if name.endswith(("bias", "gamma", "gamma_1", "gamma_2")):
+            torch.nn.init.normal_(x, 0.2, 0.3)
+    model = ViTStudent(vit.checked(network, arch), vit_student.build_head("conv", 48, 24, 3)).eval()
+    x = torch.randn(2, 3, 60, 60)
+    with torch.inference_mode():
+        want, tokens = model.head(model.tokens(x)), model.tokens_before(x, count)
+    tuned = vit_student.TunedStudent(model, count, 60).eval()
+    logits = tuned(tokens.clone())
+    torch.testing.assert_close(logits, want.clone(), rtol=1e-4, atol=1e-4)
+    logits.square().mean().backward()
+    blocks = list(network.blocks.parameters())
+    each = len(blocks) // 3
+    assert all(b.grad is None for b in blocks[: (3 - count) * each])
+    assert any(b.grad.abs().max() > 0 for b in blocks[-each:] if b.grad is not None)
+
+
+def test_only_the_tuned_blocks_and_the_head_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[list[float]] = []
+    real = training.set_lr
+    monkeypatch.setattr(training, "set_lr", lambda o, lr: real(o, lr) or rates.append([g["lr"] for g in o.param_groups]))
+    model, values = learn(tmp_path, setting(tuned_blocks=1))
+    assert rates[0] == pytest.approx([0.05, 0.005])
+    assert rates[-1] == pytest.approx([0.005, 0.0005])
+    assert np.mean([v["loss"] for v in values[-4:]]) < 0.5 * np.mean([v["loss"] for v in values[:4]])
+    before = vit.load(BACKBONE).state_dict()
+    changed = {key for key, x in model.vit.state_dict().items() if not torch.equal(x, before[key])}
+    assert changed == {key for key in before if key.startswith("blocks.1.")}
+    segmenter.save(tmp_path / "s.safetensors", model, setting(), 2, BACKBONE)
+    x = torch.randn(1, 3, 48, 48)
+    with torch.inference_mode():
+        torch.testing.assert_close(segmenter.load(tmp_path / "s.safetensors").model(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("changes", [{"tuned_blocks": 2, "ema": 0.9}, {"ema": 0.9}])
+def test_an_interrupted_training_resumes_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    p = setting(epochs=4, **changes)
+    model, values = learn(tmp_path, p)
+    monkeypatch.setenv("UNSEG_CHECKPOINT_SECONDS", "0")
+    loss, calls = segmenter.hard_pixel_loss, []
+
+    def interrupted(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return loss(*arguments)
+
+    monkeypatch.setattr(segmenter, "hard_pixel_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path, p)
+    again, resumed = learn(tmp_path, p)
+    assert len(calls) == 6 + 8 - 5  # five of eight steps were kept
+    assert resumed == values
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_more_tuned_blocks_than_there_are() -> None:
+    with pytest.raises(InputError, match=r"segmenter\.tuned_blocks is 3; models/fresh has 2 blocks"):
+        vit_student.build(setting(tuned_blocks=3), BACKBONE, 3)
 
 
 def test_the_loss_is_of_hard_pixels_at_the_labels_size(tmp_path: Path) -> None:
