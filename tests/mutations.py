@@ -375,6 +375,27 @@ FAULTS = [
         'for c in ("linear-old", *columns) for b in backbones}',
         "tests/report/test_report.py -k side_by_side",
     ),
+    Fault(
+        "benchmarks: photographs of one shape share facets",
+        "benchmarks/voc_project.py",
+        "return tuple(x.shape), hashlib.blake2b(x.contiguous().cpu().numpy().data, digest_size=16).digest()",
+        "return (tuple(x.shape),)",
+        "tests/test_voc_benchmark.py",
+    ),
+    Fault(
+        "benchmarks: void counts where masks are scored",
+        "benchmarks/truth_scores.py",
+        "valid = labels != IGNORE_LABEL",
+        "valid = labels >= 0",
+        "tests/test_voc_benchmark.py",
+    ),
+    Fault(
+        "benchmarks: each part of gpu.py takes its most",
+        "benchmarks/gpu.py",
+        "min(left * weights[0] / sum(weights), MOST.get(name, 35.0))",
+        "MOST.get(name, 35.0)",
+        "tests/test_gpu_benchmark.py -k in_time",
+    ),
 ]
 
 

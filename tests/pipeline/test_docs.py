@@ -48,6 +48,8 @@ HELP = (  # whole pipelines, several times, or minutes at the papers' sizes: ask
     "python benchmarks/backbones.py",
     "python benchmarks/detect.py",
     "python benchmarks/detectors.py",
+    "python benchmarks/gpu.py",  # tests/test_gpu_benchmark.py runs it at toy size
+    "python benchmarks/voc.py",  # tests/test_voc_benchmark.py, likewise
 )
 LOADED = {  # minutes, without a help to ask for: loaded, so that what they import is there
     "python -m benchmarks.scale": "benchmarks/scale.py",
