@@ -5,13 +5,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import save_file
 from test_facets import family
@@ -301,3 +305,45 @@ def test_the_hubs_cache_without_a_network(tmp_path: Path) -> None:
     said = " ".join(done.stderr.split())
     assert f"timm/{NAMES[0]} cannot be fetched from the hub" in said
     assert f"put it into a folder as {NAMES[0]}/model.safetensors, and set UNSEG_WEIGHTS to that folder" in said
+
+
+def test_what_can_be_had_without_fetching_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "timm/vit_tiny_patch16_224.augreg_in21k"
+    cached: list[str] = []
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: cached[0] if cached else None)
+    monkeypatch.delenv("UNSEG_WEIGHTS", raising=False)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://localhost:9/{filename}")  # nobody answers
+    assert not timm_weights.is_available(name)
+    cached.append("model.safetensors")
+    assert timm_weights.is_available(name)
+    cached.clear()
+    (tmp_path / "vit_tiny_patch16_224.augreg_in21k").mkdir()
+    (tmp_path / "vit_tiny_patch16_224.augreg_in21k/model.safetensors").touch()
+    monkeypatch.setenv("UNSEG_WEIGHTS", str(tmp_path))
+    assert timm_weights.is_available(name)
+
+
+def test_a_mirror_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, asked = "timm/vit_tiny_patch16_224.augreg_in21k", []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_response(200 if len(asked) == 1 else 401)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.delenv("UNSEG_WEIGHTS", raising=False)
+    with HTTPServer(("localhost", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        path = "{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"http://localhost:{server.server_port}/{path}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        assert timm_weights.is_available(name)
+        assert not timm_weights.is_available(name)  # a model whose licence must be accepted first
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert not timm_weights.is_available(name)
+        server.shutdown()
+    assert asked == [f"/{name}/resolve/main/model.safetensors"] * 2
