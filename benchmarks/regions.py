@@ -66,29 +66,27 @@ def rows(heads: list[str]) -> Iterator[Row]:
     }
     for name, changes in variants.items():
         yield f"maskdistill tokens centred, {name}", tokens | changes, ""
-    for facet, center in (("keys", False), ("keys", True), ("tokens", True)):
-        for threshold in (0.0, 0.2, "otsu"):
+    for facet, center in (("keys", False), ("tokens", False), ("tokens", True)):
+        for threshold in (0.2, "otsu"):
             changes = {"method": "tokencut", "facet": facet, "center": center, "threshold": threshold}
             yield f"tokencut {facet}{' centred' * center} {threshold}", changes, ""
     yield "tokencut tokens centred otsu, 3 objects", {"method": "tokencut", **tokens, "threshold": "otsu", "objects": 3}, ""
-    for facet in ("keys", "tokens"):
-        for threshold in (0.2, 0.4, 0.6, "otsu"):
-            for objects in (1, 5):
-                name = f"regions {facet} centred {threshold}, {objects} objects"
-                changes = {"method": "regions", "facet": facet, "center": True, "threshold": threshold, "objects": objects}
-                yield name, changes, ""
+    for threshold in (0.3, 0.5, "otsu"):
+        for objects in (1, 5):
+            changes = {"method": "regions", **tokens, "threshold": threshold, "objects": objects}
+            yield f"regions tokens centred {threshold}, {objects} objects", changes, ""
     for head in heads:
         yield f"head {head}", {"method": "head"}, head
         yield f"head {head}, 3 objects", {"method": "head", "objects": 3}, head
-        yield f"head {head}, flip", {"method": "head", "flip": True}, head
 
 
 def heads(model: vit.ViT, voc: Path, count: int) -> dict[str, torch.nn.Conv2d]:
     """Heads by their choices, each trained on so many photographs of train.txt."""
     trained = {}
     p = read_group("foreground", foreground.Foreground)
-    choices = {f"{f}{' centred' * c} {t}": replace(p, facet=f, center=c, threshold=t) for f, c, t in HEADS} if count else {}
-    for name, changed in choices.items():
+    for facet, center, threshold, corners in HEADS if count else ():
+        name = f"{facet}{' centred' * center} {threshold}{' corners' * corners}"
+        changed = replace(p, facet=facet, center=center, threshold=threshold, corners=corners)
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
             images, start = records(voc, "train", count), time.perf_counter()
             with Checkpoint(f"{folder}/head", [name], []) as checkpoint:
@@ -99,7 +97,12 @@ def heads(model: vit.ViT, voc: Path, count: int) -> dict[str, torch.nn.Conv2d]:
     return trained
 
 
-HEADS = (("keys", False, 0.3), ("keys", True, 0.0), ("tokens", True, 0.0), ("tokens", True, 0.3))
+HEADS: tuple[tuple[Any, bool, Any, bool], ...] = (  # facet, center, threshold, corners
+    ("keys", True, "otsu", False),
+    ("tokens", True, 0.0, False),
+    ("tokens", True, "otsu", False),
+    ("tokens", True, "otsu", True),
+)
 
 
 def read_group(key: str, kind: type[Any], **changes: Any) -> Any:

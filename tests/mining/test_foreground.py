@@ -63,6 +63,13 @@ def test_what_resembles_the_least_attended_patch_is_background() -> None:
     assert coarse([3, 2, 0, 1, 3, 3, 3, 3, 3], [1, 0, 1, 0, 1, 1, 0, 1, 1]) == [0, 1, 0, 1, 0, 0, 1, 0, 0]
 
 
+def test_the_threshold_of_otsu_splits_each_image() -> None:
+    angles = torch.tensor([0.0, 0.1, 0.2, 0.3, 1.2, 1.3, 0.2, 1.2, 0.1])
+    features, keys = torch.stack([angles.cos(), angles.sin()], 1)[None, None], torch.arange(9.0).view(1, 1, 9, 1)
+    got = foreground.coarse_masks(torch.ones(1, 1, 1), keys, features, GRID, False, "otsu", False)
+    assert got[0].tolist() == (angles > 1).tolist()
+
+
 def test_a_mask_with_most_corners_is_inverted() -> None:
     two, three = [1, 0, 1, 0, 0, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0, 1, 0, 0]
     seed = [3.0, 3, 3, 0, 3, 3, 3, 3, 3]  # the least attended patch is of class 0

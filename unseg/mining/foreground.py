@@ -2,9 +2,9 @@
 
 In the manner of FOUND (Simeoni et al. 2023, arXiv:2212.07834). Step 1, an image at a time: the patch with the least attention
 of the CLS token is background, what resembles it is background, the rest is the coarse foreground mask. Step 2, over all
-images: the head learns these masks, and later its own binarised output, by binary cross-entropy. The paper refines both by a
-bilateral solver (opencv-contrib, which is no dependency); here the output is averaged over 3 x 3 patches instead, and the
-coarse masks stay as they are.
+images: the head learns these masks, and later also its own binarised output, by binary cross-entropy. The paper refines both
+by a bilateral solver (opencv-contrib, which is no dependency); here the output is averaged over 3 x 3 patches instead, and the
+coarse masks stay as they are. Without them in the loss the head would end at "all" or "nothing", which agree with themselves.
 
 `foreground.corners` is the corner prior of UnionCut ("Ensemble foreground management", ICCV 2025, arXiv:2507.20860), in our
 reading: a coarse mask with three or four of the image's corners is inverted. Their minimum cuts are not implemented.
@@ -29,7 +29,7 @@ from unseg.core.params import Fraction, NonNegativeFloat, PositiveFloat, Positiv
 from unseg.data import photos
 from unseg.engine import batching, distributed, environment, training
 from unseg.engine.checkpoint import Checkpoint
-from unseg.mining.affinity import affinity_rows
+from unseg.mining.affinity import affinity_rows, otsu
 from unseg.models import facets, frozen_tokens, vit
 from unseg.models.vit import ViT
 
@@ -45,10 +45,10 @@ class Foreground:
     size: PositiveInt  # pixels, both sides, rounded up to whole patches
     facet: Literal["keys", "tokens"]  # of the last block, whose cosines make the coarse masks
     center: bool  # subtract the image's mean of the facet first
-    threshold: float  # cosine with the background patch above which a patch is background
+    threshold: float | Literal["otsu"]  # cosine with the background patch above which a patch is background; otsu: of each image
     corners: bool  # invert coarse masks that hold most of the image's corners
     iterations: PositiveInt
-    coarse: Fraction  # fraction of the iterations that learn the coarse masks
+    coarse: Fraction  # fraction of the iterations that learn the coarse masks alone; the others the own output too
     batch: PositiveInt
     lr: PositiveFloat
     weight_decay: NonNegativeFloat
@@ -56,7 +56,7 @@ class Foreground:
 
 
 def coarse_masks(
-    query: Tensor, keys: Tensor, features: Tensor, grid: tuple[int, int], center: bool, threshold: float, corners: bool
+    query: Tensor, keys: Tensor, features: Tensor, grid: tuple[int, int], center: bool, threshold: float | str, corners: bool
 ) -> Tensor:
     """Foreground of each image, [B, P] bool: all patches but those that resemble the least attended one.
 
@@ -73,7 +73,7 @@ def coarse_masks(
     seed = (weights[..., None] * attention).sum(1).argmin(1)  # [B]
     rows = affinity_rows(features, center, normalize=True)  # [B, P, D]
     cosines = (rows @ rows[torch.arange(len(rows), device=rows.device), seed, :, None]).squeeze(2)  # [B, P]
-    masks = cosines <= threshold
+    masks = cosines <= (otsu(cosines)[:, None] if isinstance(threshold, str) else threshold)
     if corners:
         cells = masks.unflatten(1, grid)
         held = sum(cells[:, r, c].int() for r in (0, -1) for c in (0, -1))  # [B], 0 to 4
@@ -142,8 +142,9 @@ def train(
         training.set_lr(optimizer, p.lr * DECAY ** (number // DECAY_STEPS))
         tokens, coarse = (x.to(device) for x in batch)
         scores = ddp(tokens).squeeze(1)  # [B, rows, cols]
-        target = coarse if number < p.coarse * p.iterations else own_masks(scores.detach())
-        loss = F.binary_cross_entropy_with_logits(scores, target)
+        loss = F.binary_cross_entropy_with_logits(scores, coarse)
+        if number >= p.coarse * p.iterations:
+            loss = (loss + F.binary_cross_entropy_with_logits(scores, own_masks(scores.detach()))) / 2
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
