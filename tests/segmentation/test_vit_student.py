@@ -1,5 +1,6 @@
-"""A head on a frozen ViT (segmentation/vit_student.py): tokens, training, file, and what reads the file."""
+"""A head on a ViT (segmentation/vit_student.py): tokens, training, file, and what reads the file."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image as Pillow
 from torch.nn import functional as F
 
 import unseg
+from stages import relabel
 from unseg.clustering import naming
 from unseg.core import label_maps
 from unseg.core.console import InputError
@@ -343,18 +346,40 @@ def test_export_to_onnx(file: Path, tmp_path: Path) -> None:
         assert torch.allclose(torch.from_numpy(got), net.model(x), atol=1e-3)
 
 
-@pytest.mark.parametrize("arch", ["", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"])
+def timm_student(arch: str, file: Path) -> ViTStudent:
+    """A student of timm's ViT of this name, small, in a file."""
+    torch.manual_seed(0)
+    shape = {"img_size": 56, "depth": 2, "embed_dim": 48, "num_heads": 3}
+    network: Any = vit.checked(timm.create_model(arch, num_classes=0, dynamic_img_size=True, **shape), arch)
+    network.pretrained_cfg = {"architecture": arch}
+    model = ViTStudent(network, vit_student.build_head("conv", 48, 24, 3)).eval()
+    segmenter.save(file, model, setting(), 2, BACKBONE)
+    return model
+
+
+@pytest.mark.parametrize("arch", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"])
+def test_a_student_of_timms_vit_is_read_back(tmp_path: Path, arch: str) -> None:
+    """DINOv3's rotary embeddings have values that no file holds."""
+    model, x = timm_student(arch, tmp_path / "s.safetensors"), torch.randn(1, 3, 50, 71)
+    with torch.inference_mode():
+        torch.testing.assert_close(segmenter.load(tmp_path / "s.safetensors").model(x), model(x))
+
+
+def test_an_export_that_takes_one_size_is_not_kept(tmp_path: Path) -> None:
+    timm_student("vit_small_patch16_dinov3", tmp_path / "s.safetensors")
+    words = ["export", "--model", str(tmp_path / "s.safetensors"), "--torch", str(tmp_path / "m.pt2")]
+    with pytest.raises(SystemExit, match="it fails for images of 64 x 64 pixels"):
+        main(words)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"]
+
+
+@pytest.mark.parametrize("arch", ["", "vit_small_patch14_reg4_dinov2"])
 def test_onnx_has_patch_tokens_as_a_second_output(tmp_path: Path, arch: str) -> None:
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     if arch:
-        torch.manual_seed(0)
-        shape = {"img_size": 56, "depth": 2, "embed_dim": 48, "num_heads": 3}
-        network = vit.checked(timm.create_model(arch, num_classes=0, dynamic_img_size=True, **shape), arch)
-        network.pretrained_cfg = {"architecture": arch}  # type: ignore[union-attr]
-        model = ViTStudent(network, vit_student.build_head("conv", 48, 24, 3))
+        timm_student(arch, tmp_path / "s.safetensors")
     else:
-        model = student()
-    segmenter.save(tmp_path / "s.safetensors", model, setting(), 2, BACKBONE)
+        segmenter.save(tmp_path / "s.safetensors", student(), setting(), 2, BACKBONE)
     words = ["export", "--model", str(tmp_path / "s.safetensors"), "--onnx", str(tmp_path / "m.onnx"), "--patch-tokens"]
     main(words)
     names = [output.name for output in onnx.load(tmp_path / "m.onnx").graph.output]
@@ -404,6 +429,29 @@ def test_predict_and_probe_on_the_command_line(file: Path, tmp_path: Path) -> No
     assert naming.read(tmp_path / "voted.yaml", 2).count == 2
     main(["predict", str(tmp_path / "photos"), "--model", str(file), "--size", "60", "--crf", "-o", str(tmp_path / "out")])
     assert len(list((tmp_path / "out").rglob("*.png"))) >= 3
+
+
+def test_a_round_of_self_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moving average labels the photographs from several views, and the confident part trains the next student."""
+    p = setting(ema=0.9, tuned_blocks=1)
+    model, _ = learn(tmp_path, p)
+    segmenter.save(tmp_path / "r0.safetensors", model, p, 2, BACKBONE)
+    images, labels = photographs(tmp_path)
+    (tmp_path / "images.json").write_text(json.dumps({"images": [vars(i) for i in images]}))
+    values = {"crf": False, "flip": True, "scales": [1.0, 1.25], "threshold": 0.7}
+    content = {**factories.demo_params(), "refine": [{"from": "r0", "to": "r1", **values}]}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    relabel.main("images.json", ".", "r0.safetensors", "r1.zip", "r1")
+    maps = LabelMaps("r1.zip")
+    kept = np.mean([(maps[i] != IGNORE_LABEL).mean() for i in images])
+    assert 0.7 <= kept < 0.75
+    known = [(maps[i] != IGNORE_LABEL) & (labels[i] != IGNORE_LABEL) for i in images]
+    right = [(maps[i] == labels[i])[k].mean() for i, k in zip(images, known, strict=True)]
+    assert np.mean(right) > 0.9
+    with Checkpoint("segmenter", [p], ["r1.zip"]) as checkpoint:
+        _, history = segmenter.train(p, 2, ".", images, maps, 0, checkpoint, "segmenter", BACKBONE)
+    assert np.isfinite([v["loss"] for v in history]).all()
 
 
 def test_a_vit_with_registers_and_another_normalisation_is_saved_and_loaded(tmp_path: Path) -> None:

@@ -101,7 +101,10 @@ def to_onnx(path: str | Path, net: TrainedSegmenter, about: dict[str, Any], patc
 
 
 def to_torch(path: str | Path, net: TrainedSegmenter, about: dict[str, Any]) -> float:
-    """Write a torch.export program (.pt2), for `torch.export.load`. Returns the largest difference of a logit at SIZES."""
+    """Write a torch.export program (.pt2), for `torch.export.load`. Returns the largest difference of a logit at SIZES.
+
+    Raises InputError if it fails at one of them: no file is written.
+    """
     model = to_cpu(net)
     if net.shape["arch"] == "vit":  # torch.export cannot prove its guards on whole patches; `differences` finds a fixed size
         height = width = torch.export.Dim.AUTO
@@ -114,10 +117,13 @@ def to_torch(path: str | Path, net: TrainedSegmenter, about: dict[str, Any]) -> 
         program = torch.export.export(model, (torch.zeros(EXAMPLE),), dynamic_shapes=(dynamic,))
         with storage.atomic_write(path) as part:
             named = part.with_suffix(".pt2")
-            torch.export.save(program, named, extra_files={"unseg.json": json.dumps(about, sort_keys=True)})
-            named.replace(part)
-        loaded = torch.export.load(path).module()
-    return differences(model, loaded)[0]
+            try:
+                torch.export.save(program, named, extra_files={"unseg.json": json.dumps(about, sort_keys=True)})
+                difference = differences(model, torch.export.load(named).module())[0]
+                named.replace(part)
+            finally:
+                named.unlink(missing_ok=True)
+    return difference
 
 
 def to_cpu(net: TrainedSegmenter) -> nn.Module:
@@ -154,7 +160,15 @@ def differences(model: nn.Module, exported: Callable[[Tensor], Tensor | tuple[Te
     for b, h, w in SIZES:
         x = torch.randn(b, 3, h, w, generator=torch.Generator().manual_seed(h))
         with torch.inference_mode():
-            expected, got = as_tuple(model(x)), as_tuple(exported(x))
+            expected = as_tuple(model(x))
+            try:
+                got = as_tuple(exported(x))
+            except Exception as error:  # the runtimes' own
+                reason = storage.one_line(error)
+                raise InputError(
+                    f"the exported model was not kept: it fails for images of {h} x {w} pixels. PyTorch's exporters fix the size "
+                    f"for ViTs with rotary embeddings (DINOv3): use a student of another ViT, or PyTorch ({reason})"
+                ) from None
         shapes = [[list(output.shape) for output in outputs] for outputs in (got, expected)]
         if shapes[0] != shapes[1]:
             raise InputError(f"the exported model returns {shapes[0]}, PyTorch {shapes[1]}; {REPORT}")
