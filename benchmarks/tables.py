@@ -28,7 +28,7 @@ from unseg.report import charts, page
 
 MISSING = "not measured here"
 UNRELATED = ("seed", "quality", "choose", "alarms", "report")  # the runs of a cell may differ in these groups
-LINEAR_ONLY, SEGMENTER_ONLY = ("linear",), ("linear", "segmenter", "crf", "rounds", "refine", "final", "predict")
+LINEAR_ONLY, SEGMENTER_ONLY = ("linear",), ("linear", "segmenter", "crf", "rounds", "refine", "final", "predict", "relabel")
 MASKS_ONLY = ("detector", "detect", "self_train", "retrain", "detections", "aggregate", *SEGMENTER_ONLY)  # later than masks
 S2 = {  # published IoU of the classes of truth.VOC_CLASSES, then their mean
     "segmentation model": (

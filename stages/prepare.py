@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import asdict
 
-from unseg.core import optional, params
+from unseg.core import fetched, optional, params
 from unseg.core.console import InputError, run
 from unseg.core.label_maps import LabelMaps
 from unseg.core.storage import write_json, write_zip
@@ -16,12 +16,14 @@ from unseg.engine import environment
 MODELS = ("croc", "mine", "foreground", "embed", "detector", "segmenter")
 BACKBONES = ("backbone_linear", "backbone_kmeans", "backbone_video")
 PRECISION_KEYS = [f"{group}.precision" for group in MODELS + BACKBONES]
+WEIGHT_KEYS = ("backbone.weights", "embedder.weights", "detector.init", "segmenter.init", "croc.init")
 
 
 def main(index: str, rejected: str, truth: str) -> None:
     data = params.group("data", Data)
     optional.check_detector_backend(params.value("detector.backend", str))  # now, not after hours of mining
     optional.check_crf_method(params.value("crf.method", str))
+    fetched.check_listed({key: params.value(key, str) for key in WEIGHT_KEYS}, params.value("fetch", list))
     environment.check()
     precisions = {key: params.value(key, str) for key in PRECISION_KEYS}
     if "bf16" in precisions.values():  # only this needs torch

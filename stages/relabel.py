@@ -1,37 +1,50 @@
-"""Make new label maps of the train images with a segmenter and a CRF."""
+"""Make new label maps of the train images with a segmenter: averaged over views, refined by a CRF, the confident part kept."""
 
+import io
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
+from PIL import Image as Pillow
 
 from unseg.core import image_index, params, storage
-from unseg.core.console import run
+from unseg.core.console import run, track
 from unseg.core.image_index import ImageRecord
 from unseg.data import photos
 from unseg.engine import environment
 from unseg.engine.batching import Batches
 from unseg.engine.map_batches import map_batches
-from unseg.segmentation import crf, segmenter
+from unseg.segmentation import crf, segmenter, teacher
 
 
-def main(index: str, images: str, weights: str, labels: str) -> None:
-    q, p, net = params.group("predict", segmenter.Predict), params.group("crf", crf.Crf), segmenter.load(weights)
+def main(index: str, images: str, weights: str, labels: str, to: str) -> None:
+    q, c, p = params.group("predict", segmenter.Predict), params.group("crf", crf.Crf), params.group("relabel", teacher.Relabel)
+    p, net = teacher.of_round(p, params.value("refine", list), to), segmenter.load(weights)
     train_images = image_index.train_images(index)
-    by_name = {i.file_name: i for i in train_images}
 
     def relabel(batches: Batches[ImageRecord]) -> Iterator[tuple[ImageRecord, bytes]]:
-        items = (
-            (image.file_name, probabilities.float().cpu().numpy(), np.asarray(photos.read(images, image)))
-            for image, probabilities in segmenter.predict(net, batches)
-        )
-        for name, refined in crf.refine_all(items, p, len(train_images), environment.device()):
-            yield by_name[name], storage.encode_png(refined)
+        predictions = segmenter.predict(net, batches, partial(teacher.average, flip=p.flip, scales=p.scales))
+        device = environment.device()
+        for image, result in teacher.label(predictions, read, p, c, len(train_images), device):
+            yield image, storage.encode_png(result)
+
+    def read(image: ImageRecord) -> np.ndarray:
+        return np.asarray(photos.read(images, image))
 
     batches = segmenter.load_batches(net, images, train_images, q)
-    with map_batches("relabel", [q, p], [index, images, weights], batches, relabel, lambda i: i.id) as results:
+    with map_batches("relabel", [q, c, p], [index, images, weights], batches, relabel, lambda i: i.id) as results:
         if results:
-            names = (f"{i.file_name}.png" for i in train_images)
-            storage.write_zip(labels, zip(names, results(i.id for i in train_images), strict=True))
+            ids = [i.id for i in train_images]
+            maps = results(ids)
+            if p.threshold is not None:
+                decoded = track(map(decode, results(ids)), "thresholds", len(ids))
+                thresholds = teacher.class_thresholds(decoded, p.threshold)
+                maps = (storage.encode_png(teacher.keep_confident(decode(content), thresholds)) for content in results(ids))
+            storage.write_zip(labels, zip((f"{i.file_name}.png" for i in train_images), maps, strict=True))
+
+
+def decode(content: bytes) -> np.ndarray:
+    return np.asarray(Pillow.open(io.BytesIO(content)))
 
 
 if __name__ == "__main__":

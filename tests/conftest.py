@@ -1,11 +1,17 @@
-"""Test workers share the cores: one thread each (two torch processes of two threads thrash on two cores)."""
+"""Test workers share the cores: one thread each (two torch processes of two threads thrash on two cores).
+
+A shell that starts pytest in the background leaves SIGINT ignored, and the stages that tests interrupt would inherit that.
+"""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

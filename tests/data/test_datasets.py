@@ -58,8 +58,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def params_of(data: dict[str, Any], backend: str = "torchvision", precision: str = "auto", crf: str = "conv") -> dict[str, Any]:
     """The part of params.yaml that prepare reads."""
     groups: dict[str, Any] = {key.split(".")[0]: {"precision": precision} for key in prepare.PRECISION_KEYS}
+    for group, key in (name.split(".") for name in prepare.WEIGHT_KEYS):
+        groups.setdefault(group, {})[key] = "models/fresh"
     groups["detector"]["backend"] = backend
-    return {"data": data, "crf": {"method": crf}, **groups}
+    return {"data": data, "fetch": [], "crf": {"method": crf}, **groups}
 
 
 def run(data: dict[str, Any], backend: str = "torchvision", precision: str = "auto", crf: str = "conv") -> Outputs:

@@ -319,19 +319,30 @@ def test_autocast_to_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
             return nn.functional.linear(torch.ones(1, 2), torch.ones(2, 2)).dtype
 
     assert [kind("fp32"), kind("bf16")] == [torch.float32, torch.bfloat16]
-    for able in (False, True):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able, "avx2": True})
-        assert kind("auto") == (torch.bfloat16 if able else torch.float32)
+    for name, able, allowed in (
+        ("avx512_bf16", 0, "AVX512"),
+        ("avx512_bf16", 1, "AVX512"),
+        ("avx512_bf16", 1, "AVX2"),
+        ("bf16", 1, "SVE256"),
+    ):
+        set_cpu(monkeypatch, {name: bool(able), "avx2": True}, allowed)
+        assert kind("auto") == (torch.bfloat16 if able and allowed != "AVX2" else torch.float32)
+
+
+def set_cpu(monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], allowed: str = "AVX512") -> None:
+    """A CPU with these capabilities, of which torch may use those of `allowed` (ATEN_CPU_CAPABILITY)."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: allowed)
 
 
 def test_emulated_bf16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     precisions, cpu = {"croc.precision": "auto", "mine.precision": "bf16", "segmenter.precision": "fp32"}, torch.device("cpu")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "avx2": True})
+    set_cpu(monkeypatch, {"avx512_bf16": False, "avx2": True})
     with pytest.raises(InputError, match=r"^mine\.precision: bf16 is emulated on this CPU"):
         check_not_emulated(precisions, cpu)
     check_not_emulated(precisions | {"mine.precision": "auto"}, cpu)
     check_not_emulated(precisions, torch.device("cuda"))
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    set_cpu(monkeypatch, {"avx512_bf16": True})
     check_not_emulated(precisions, cpu)
 
 

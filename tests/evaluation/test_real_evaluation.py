@@ -27,7 +27,15 @@ PARAMS: dict[str, Any] = {
     "backbone": SHAPE,
     "embedder": SHAPE,
     "mine": {**factories.MINE, "resize": 128},
-    "embed": {"region": "masked", "resize": 32, "longest": 64, "precision": "fp32"},
+    "embed": {
+        "region": "masked",
+        "resize": 32,
+        "longest": 64,
+        "precision": "fp32",
+        "descriptor": "cls",
+        "layer": -1,
+        "shifts": 1,
+    },
     "cluster": {
         "k": 2,
         "whiten": "std",
@@ -36,6 +44,8 @@ PARAMS: dict[str, Any] = {
         "starts": 2,
         "iterations": 20,
         "neighbors": 5,
+        "overclusters": 150,
+        "uncertain": 0.2,
         "support": None,
     },
     "aggregate": {"threshold": 0.5, "overlap": "keep_higher", "shape": "mask", "uncertain": "background"},
@@ -53,6 +63,9 @@ for key in prepare.PRECISION_KEYS:
     PARAMS.setdefault(key.split(".")[0], {}).setdefault("precision", "auto")
 PARAMS["detector"]["backend"] = "torchvision"
 PARAMS["crf"] = {"method": "conv"}
+PARAMS["fetch"] = []
+for group, name in (key.split(".") for key in prepare.WEIGHT_KEYS):
+    PARAMS.setdefault(group, {}).setdefault(name, "models/fresh")
 MAPS = ("labels.zip", "predictions/masks.zip", "predictions/detector.zip")
 
 

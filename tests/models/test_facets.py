@@ -18,6 +18,7 @@ FAMILIES: dict[str, dict[str, Any]] = {  # timm's architectures, small: CrOC, iB
     "vit_small_patch14_reg4_dinov2": {"img_size": 56},
     "vit_small_patch16_dinov3": {"img_size": 64},
     "vit_small_patch16_dinov3_qkvb": {"img_size": 64},
+    "vit_small_plus_patch16_dinov3_qkvb": {"img_size": 64},
     "eva02_small_patch14_224": {"img_size": 56},  # separate q, k and v; its keys have no bias
     "vit_small_patch16_rope_mixed_224": {"img_size": 64},  # another rotation in each block
 }
@@ -84,6 +85,23 @@ def test_facets_are_those_of_timms_attention(arch: str, layer: int, monkeypatch:
         assert (got.features[:, 0] - vit.tokens(model, images)[:, prefix:]).abs().max() < 1e-5
     rotates = (want["keys"] - want["rotated_keys"]).abs().max() > 0.1
     assert rotates == ("dinov3" in arch or "eva02" in arch or "rope" in arch)  # the features are without positions
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
+@torch.no_grad()
+def test_the_tokens_of_a_block(arch: str) -> None:
+    """The last block's are timm's own; an earlier block's, seen by a hook, have mean 0 and deviation 1 in each token."""
+    model, seen = family(arch), []
+    handle = model.blocks[1].register_forward_hook(lambda m, i, o: seen.append(o))
+    images = torch.randn(2, 3, *(x * FAMILIES[arch]["img_size"] // 4 for x in (5, 3)))
+    final = model.forward_features(images)
+    handle.remove()
+    assert torch.equal(facets.block_tokens(model, images), final)
+    assert torch.equal(facets.block_tokens(model, images, 2), final)
+    centred = seen[0] - seen[0].mean(2, keepdim=True)
+    want = centred / centred.square().mean(2, keepdim=True).add(1e-5).sqrt()
+    for layer in (1, -2):
+        assert torch.allclose(facets.block_tokens(model, images, layer), want, atol=1e-4)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from tests.processes import free_port, start
-from unseg.core import image_index, instances, label_maps, masks, storage
+from unseg.core import image_index, instances, label_maps, masks, params, storage
 from unseg.data import demo
 from unseg.engine import checkpoint, distributed
 from unseg.mining import miner
@@ -38,9 +39,10 @@ TINY = {
     "detector": {"width": 8, "fpn": 16, "hidden": 16, "short_sides": [64, 96], "long_side": 96, "rois": 8, "proposals": 20,
                  "iterations": 6, "batch": 4, "lr_steps": [4], "warmup_iterations": 2},
     "detect": {"short_side": 64, "max_detections": 3, "min_score": 0.0, "pixels": 64 * 64 * 2},
-    "segmenter": {"width": 8, "size": 64, "epochs": 6, "batch": 8, "lr": 0.0005, "precision": "fp32"},
+    "segmenter": {"width": 8, "size": 64, "epochs": 6, "batch": 8, "lr": 0.0005, "precision": "fp32", "ema": 0.5},
     "predict": {"pixels": 64 * 64 * 2},
     "crf": {"iterations": 2},
+    "relabel": {"flip": True, "scales": [1.0, 1.25], "threshold": 0.7},
 }  # fmt: skip
 STAGES = {  # the outputs are the words with a {}
     "mine": "images.json photos models/fresh {}/masks.json",
@@ -48,9 +50,10 @@ STAGES = {  # the outputs are the words with a {}
     "train_detector": "images.json instances.json photos {}/detector.safetensors {}/detector.tsv",
     "detect": "images.json photos one/detector.safetensors {}/detections.json",
     "train_segmenter": "images.json labels.zip photos {}/segmenter.safetensors {}/segmenter.tsv",
-    "relabel": "images.json photos one/segmenter.safetensors {}/labels.zip",
+    "relabel": "images.json photos one/segmenter.safetensors {}/labels.zip r1",
     "predict": "images.json photos one/segmenter.safetensors {}/predictions.zip",
     "gradients": "{}/gradients.safetensors",
+    "student": "images.json labels.zip photos {}/student.safetensors {}/student.tsv",
 }
 
 
@@ -73,14 +76,14 @@ def prepare(folder: Path) -> None:
     storage.write_json(folder / "images.json", {"images": [vars(i) for i in index]})
     storage.write_json(folder / "instances.json", {"annotations": objects})
     label_maps.write_label_maps(folder / "labels.zip", maps)
-    params = YAML().load((ROOT / "params.yaml").read_text())
+    content = YAML().load((ROOT / "params.yaml").read_text())
     for group, values in TINY.items():
-        params[group].update(values)
+        content[group].update(values)
     with (folder / "params.yaml").open("w") as file:
-        YAML().dump(params, file)
+        YAML().dump(content, file)
 
 
-MAINS = {name: import_module(f"stages.{name}").main for name in STAGES if name != "gradients"}
+MAINS = {name: import_module(f"stages.{name}").main for name in STAGES if name not in ("gradients", "student")}
 
 
 def end(pid: int) -> int:
@@ -106,9 +109,16 @@ def gradients(out: str) -> None:
         save_file({name: x.detach().contiguous() for name, x in tensors.items()}, out)
 
 
+def student(*words: str) -> None:
+    """train_segmenter for a ViT student, one of whose blocks is tuned."""
+    shape, read = {"arch": "vit", "tuned_blocks": 1, "lr": 0.02}, params.group
+    params.group = lambda key, kind: replace(read(key, kind), **(shape if key == "segmenter" else {}))  # type: ignore[assignment]
+    MAINS["train_segmenter"](*words)
+
+
 def stage(name: str, into: str) -> None:
     os.environ["UNSEG_SCRATCH"] = f"scratch-{into}"
-    main = gradients if name == "gradients" else MAINS[name]
+    main = {"gradients": gradients, "student": student}.get(name) or MAINS[name]
     main(*(word.format(into) for word in STAGES[name].split()))
 
 

@@ -19,7 +19,13 @@ MAY = {  # which stages may import what, now or later (tests/test_imports.py: at
     "timm": VIT | SEGMENTER,
     "torchvision": {"train_detector", "detect", "pretrain", "evaluate_backbone_linear"},
 }
-NAMES = ("${item}", "${item.backbone.name}", "${item.set.kind}", "${item.set.fraction}")  # words of commands that are no paths
+NAMES = (
+    "${item}",
+    "${item.to}",
+    "${item.backbone.name}",
+    "${item.set.kind}",
+    "${item.set.fraction}",
+)  # words of commands that are no paths
 
 
 def path_of(module: str) -> Path | None:

@@ -28,6 +28,7 @@ from pages import PAGES, ROOT, blocks, commands
 from PIL import Image as Pillow
 
 from unseg.clustering import naming
+from unseg.models import timm_weights
 from unseg.serving import export
 from unseg.serving.cli import fit
 from unseg.serving.cli.main import main
@@ -48,6 +49,8 @@ HELP = (  # whole pipelines, several times, or minutes at the papers' sizes: ask
     "python benchmarks/backbones.py",
     "python benchmarks/detect.py",
     "python benchmarks/detectors.py",
+    "python benchmarks/gpu.py",  # tests/test_gpu_benchmark.py runs it at toy size
+    "python benchmarks/voc.py",  # tests/test_voc_benchmark.py, likewise
 )
 LOADED = {  # minutes, without a help to ask for: loaded, so that what they import is there
     "python -m benchmarks.scale": "benchmarks/scale.py",
@@ -148,6 +151,7 @@ def home(pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hom
     pipe.env |= {"HOME": str(tmp_path / "home"), "UNSEG_DEVICE": "cpu"}
     for key, value in pipe.env.items():
         monkeypatch.setenv(key, value)
+    monkeypatch.setattr(timm_weights, "is_available", lambda _: False)  # `unseg fit` pre-trains, as without a network
     monkeypatch.chdir(pipe.root)
     git = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
     for words in (("add", "-A"), ("commit", "-q", "-m", "all"), ("branch", "BRANCH")):

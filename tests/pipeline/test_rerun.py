@@ -1,5 +1,7 @@
 """Which stages run after a change. The table is the specification."""
 
+import re
+
 import pytest
 from conftest import Pipeline
 
@@ -16,11 +18,14 @@ CHANGES = {
     ("choose.repeats", 3): {"choose_k", "report"},
     ("linear.lr", 0.2): {"evaluate_linear", "report"},
     ("crf.iterations", 3): CRF,
+    ("relabel.flip", True): CRF,
     ("segmenter.lr", 0.1): SEGMENTER,
     ("aggregate.threshold", 0.01): AGGREGATE,
     ("detect.min_score", 0.001): {"detect", "evaluate_instances"} | AGGREGATE,
     ("detector.lr", 0.002): DETECTOR,
     ("cluster.k", 4): {"cluster"} | DETECTOR,
+    ("cluster.overclusters", 100): {"choose_k", "cluster"} | DETECTOR,
+    ("embed.descriptor", "mean"): {"embed", "choose_k", "cluster"} | DETECTOR,
     ("embed.resize", 24): {"embed", "choose_k", "cluster"} | DETECTOR,
     ("mine.keep", 0.5): {"mine", "embed", "choose_k", "cluster"} | DETECTOR,
     ("foreground.lr", 0.1): {"foreground@0", "mine", "embed", "choose_k", "cluster"} | DETECTOR,
@@ -52,6 +57,21 @@ def test_self_training_of_the_detector_runs_where_it_is_asked_for(pipe):
 def test_a_vit_student_takes_the_place_of_deeplab(pipe):
     pipe.set("segmenter.arch", "vit")
     assert set(pipe.repro("--force-downstream")) == SEGMENTER
+
+
+def test_an_item_of_refine_may_have_values_of_relabel(pipe):
+    pipe.set("refine", [{"from": "r0", "to": "r1", "crf": False, "scales": [1.0, 1.25], "threshold": 0.7}])
+    assert set(pipe.repro("--force-downstream")) == CRF
+
+
+def test_weights_that_fetch_does_not_list_end_it_before_any_work(pipe):
+    name = "timm/vit_small_patch14_reg4_dinov2.lvd142m"
+    pipe.set("backbone.weights", f"models/{name}.safetensors")
+    done = pipe.sh("dvc", "repro")
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0
+    assert f"backbone.weights is models/{name}.safetensors: no such file; add {name} to fetch, and `dvc repro` makes it" in said
+    assert re.findall(r"Running stage '([^']+)'", said) == ["prepare"]
 
 
 def test_nothing_runs_twice(pipe):

@@ -20,7 +20,7 @@ from unseg.mining import affinity, crops, foreground
 from unseg.models import vit
 from unseg.pretraining import croc, croc_training, views
 from unseg.report import page
-from unseg.segmentation import crf, pseudo_labels, segmenter
+from unseg.segmentation import crf, pseudo_labels, segmenter, teacher
 
 ROOT = Path(__file__).parents[2]
 PROFILES = profiles.names(ROOT / "profiles")
@@ -39,6 +39,7 @@ GROUPS: dict[str, type] = {
     "self_train": self_training.SelfTraining,
     "aggregate": pseudo_labels.Aggregation,
     "segmenter": segmenter.Segmenter,
+    "relabel": teacher.Relabel,
     "predict": segmenter.Predict,
     "crf": crf.Crf,
     "linear": linear_probe.Linear,
@@ -125,7 +126,9 @@ def test_rounds_and_refinements_fit(file: Path) -> None:
     rounds = content["rounds"]
     assert rounds[0] == "r0"
     assert rounds[1:] == [r["to"] for r in content["refine"]]
-    assert all(r.keys() == {"from", "to"} and rounds.index(r["from"]) < rounds.index(r["to"]) for r in content["refine"])
+    assert all(rounds.index(r["from"]) < rounds.index(r["to"]) for r in content["refine"])
+    for r in content["refine"]:
+        teacher.of_round(params.group("relabel", teacher.Relabel, file), content["refine"], r["to"])
     assert content["final"] == rounds[-1]
     assert content["linear"]["batch"] > 0
 

@@ -38,7 +38,7 @@ def test_two_processes_give_the_results_of_one(folder: Path, name: str) -> None:
     assert one.read_bytes() == two.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["detector", "segmenter"])
+@pytest.mark.parametrize("name", ["detector", "segmenter", "student"])
 def test_two_processes_learn_like_one(folder: Path, name: str) -> None:
     one, two = (np.loadtxt(folder / part / f"{name}.tsv", skiprows=1) for part in ("one", "two"))  # [steps, metrics]
     assert len(one) == 6

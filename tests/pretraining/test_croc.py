@@ -436,8 +436,14 @@ def batch_of(images: int, seed: int = 0) -> views.Views:
 
 
 def network(p: croc_training.Croc, seed: int = 0) -> croc_training.StudentTeacher:
+    start = croc_training.starting_point(vit.Backbone(p.init, **vars(BACKBONE)))
     torch.manual_seed(seed)
-    return croc_training.StudentTeacher(p, BACKBONE).train()
+    return croc_training.StudentTeacher(p, start).train()
+
+
+def normalised(net: croc_training.StudentTeacher, batch: views.Views) -> Tensor:
+    """The views of a batch as the networks get them: [2 B, 3, S, S], view by view."""
+    return ((batch.pixels.float() / 255 - net.mean) / net.std).transpose(0, 1).flatten(0, 1)
 
 
 def no_clusters(*_: Any, **__: Any) -> ClusterAssignment:
@@ -487,18 +493,19 @@ def test_alpha_0_is_dinos_loss_alone() -> None:
 
 
 def test_the_clustered_features_are_the_ones_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls, outputs = [], []
     monkeypatch.setattr(croc, "join_locate_split", lambda f, w, p, noise: calls.append((f, w)) or no_clusters())
     for place, features in enumerate(("queries", "keys", "values")):
         net = network(settings_of({"features": features}))
         batch = batch_of(3)
-        qkv = torch.randn(6, 17, 36)
-        net.cluster(qkv, torch.randn(2, 3, 17, 12), batch)
+        net.teacher.vit.blocks[-1].norm1.register_forward_hook(lambda m, i, o: outputs.append(o))
+        net(batch, 0.04, 0.04)
+        qkv = net.teacher.vit.blocks[-1].attn.qkv(outputs[-1])  # [6, 17, 36]
         got, where = calls[-1]
         assert got.shape == (2, 3, 2, 17, 6)
         for v, image, head in np.ndindex(2, 3, 2):  # view-major; heads are slices of the channels
             at = 12 * place + 6 * head
-            assert torch.equal(got[v, image, head], qkv[3 * v + image, :, at : at + 6])
+            assert torch.allclose(got[v, image, head], qkv[3 * v + image, :, at : at + 6], atol=1e-6)
         assert torch.equal(where, views.positions(batch.boxes_xywh, batch.flipped, 4))
 
 
@@ -506,11 +513,9 @@ def test_whole_tokens_are_clustered_as_one_head(monkeypatch: pytest.MonkeyPatch)
     net, batch, calls = network(settings_of({"features": "tokens"})), batch_of(3), []
     real = croc.join_locate_split
     monkeypatch.setattr(croc, "join_locate_split", lambda f, *rest, noise: calls.append(f) or real(f, *rest, noise=noise))
-    tokens = torch.randn(2, 3, 17, 12)
-    clusters = net.cluster(torch.randn(6, 17, 36), tokens, batch)
-    assert torch.equal(calls[-1], tokens[:, :, None])
-    assert clusters.weights.shape[:4] == (2, 3, 1, 16)
     out = net(batch, 0.04, 0.04)  # its loss pools and learns from them as from those of heads
+    assert torch.allclose(calls[-1], net.teacher(normalised(net, batch))[:, :, None], atol=1e-6)
+    assert net.cluster(calls[-1], batch).weights.shape[:4] == (2, 3, 1, 16)
     assert out["centroid"] > 0
     out["centroid"].backward()
     assert net.student.vit.blocks[0].attn.qkv.weight.grad.any()
@@ -632,7 +637,7 @@ def test_compiled_blocks_compute_the_same() -> None:
     plain, compiled = network(settings_of()), network(settings_of())
     croc_training.compile_blocks(compiled, backend="eager")
     done = [block._compiled_call_impl is not None for vit in (compiled.student.vit, compiled.teacher.vit) for block in vit.blocks]
-    assert done == [True] * (2 * BACKBONE.depth - 1) + [False]  # a hook listens to the teacher's last one
+    assert done == [True] * 2 * BACKBONE.depth
     losses = []
     for net in (plain, compiled):
         torch.manual_seed(0)
@@ -665,7 +670,8 @@ def learn(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, photographs: list[Pill
     monkeypatch.setenv("UNSEG_WORKERS", "0")
     monkeypatch.setenv("UNSEG_DEVICE", "cpu")
     with Checkpoint("pretrain", [], []) as checkpoint:
-        return croc_training.train(p, BACKBONE, str(tmp_path), records, 0, checkpoint)
+        start = croc_training.starting_point(vit.Backbone(p.init, **vars(BACKBONE)))
+        return croc_training.train(p, start, str(tmp_path), records, 0, checkpoint)
 
 
 @pytest.mark.parametrize("changed", [{"batch": 1, "head_batch_norm": True}, {"batch": 4, "precision": "bf16"}])
@@ -696,24 +702,18 @@ def vit_file(path: Path, image: int = 64, **changed: int) -> str:
 def test_teacher_and_student_start_from_init(tmp_path: Path, image: int) -> None:
     weights = vit_file(tmp_path / "vit.safetensors", image)
     net = network(settings_of(init=weights, drop_path=0.0))
-    teacher_tokens: list[Tensor] = []
-    student_tokens: list[Tensor] = []
-    net.teacher.register_forward_hook(lambda m, i, o: teacher_tokens.append(o))
-    net.student.register_forward_hook(lambda m, i, o: student_tokens.append(o))
-    batch = batch_of(3)
-    net(batch, 0.04, 0.04)
-    pixels = ((batch.pixels.float() / 255 - net.mean) / net.std).transpose(0, 1).flatten(0, 1)
+    pixels = normalised(net, batch_of(3))
     want = vit.tokens(vit.load(vit.Backbone(weights, **vars(BACKBONE))), pixels).unflatten(0, (2, -1))
-    torch.testing.assert_close(teacher_tokens[0], want, rtol=0, atol=1e-5)
-    torch.testing.assert_close(student_tokens[0], want, rtol=0, atol=1e-5)
+    torch.testing.assert_close(net.teacher.read(pixels, "keys")[0], want, rtol=0, atol=1e-5)
+    torch.testing.assert_close(net.student(pixels), want, rtol=0, atol=1e-5)
     assert not torch.allclose(network(settings_of()).teacher(pixels), want, atol=0.1)
 
 
 def test_training_from_init_ends_elsewhere_than_from_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photographs = [Pillow.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)) for i in range(4)]
-    weights = vit_file(tmp_path / "vit.safetensors")
+    weights = vit_file(tmp_path / "vit.safetensors", 32)
     models = [learn(tmp_path, monkeypatch, photographs, settings_of(init=i, lr=1e-6))[0] for i in (weights, RANDOM_INIT)]
-    start = croc_training.initial_state(settings_of(init=weights), BACKBONE)
+    start = vit.load(vit.Backbone(weights, **vars(BACKBONE))).state_dict()
     near, far = (max((m.state_dict()[k] - start[k]).abs().max() for k in start) for m in models)
     assert near < 1e-4 < 0.05 < far
 
@@ -764,14 +764,13 @@ def test_what_cannot_be_divided(monkeypatch: pytest.MonkeyPatch) -> None:
         (0, {}, "no image to learn from"),
     ):
         with pytest.raises(InputError, match=words):
-            croc_training.check_sizes(settings_of(**changed), BACKBONE, count)
-    croc_training.check_sizes(settings_of(accumulate=3), BACKBONE, 3)
-    odd = vit.Shape(patch=5, width=12, depth=2, heads=2)
-    with pytest.raises(InputError, match=r"croc\.views\.size is 32; it must be a multiple of backbone\.patch, 5"):
-        croc_training.check_sizes(settings_of(), odd, 4)
+            croc_training.check_sizes(settings_of(**changed), 8, count)
+    croc_training.check_sizes(settings_of(accumulate=3), 8, 3)
+    with pytest.raises(InputError, match=r"croc\.views\.size is 32; it must be a multiple of the ViT's patch, 5"):
+        croc_training.check_sizes(settings_of(), 5, 4)
     monkeypatch.setattr(croc_training.distributed, "world", lambda: 3)
     with pytest.raises(InputError, match=r"processes \(3\)"):
-        croc_training.check_sizes(settings_of(), BACKBONE, 8)
+        croc_training.check_sizes(settings_of(), 8, 8)
 
 
 def test_settings_out_of_range() -> None:

@@ -382,6 +382,35 @@ def test_a_short_training_lowers_the_loss_and_is_repeatable(tmp_path: Path, monk
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
 
+def test_the_moving_average_of_weights_and_statistics_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states: list[dict[str, torch.Tensor]] = []  # after each step
+    real = training.fit
+
+    def fit(what: str, checkpoint: Checkpoint, state: dict[str, Any], *rest: Any) -> Any:
+        def step(number: int, batch: Any) -> Any:
+            values = rest[-1](number, batch)
+            states.append({k: v.clone() for k, v in state["model"].state_dict().items()})
+            return values
+
+        return real(what, checkpoint, state, *rest[:-1], step)
+
+    monkeypatch.setattr(training, "fit", fit)
+    model, values = learn(tmp_path, setting(epochs=3, ema=0.6))
+    assert len(states) == 6
+    average = {k: v.double() for k, v in states[0].items()}
+    for state in states[1:]:
+        average = {k: 0.6 * average[k] + 0.4 * v.double() for k, v in state.items()}
+    for key, x in model.state_dict().items():
+        if x.is_floating_point():
+            torch.testing.assert_close(x.double(), average[key], rtol=1e-4, atol=1e-6, msg=key)
+    last = states[-1]
+    changed = {k for k, v in model.state_dict().items() if v.is_floating_point() and not torch.allclose(v, last[k])}
+    assert {"body.net.conv1.weight", "body.net.bn1.running_mean", "head.4.bias"} <= changed
+    without, plain = learn(tmp_path, setting(epochs=3, ema=0.0))
+    assert plain == values  # the training is the same
+    assert all(torch.equal(v, last[k]) for k, v in without.state_dict().items())
+
+
 @pytest.mark.parametrize("changed", [{"precision": "bf16"}, {"frozen_stages": 2}, {"arch": "resnet50", "width": 4}])
 def test_other_settings_train(tmp_path: Path, changed: dict[str, Any]) -> None:
     model, values = learn(tmp_path, setting(epochs=1, **changed))
@@ -422,6 +451,8 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         ("frozen_stages", 5),
         ("stride", 4),
         ("hard_pixel_ratio", 0.0),
+        ("ema", 1.0),
+        ("tuned_blocks", -1),
         ("border", "black"),
         ("batch", 1),
         ("precision", "x"),

@@ -1,21 +1,26 @@
-"""A head on a frozen ViT (segmentation/vit_student.py): tokens, training, file, and what reads the file."""
+"""A head on a ViT (segmentation/vit_student.py): tokens, training, file, and what reads the file."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import factories
 import numpy as np
 import pytest
+import timm
 import torch
+import yaml
 from PIL import Image as Pillow
 from torch.nn import functional as F
 
 import unseg
+from stages import relabel
+from unseg.clustering import naming
 from unseg.core import label_maps
 from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
 from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
-from unseg.engine import batching
+from unseg.engine import batching, training
 from unseg.engine.checkpoint import Checkpoint
 from unseg.engine.training import mix_seeds
 from unseg.evaluation import linear_probe
@@ -26,6 +31,7 @@ from unseg.segmentation import segmenter, vit_student
 from unseg.segmentation.segmenter import Predict, Segmenter
 from unseg.segmentation.vit_student import ViTStudent
 from unseg.serving import export, few_labels
+from unseg.serving.cli.main import main
 
 BACKBONE = Backbone(RANDOM_INIT, patch=8, width=32, depth=2, heads=2)
 HEADS = ["linear", "conv"]
@@ -170,6 +176,78 @@ def test_the_vit_stays_as_it_is(tmp_path: Path) -> None:
     assert all(x.requires_grad for x in model.head.parameters())
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    "arch",
+    ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "vit_small_patch16_rope_mixed_224"],
+)
+def test_tuned_blocks_go_on_where_the_tokens_end(arch: str, count: int) -> None:
+    """LayerScale and registers, rotary embeddings, another rotation in each block; incomplete patches."""
+    torch.manual_seed(0)
+    network = timm.create_model(arch, num_classes=0, img_size=56, depth=3, embed_dim=48, num_heads=3, dynamic_img_size=True)
+    for name, x in network.named_parameters():
+        if name.endswith(("bias", "gamma", "gamma_1", "gamma_2")):
+            torch.nn.init.normal_(x, 0.2, 0.3)
+    model = ViTStudent(vit.checked(network, arch), vit_student.build_head("conv", 48, 24, 3)).eval()
+    x = torch.randn(2, 3, 60, 60)
+    with torch.inference_mode():
+        want, tokens = model.head(model.tokens(x)), model.tokens_before(x, count)
+    tuned = vit_student.TunedStudent(model, count, 60).eval()
+    logits = tuned(tokens.clone())
+    torch.testing.assert_close(logits, want.clone(), rtol=1e-4, atol=1e-4)
+    logits.square().mean().backward()
+    blocks = list(network.blocks.parameters())
+    each = len(blocks) // 3
+    assert all(b.grad is None for b in blocks[: (3 - count) * each])
+    assert any(b.grad.abs().max() > 0 for b in blocks[-each:] if b.grad is not None)
+
+
+def test_only_the_tuned_blocks_and_the_head_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[list[float]] = []
+    real = training.set_lr
+    monkeypatch.setattr(training, "set_lr", lambda o, lr: real(o, lr) or rates.append([g["lr"] for g in o.param_groups]))
+    model, values = learn(tmp_path, setting(tuned_blocks=1))
+    assert rates[0] == pytest.approx([0.05, 0.005])
+    assert rates[-1] == pytest.approx([0.005, 0.0005])
+    assert np.mean([v["loss"] for v in values[-4:]]) < 0.5 * np.mean([v["loss"] for v in values[:4]])
+    before = vit.load(BACKBONE).state_dict()
+    changed = {key for key, x in model.vit.state_dict().items() if not torch.equal(x, before[key])}
+    assert changed == {key for key in before if key.startswith("blocks.1.")}
+    segmenter.save(tmp_path / "s.safetensors", model, setting(), 2, BACKBONE)
+    x = torch.randn(1, 3, 48, 48)
+    with torch.inference_mode():
+        torch.testing.assert_close(segmenter.load(tmp_path / "s.safetensors").model(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("changes", [{"tuned_blocks": 2, "ema": 0.9}, {"ema": 0.9}])
+def test_an_interrupted_training_resumes_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    p = setting(epochs=4, **changes)
+    model, values = learn(tmp_path, p)
+    monkeypatch.setenv("UNSEG_CHECKPOINT_SECONDS", "0")
+    loss, calls = segmenter.hard_pixel_loss, []
+
+    def interrupted(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return loss(*arguments)
+
+    monkeypatch.setattr(segmenter, "hard_pixel_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path, p)
+    again, resumed = learn(tmp_path, p)
+    assert len(calls) == 6 + 8 - 5  # five of eight steps were kept
+    assert resumed == values
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_more_tuned_blocks_than_there_are() -> None:
+    with pytest.raises(InputError, match=r"segmenter\.tuned_blocks is 3; models/fresh has 2 blocks"):
+        vit_student.build(setting(tuned_blocks=3), BACKBONE, 3)
+
+
 def test_the_loss_is_of_hard_pixels_at_the_labels_size(tmp_path: Path) -> None:
     p = setting(epochs=1, lr=1e-30, batch=8, hard_pixel_ratio=0.1, momentum=0.0)
     _, values = learn(tmp_path, p)
@@ -266,6 +344,114 @@ def test_export_to_onnx(file: Path, tmp_path: Path) -> None:
     (got,) = runtime.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"image": x.numpy()})
     with torch.inference_mode():
         assert torch.allclose(torch.from_numpy(got), net.model(x), atol=1e-3)
+
+
+def timm_student(arch: str, file: Path) -> ViTStudent:
+    """A student of timm's ViT of this name, small, in a file."""
+    torch.manual_seed(0)
+    shape = {"img_size": 56, "depth": 2, "embed_dim": 48, "num_heads": 3}
+    network: Any = vit.checked(timm.create_model(arch, num_classes=0, dynamic_img_size=True, **shape), arch)
+    network.pretrained_cfg = {"architecture": arch}
+    model = ViTStudent(network, vit_student.build_head("conv", 48, 24, 3)).eval()
+    segmenter.save(file, model, setting(), 2, BACKBONE)
+    return model
+
+
+@pytest.mark.parametrize("arch", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"])
+def test_a_student_of_timms_vit_is_read_back(tmp_path: Path, arch: str) -> None:
+    """DINOv3's rotary embeddings have values that no file holds."""
+    model, x = timm_student(arch, tmp_path / "s.safetensors"), torch.randn(1, 3, 50, 71)
+    with torch.inference_mode():
+        torch.testing.assert_close(segmenter.load(tmp_path / "s.safetensors").model(x), model(x))
+
+
+def test_an_export_that_takes_one_size_is_not_kept(tmp_path: Path) -> None:
+    timm_student("vit_small_patch16_dinov3", tmp_path / "s.safetensors")
+    words = ["export", "--model", str(tmp_path / "s.safetensors"), "--torch", str(tmp_path / "m.pt2")]
+    with pytest.raises(SystemExit, match="it fails for images of 64 x 64 pixels"):
+        main(words)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"]
+
+
+@pytest.mark.parametrize("arch", ["", "vit_small_patch14_reg4_dinov2"])
+def test_onnx_has_patch_tokens_as_a_second_output(tmp_path: Path, arch: str) -> None:
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    if arch:
+        timm_student(arch, tmp_path / "s.safetensors")
+    else:
+        segmenter.save(tmp_path / "s.safetensors", student(), setting(), 2, BACKBONE)
+    words = ["export", "--model", str(tmp_path / "s.safetensors"), "--onnx", str(tmp_path / "m.onnx"), "--patch-tokens"]
+    main(words)
+    names = [output.name for output in onnx.load(tmp_path / "m.onnx").graph.output]
+    assert names == ["logits", "patch_tokens"]
+    net, x = segmenter.load(tmp_path / "s.safetensors").model, torch.randn(3, 3, 50, 71)
+    logits, tokens = runtime.InferenceSession(str(tmp_path / "m.onnx")).run(names, {"image": x.numpy()})
+    assert isinstance(net, ViTStudent)
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.from_numpy(logits), net(x), atol=1e-3, rtol=0)
+        torch.testing.assert_close(torch.from_numpy(tokens), net.tokens(x), atol=1e-3, rtol=0)
+
+
+def test_patch_tokens_that_there_are_not(tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"arch": "resnet18", "width": 4, "stride": 8, "rates": [1, 2, 4], "labels": 5}
+    segmenter.write_segmenter(tmp_path / "s.safetensors", segmenter.DeepLab(**shape), shape, 32, "fp32")
+    words = ["export", "--model", str(tmp_path / "s.safetensors"), "--patch-tokens"]
+    with pytest.raises(SystemExit, match="a resnet18 has no patch tokens; leave out --patch-tokens"):
+        main([*words, "--onnx", str(tmp_path / "m.onnx")])
+    with pytest.raises(SystemExit, match="add --onnx FILE"):
+        main([*words, "--torch", str(tmp_path / "m.pt2")])
+
+
+def test_an_export_with_other_tokens_is_not_kept(tmp_path: Path) -> None:
+    x, model = torch.randn(1, 3, 64, 64), export.WithTokens(student())
+    with pytest.raises(InputError, match=r"returns \[\[1, 3, 64, 64\]\], PyTorch \[\[1, 3, 64, 64\], \[1, 32, 8, 8\]\]"):
+        export.differences(model, student())
+    assert export.differences(model, lambda x: (model(x)[0], model(x)[1] + 0.5))[0] > 0.1
+    assert export.differences(model, model)[0] == 0
+    assert model(x)[1].shape == (1, 32, 8, 8)
+
+
+def test_predict_and_probe_on_the_command_line(file: Path, tmp_path: Path) -> None:
+    for folder in ("photos", "masks"):
+        (tmp_path / folder).mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):  # a bright right half; sides that are no multiples of a patch
+        pixels = rng.integers(0, 60, (45, 83, 3)) + 150 * (np.arange(83) >= 40)[:, None]
+        Pillow.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"photos/{i}.png")
+        mask = np.zeros((45, 83), np.uint8)
+        mask[:, 40:] = 1
+        Pillow.fromarray(mask).save(tmp_path / f"masks/{i}.png")
+    words = [str(tmp_path / "photos"), str(tmp_path / "masks"), "--model", str(file)]
+    main(["probe", *words, "--classes", "dark,bright", "-o", str(tmp_path / "own.safetensors")])
+    labels = unseg.load(tmp_path / "own.safetensors").predict(tmp_path / "photos/0.png").labels
+    assert (labels == mask).mean() > 0.9
+    main(["probe", *words, "--vote", "-o", str(tmp_path / "voted.yaml")])
+    assert naming.read(tmp_path / "voted.yaml", 2).count == 2
+    main(["predict", str(tmp_path / "photos"), "--model", str(file), "--size", "60", "--crf", "-o", str(tmp_path / "out")])
+    assert len(list((tmp_path / "out").rglob("*.png"))) >= 3
+
+
+def test_a_round_of_self_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moving average labels the photographs from several views, and the confident part trains the next student."""
+    p = setting(ema=0.9, tuned_blocks=1)
+    model, _ = learn(tmp_path, p)
+    segmenter.save(tmp_path / "r0.safetensors", model, p, 2, BACKBONE)
+    images, labels = photographs(tmp_path)
+    (tmp_path / "images.json").write_text(json.dumps({"images": [vars(i) for i in images]}))
+    values = {"crf": False, "flip": True, "scales": [1.0, 1.25], "threshold": 0.7}
+    content = {**factories.demo_params(), "refine": [{"from": "r0", "to": "r1", **values}]}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    relabel.main("images.json", ".", "r0.safetensors", "r1.zip", "r1")
+    maps = LabelMaps("r1.zip")
+    kept = np.mean([(maps[i] != IGNORE_LABEL).mean() for i in images])
+    assert 0.7 <= kept < 0.75
+    known = [(maps[i] != IGNORE_LABEL) & (labels[i] != IGNORE_LABEL) for i in images]
+    right = [(maps[i] == labels[i])[k].mean() for i, k in zip(images, known, strict=True)]
+    assert np.mean(right) > 0.9
+    with Checkpoint("segmenter", [p], ["r1.zip"]) as checkpoint:
+        _, history = segmenter.train(p, 2, ".", images, maps, 0, checkpoint, "segmenter", BACKBONE)
+    assert np.isfinite([v["loss"] for v in history]).all()
 
 
 def test_a_vit_with_registers_and_another_normalisation_is_saved_and_loaded(tmp_path: Path) -> None:

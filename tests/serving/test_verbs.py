@@ -1,7 +1,6 @@
-"""unseg export, probe and fit: what they write, and what they refuse."""
+"""unseg export and probe: what they write, and what they refuse."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image as Pillow
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -19,11 +17,9 @@ from sklearn.preprocessing import StandardScaler
 import unseg
 from unseg.clustering import naming
 from unseg.clustering.naming import ClusterEntry
-from unseg.core import params, profiles
 from unseg.core.console import InputError
 from unseg.segmentation import segmenter
 from unseg.serving import export, few_labels
-from unseg.serving.cli import fit
 from unseg.serving.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -169,95 +165,6 @@ def test_probe_makes_a_segmenter_of_ones_own_classes(model: Path, labelled: Path
     Pillow.fromarray(np.zeros((5, 5), np.uint8)).save(labelled / "masks/none.png")
     with pytest.raises(SystemExit, match=r"has no photograph none\.jpg"):
         main(["probe", *words, "-o", str(labelled / "x")])
-
-
-# ---- fit: what it writes; that DVC then runs is shown by the pipeline's tests
-
-
-@pytest.fixture
-def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What `unseg fit` looks at in a clone, and a folder of three photographs beside it."""
-    root = tmp_path / "clone"
-    (root / "profiles").mkdir(parents=True)
-    for name in ("dvc.yaml", "params.yaml", "profiles/base.yaml", "profiles/folder.yaml"):
-        (root / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
-    subprocess.run(["git", "add", "-A"], cwd=root, check=True)
-    who = ("-c", "user.name=test", "-c", "user.email=test@localhost")
-    subprocess.run(["git", *who, "commit", "-q", "-m", "all"], cwd=root, check=True)
-    (tmp_path / "my photos/sub").mkdir(parents=True)
-    for name in ("a.jpg", "sub/b.png", "c d.webp"):
-        Pillow.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "my photos" / name)
-    monkeypatch.chdir(root)
-    return root
-
-
-def test_fit_writes_what_one_would_by_hand(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["fit", str(clone.parent / "my photos"), "--no-run", "--set", "croc.epochs=1"]
-    main(words)
-    assert Path("data/raw/photos").resolve() == clone.parent / "my photos"
-    got, profile = yaml.safe_load(Path("params.yaml").read_text()), yaml.safe_load(profiles.render("folder"))
-    before, after = params.flatten(profile), params.flatten(got)
-    assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == {
-        *("cluster.k", "croc.epochs", "segmenter.epochs", "segmenter.lr_milestone"),
-    }
-    assert (got["croc"]["epochs"], got["cluster"]["k"]) == (1, 2)
-    assert "# " in Path("params.yaml").read_text()  # comments stay
-    assert "3 photographs" in capsys.readouterr().out
-    main(words)  # again: what it wrote itself is no edit of yours
-    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("seed: 0", "seed: 7"))
-    with pytest.raises(SystemExit, match=r"params\.yaml has edits of yours"):
-        main(words)
-    main([*words, "--force"])
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["none"], "none: no such folder"),
-        ([".."], "holds this clone of unseg; give a folder that has photographs only"),
-        (["profiles"], "profiles has 0 photographs .2 .yaml.; give a folder with more"),
-        (["../my photos", "--profile", "none"], "profiles/none.yaml: no such profile; there are folder"),
-        (["../my photos", "--set", "croc.nothing=1"], "--set: croc.nothing is not a parameter"),
-        (["../my photos", "--set", "croc"], "write it like --set croc.epochs=3"),
-    ],
-)
-def test_fit_refuses_in_one_line(clone: Path, words: list[str], message: str) -> None:
-    before = Path("params.yaml").read_bytes()
-    with pytest.raises(SystemExit, match=message) as error:
-        main(["fit", *words, "--no-run"])
-    assert "\n" not in str(error.value)
-    assert Path("params.yaml").read_bytes() == before
-
-
-def test_fit_hands_the_device_to_the_stages(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNSEG_DEVICE", "cpu")
-    seen = []
-    monkeypatch.setattr(fit, "has_accelerator", lambda: seen.append(os.environ["UNSEG_DEVICE"]) or False)
-    main(["fit", "../my photos", "--no-run", "--device", "mps"])
-    assert seen == ["mps"]
-
-
-def test_profile_writes_params(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["profile", "folder"])
-    assert Path("params.yaml").read_text() == profiles.render("folder")
-    assert "next: dvc repro" in capsys.readouterr().out
-    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("seed: 0", "seed: 7"))
-    with pytest.raises(SystemExit, match=r"params\.yaml has edits of yours; commit or copy it, then use --force"):
-        main(["profile", "folder"])
-    assert "seed: 7" in Path("params.yaml").read_text()
-    main(["profile", "folder", "--force"])
-    assert "seed: 0" in Path("params.yaml").read_text()
-    with pytest.raises(SystemExit, match="no such profile; there are folder"):
-        main(["profile", "../folder"])
-
-
-def test_sizes_follow_the_photographs_and_the_machine() -> None:
-    profile = yaml.safe_load(profiles.render("folder", folder=ROOT / "profiles"))
-    few, many = fit.sizes(profile, 120, False), fit.sizes(profile, 20000, False)
-    assert few["croc.epochs"] > profile["croc"]["epochs"] > many["croc.epochs"] >= 1
-    assert "cluster.k" not in many
-    assert fit.sizes(profile, 40, True) == {"cluster.k": 5}
 
 
 def test_python_m_unseg_has_every_verb() -> None:

@@ -22,11 +22,16 @@ def fastest_precision(device: torch.device) -> str:
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """Whether the device has bfloat16 units; they are about twice as fast as float32."""
+    """Whether the device has bfloat16 units that torch may use; they are about twice as fast as float32.
+
+    ATEN_CPU_CAPABILITY=avx2 holds an x86 CPU to float32, as if it had no such units.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    if device.type != "cpu":
+        return False
+    units = ("avx512_bf16", "amx_bf16") if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else ("bf16",)
+    return any(torch.cpu.get_capabilities().get(name, False) for name in units)
 
 
 def portable(precision: Precision) -> Precision:

@@ -182,8 +182,9 @@ def read_weights(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """As in timm, a group of parameters with the key lr_scale has that many times lr."""
     for g in optimizer.param_groups:
-        g["lr"] = lr
+        g["lr"] = lr * g.get("lr_scale", 1.0)
 
 
 def step_decay(lr: float, lr_milestone: int, epoch: int) -> float:

@@ -6,8 +6,10 @@ The hub's variables apply: HF_HOME is the cache, HF_ENDPOINT a mirror, and HF_HU
 
 import os
 from dataclasses import asdict, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import timm
 
@@ -17,11 +19,18 @@ from unseg.models.vit import ViT
 
 PREFIX = "timm/"  # of the names in params.yaml, as on the hub
 FILE = "model.safetensors"
+TIMEOUT = 5  # seconds that the hub may take to answer `is_available`
 
 
 def is_name(name: str) -> bool:
     """Whether this names a ViT of timm; other names are those of `official`."""
     return name.startswith(PREFIX)
+
+
+def name_of(file: str) -> str | None:
+    """NAME of models/timm/NAME.safetensors, the file that the stage `fetch` makes; None for another file."""
+    prefix, suffix = f"models/{PREFIX}", ".safetensors"
+    return file.removeprefix(prefix).removesuffix(suffix) if file.startswith(prefix) and file.endswith(suffix) else None
 
 
 def config(name: str) -> Any:
@@ -36,14 +45,38 @@ def config(name: str) -> Any:
     return timm.get_pretrained_cfg(model)
 
 
-def obtain(name: str) -> Path:
-    """The path of the checkpoint. Raises InputError if it cannot be found or fetched."""
-    model, about = name.removeprefix(PREFIX), config(name)
+def find_given(name: str) -> Path | None:
+    """The checkpoint in $UNSEG_WEIGHTS, if it is there. Raises InputError if UNSEG_WEIGHTS is no folder."""
+    model = name.removeprefix(PREFIX)
     if given := os.environ.get("UNSEG_WEIGHTS"):
         if not Path(given).is_dir():
             raise InputError(f"UNSEG_WEIGHTS is {given}: no such folder; make it, and put {model}/{FILE} into it")
         if (file := Path(given) / model / FILE).is_file():
             return file
+    return None
+
+
+def is_available(name: str) -> bool:
+    """Whether `obtain` can be expected to succeed: the file is on this machine, or the hub answers. Fetches nothing."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    about = config(name)
+    repo, file = about.hf_hub_id, about.hf_hub_filename or FILE
+    if find_given(name) or isinstance(huggingface_hub.try_to_load_from_cache(repo, file), str):
+        return True
+    try:
+        address = Request(huggingface_hub.hf_hub_url(repo, file), method="HEAD")
+        return not constants.HF_HUB_OFFLINE and bool(urlopen(address, timeout=TIMEOUT))
+    except (OSError, HTTPException):  # the hub's own functions retry for half a minute
+        return False
+
+
+def obtain(name: str) -> Path:
+    """The path of the checkpoint. Raises InputError if it cannot be found or fetched."""
+    model, about = name.removeprefix(PREFIX), config(name)
+    if file := find_given(name):
+        return file
     from huggingface_hub import hf_hub_download
 
     try:

@@ -11,7 +11,7 @@ import timm
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.attention import Attention
-from timm.models.eva import Eva, EvaBlock
+from timm.models.eva import Eva, EvaBlock, checkpoint_filter_fn
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -83,7 +83,7 @@ class CpuAttention(Attention):
         return out
 
 
-def build(shape: Shape, image: int, drop_path: float = 0.0, registers: int = 0, layer_scale: bool = False) -> VisionTransformer:
+def build(shape: Shape, image: int, registers: int = 0, layer_scale: bool = False) -> VisionTransformer:
     """A ViT in DINO's layout with random weights. Position embeddings are for image x image pixels, and resized for others.
 
     registers, layer_scale: as in DINOv2; CLS and registers then have no position embedding.
@@ -96,7 +96,6 @@ def build(shape: Shape, image: int, drop_path: float = 0.0, registers: int = 0, 
         num_heads=shape.heads,
         num_classes=0,
         dynamic_img_size=True,
-        drop_path_rate=drop_path,
         attn_layer=CpuAttention,
         reg_tokens=registers,
         no_embed_class=registers > 0,
@@ -119,6 +118,7 @@ def load(backbone: Backbone) -> ViT:
     network = vit_files.describe(weights, state, backbone.heads)
     vit_files.check_shape(network, weights, wanted)
     vit = build_network(network, "blocks.0.ls1.gamma" in state, weights)
+    state = checkpoint_filter_fn(state, vit) if vit_files.is_dinov3(state) else state
     source = network.arch or f"a ViT in DINO's layout (patch {network.patch}, width {network.width}, depth {network.depth})"
     load_strictly(vit, state, weights, source)
     return vit.eval()
@@ -133,7 +133,7 @@ def build_network(network: Network, layer_scale: bool, weights: str) -> ViT:
         shape = Shape(network.patch, network.width, network.depth, network.heads)
         if shape.width % shape.heads:
             raise InputError(f"{weights}: width {shape.width} is no multiple of heads, {shape.heads}; set heads in params.yaml")
-        vit = build(shape, network.image, 0.0, network.prefix_tokens - 1, layer_scale)
+        vit = build(shape, network.image, network.prefix_tokens - 1, layer_scale)
     vit.pretrained_cfg = {"mean": tuple(network.mean), "std": tuple(network.std), "architecture": network.arch}
     built: ViT = vit
     return built

@@ -3,7 +3,7 @@
 unseg writes the description into the metadata of its own files (key `unseg`, JSON): timm's architecture, patch, width, depth,
 heads, prefix tokens, normalisation. Other files must have DINO's layout; LayerScale and registers are recognised. Prefixes and
 heads are removed. DINO, iBOT, CrOC and CrIBo store `teacher` and `student` with the prefix `backbone.` or `module.backbone.`, MSN
-`target_encoder` with `module.`, Leopart uses `model.`, MAE stores `model`, NeCo and DINOv2 use plain names.
+`target_encoder` with `module.`, Leopart uses `model.`, MAE stores `model`, NeCo, DINOv2 and DINOv3 (timm's Eva) use plain names.
 """
 
 import json
@@ -79,16 +79,26 @@ def describe(weights: str, state: dict[str, Tensor], heads: int | None) -> Netwo
     if "arch" in about:
         network: Network = params.check("unseg.backbone", Network, about, weights)
         return network
+    mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
     kernel, positions = state[PROJECTION], state.get("pos_embed")  # [D, 3, p, p], [1, N or 1 + N, D]
     blocks = [int(m[1]) for key in state if (m := re.match(r"blocks\.(\d+)\.", key))]
+    if is_dinov3(state) and kernel.ndim == 4 and blocks:
+        width, _, patch, _ = kernel.shape
+        arch = "vit_small_plus_patch16_dinov3_qkvb" if "blocks.0.mlp.w3.weight" in state else "vit_small_patch16_dinov3_qkvb"
+        prefix = 1 + state["storage_tokens"].shape[1]
+        return Network(arch, patch, width, max(blocks) + 1, heads or max(1, width // 64), prefix, 14 * patch, mean, std)
     if positions is None or positions.ndim != 3 or kernel.ndim != 4 or not blocks:
         raise InputError(f"{weights} has no pos_embed or no block: not a ViT in DINO's layout; see docs/weights.md")
     width, _, patch, _ = kernel.shape
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
     side = math.isqrt(positions.shape[1] - (not registers))  # DINOv2's registers and CLS have no position
     shape = (patch, width, max(blocks) + 1, about.get("heads", heads or max(1, width // 64)))
-    mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
     return Network("", *shape, 1 + registers, max(1, side) * patch, mean, std)
+
+
+def is_dinov3(state: dict[str, Tensor]) -> bool:
+    """Whether the tensors have the names of DINOv3's authors, which timm's `eva.checkpoint_filter_fn` converts."""
+    return "storage_tokens" in state
 
 
 def check_shape(network: Network, weights: str, wanted: dict[str, int | None]) -> None:

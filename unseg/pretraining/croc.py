@@ -19,8 +19,6 @@ from torch.nn.utils.parametrizations import weight_norm
 from unseg.core.params import NonNegativeFloat, PositiveFloat, PositiveInt
 from unseg.engine import distributed
 
-QKV = ("queries", "keys", "values")  # in the order of timm's qkv
-
 
 @dataclass(frozen=True)
 class CrocClustering:

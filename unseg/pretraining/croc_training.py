@@ -11,20 +11,19 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
-from timm.layers.drop import DropPath
-from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers.drop import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
 from unseg.core.params import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Precision
-from unseg.engine import batching, distributed, environment, training
+from unseg.engine import distributed, environment, training
 from unseg.engine.checkpoint import Checkpoint
 from unseg.engine.precision import autocast
-from unseg.models import vit
-from unseg.models.weights import RANDOM_INIT, load_strictly
+from unseg.models import facets, vit
+from unseg.models.vit import ViT
+from unseg.models.weights import RANDOM_INIT
 from unseg.pretraining import croc, views
 
 SHORT = 128  # patches; below, explicit attention is faster on a CPU than the fused kernel (at 64 a step takes 0.7 s, not 1.0 s)
@@ -34,7 +33,7 @@ SHORT = 128  # patches; below, explicit attention is faster on a CPU than the fu
 class Croc:
     """The `croc` group of params.yaml."""
 
-    init: str  # weights of a self-supervised ViT that student and teacher start from, or RANDOM_INIT
+    init: str  # weights of any ViT that `vit.load` reads, which student and teacher start from, or RANDOM_INIT
     epochs: PositiveInt
     batch: PositiveInt  # images, over all processes
     accumulate: PositiveInt  # parts of a batch whose gradients are added up, to save memory; each is clustered separately
@@ -67,20 +66,20 @@ class Croc:
     clustering: croc.CrocClustering
 
 
-def initial_state(p: Croc, shape: vit.Shape) -> dict[str, Tensor]:
-    """The ViT of p.init, with position embeddings for the grid of a view. Raises InputError if it is not such a ViT."""
+def starting_point(init: vit.Backbone) -> ViT | vit.Shape:
+    """The ViT of croc.init, or the shape of one with random weights. Raises InputError for a file that does not fit.
+
+    Position embeddings stay those of the file's grid, and are interpolated to that of the views in each step.
+
+    Args:
+        init: croc.init, and the shape that the group `backbone` of params.yaml asks for; null is the file's.
+    """
+    if init.weights == RANDOM_INIT:
+        return init.shape()
     try:
-        model = vit.load(vit.Backbone(p.init, **vars(shape)))
+        return vit.load(init)
     except InputError as error:
         raise InputError(f"croc.init: {error}") from None
-    state = model.state_dict()
-    if "pos_embed" not in state or model.no_embed_class or model.num_prefix_tokens > 1:
-        raise InputError(f"croc.init: {p.init} is no ViT in DINO's layout (it has registers or rotary embeddings); name another")
-    if vit.normalisation(model) != (batching.MEAN, batching.STD):
-        raise InputError(
-            f"croc.init: the ViT of {p.init} wants images of another mean and deviation than ImageNet's; name another"
-        )
-    return state | {"pos_embed": resample_abs_pos_embed(state["pos_embed"], [p.views.size // shape.patch] * 2)}
 
 
 class SharedDropPath(DropPath):
@@ -96,15 +95,34 @@ class SharedDropPath(DropPath):
 class Network(nn.Module):
     """A ViT and its projection head."""
 
-    def __init__(self, p: Croc, shape: vit.Shape, drop_path: float) -> None:
+    def __init__(self, p: Croc, start: ViT | vit.Shape) -> None:
         super().__init__()
+        shape = start if isinstance(start, vit.Shape) else vit.describe(start)
         outputs = (p.outputs, p.outputs_centroid)
         head = croc.ProjectionHead(shape.width, p.hidden, p.bottleneck, outputs, p.head_batch_norm, p.norm_last)
-        self.vit, self.head = vit.build(shape, p.views.size, drop_path), head
+        self.vit = vit.build(start, p.views.size) if isinstance(start, vit.Shape) else start  # after the head, as ever: one seed
+        self.head = head
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """[2 B, 3, S, S] to tokens [2, B, 1 + N, D]."""
-        return torch.unflatten(vit.tokens(self.vit, pixels), 0, (2, -1))
+        """[2 B, 3, S, S] to tokens [2, B, 1 + N, D]: CLS and patches, without registers."""
+        return torch.unflatten(self.without_registers(vit.tokens(self.vit, pixels)), 0, (2, -1))
+
+    def read(self, pixels: Tensor, facet: str) -> tuple[Tensor, Tensor]:
+        """Tokens as from `forward`, and a facet of the last block: [2, B, H, 1 + N, d]."""
+        tokens, features = (self.without_registers(x).unflatten(0, (2, -1)) for x in facets.last_block(self.vit, pixels, facet))
+        return tokens, features
+
+    def without_registers(self, x: Tensor) -> Tensor:
+        """[..., P + N, d] to [..., 1 + N, d]."""
+        prefix = self.vit.num_prefix_tokens
+        return x if prefix == 1 else torch.cat([x[..., :1, :], x[..., prefix:, :]], -2)
+
+    def drop_paths(self, rate: float) -> None:
+        """Stochastic depth, linear from 0 in the first block to `rate` in the last (timm's drop_path_rate)."""
+        blocks: list[Any] = list(self.vit.blocks)
+        rates: Any = calculate_drop_path_rates(rate, len(blocks))
+        for block, drop_prob in zip(blocks, rates, strict=True):
+            block.drop_path1, block.drop_path2 = SharedDropPath(drop_prob), SharedDropPath(drop_prob)
 
 
 class StudentTeacher(nn.Module):
@@ -115,19 +133,15 @@ class StudentTeacher(nn.Module):
     mean: Tensor  # [3, 1, 1]; a buffer, because creating a constant in a step would make the host wait for the GPU
     std: Tensor
 
-    def __init__(self, p: Croc, shape: vit.Shape) -> None:
+    def __init__(self, p: Croc, start: ViT | vit.Shape) -> None:
+        """start: as from `starting_point`; the ViT becomes the student's."""
         super().__init__()
-        self.p, self.side = p, p.views.size // shape.patch
-        self.student, self.teacher = Network(p, shape, p.drop_path), Network(p, shape, 0.0)
-        if p.init != RANDOM_INIT:
-            load_strictly(self.student.vit, initial_state(p, shape), f"croc.init: {p.init}", "a ViT in DINO's layout")
-        self.teacher.load_state_dict(self.student.state_dict())
-        self.teacher.requires_grad_(False)
-        for module in self.student.modules():
-            if type(module) is DropPath:
-                module.__class__ = SharedDropPath
-        self.register_buffer("mean", torch.tensor(batching.MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(batching.STD).view(3, 1, 1), persistent=False)
+        self.student = Network(p, start)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.student.drop_paths(p.drop_path)
+        self.p, self.side = p, p.views.size // vit.patch_size(self.student.vit)
+        for name, values in zip(("mean", "std"), vit.normalisation(self.student.vit), strict=True):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         self.register_buffer("center", torch.zeros(p.outputs))
         self.register_buffer("center_centroid", torch.zeros(p.outputs_centroid))
 
@@ -142,37 +156,29 @@ class StudentTeacher(nn.Module):
         pixels = ((pixels - self.mean) / self.std).transpose(0, 1).flatten(0, 1)  # [2 B, 3, S, S]
         with autocast(device, p.precision):
             with torch.no_grad():
-                features: list[Tensor] = []
-                hook = vit.last(self.teacher.vit).attn.qkv.register_forward_hook(lambda m, i, o: features.append(o))
-                teacher = self.teacher(pixels)  # [2, B, 1 + N, D]
-                hook.remove()
+                teacher, features = self.teacher.read(pixels, p.clustering.features)  # [2, B, 1 + N, D], [2, B, H, 1 + N, d]
             student = self.student(pixels)  # [2, B, 1 + N, D]
             target = self.probabilities(self.teacher.head(teacher[:, :, 0], 0), "center", temperature)
             loss = cls = croc.cross_entropy(self.student.head(student[:, :, 0], 0), target, p.student_temperature).mean()
             entropy = torch.special.entr(target).sum(-1).mean()
             centroid = chosen = torch.zeros((), device=device)
             if p.alpha:
-                clusters = self.cluster(features[0], teacher, batch)
+                clusters = self.cluster(features, batch)
                 chosen = clusters.chosen.float().mean()
                 centroid = self.centroid_loss(student, teacher, clusters, temperature_centroid)
                 loss = cls + p.alpha * centroid
         return {"loss": loss, "cls": cls, "centroid": centroid, "entropy": entropy, "kl": cls - entropy, "clusters": chosen}
 
     @torch.no_grad()
-    def cluster(self, qkv: Tensor, tokens: Tensor, batch: views.Views) -> croc.ClusterAssignment:
-        """Cluster features of the teacher: qkv [2 B, 1 + N, 3 D] of its last block, or its final tokens [2, B, 1 + N, D]."""
-        if (kind := self.p.clustering.features) == "tokens":
-            features = tokens[:, :, None]  # [2, B, 1, 1 + N, D]
-        else:
-            heads = vit.last(self.teacher.vit).attn.num_heads
-            features = qkv.unflatten(2, (3, heads, -1))[:, :, croc.QKV.index(kind)]  # [2 B, 1 + N, H, d]
-            features = features.transpose(1, 2).unflatten(0, (2, -1))  # [2, B, H, 1 + N, d]
-        boxes, flipped = (x.to(qkv.device, non_blocking=True) for x in (batch.boxes_xywh, batch.flipped))
+    def cluster(self, features: Tensor, batch: views.Views) -> croc.ClusterAssignment:
+        """Cluster the teacher's features [2, B, H, 1 + N, d]."""
+        device = features.device
+        boxes, flipped = (x.to(device, non_blocking=True) for x in (batch.boxes_xywh, batch.flipped))
         positions = views.positions(boxes, flipped, self.side)
         images, heads, patches = features.shape[1], features.shape[2], features.shape[3] - 1
-        noise = torch.empty(images * distributed.world(), heads, 2 * patches, device=qkv.device).exponential_()
+        noise = torch.empty(images * distributed.world(), heads, 2 * patches, device=device).exponential_()
         noise = distributed.local_shard(noise).flatten(0, 1)  # [B H, 2 N]
-        with torch.autocast(qkv.device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):
             return croc.join_locate_split(features, positions, self.p.clustering, noise=noise)
 
     def centroid_loss(self, student: Tensor, teacher: Tensor, clusters: croc.ClusterAssignment, temperature: float) -> Tensor:
@@ -219,23 +225,22 @@ def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:
 
 
 def compile_blocks(net: StudentTeacher, backend: str = "inductor") -> None:
-    """torch.compile the blocks of both ViTs, except the teacher's last one, which has a hook."""
-    blocks = [*net.student.vit.blocks, *net.teacher.vit.blocks[:-1]]
+    """torch.compile the blocks of both ViTs."""
+    blocks: list[Any] = [*net.student.vit.blocks, *net.teacher.vit.blocks]
     torch._dynamo.config.recompile_limit = 2 * len(blocks)  # each block has its drop-path; beyond the limit it runs uncompiled
     for block in blocks:
         block.compile(backend=backend)
 
 
-def check_sizes(p: Croc, shape: vit.Shape, count: int) -> None:
+def check_sizes(p: Croc, patch: int, count: int) -> None:
     """Raises InputError if there is no image, or the batch or the view cannot be divided as params.yaml asks."""
     if not count:
         raise InputError("no image to learn from; put photographs into data.images, or change data in params.yaml")
     if min(p.batch, count) % (distributed.world() * p.accumulate):
         divisor = f"processes ({distributed.world()}) times croc.accumulate ({p.accumulate})"
         raise InputError(f"params.yaml: croc.batch is {p.batch}, of {count} images; the smaller must be a multiple of {divisor}")
-    if p.views.size % shape.patch:
-        divisor = f"backbone.patch, {shape.patch}"
-        raise InputError(f"params.yaml: croc.views.size is {p.views.size}; it must be a multiple of {divisor}")
+    if p.views.size % patch:
+        raise InputError(f"params.yaml: croc.views.size is {p.views.size}; it must be a multiple of the ViT's patch, {patch}")
 
 
 def accumulate(net: nn.Module, batch: views.Views, temperatures: tuple[float, float], parts: int) -> dict[str, Tensor]:
@@ -251,15 +256,19 @@ def accumulate(net: nn.Module, batch: views.Views, temperatures: tuple[float, fl
 
 
 def train(
-    p: Croc, shape: vit.Shape, root: str, records: list[ImageRecord], seed: int, checkpoint: Checkpoint
-) -> tuple[VisionTransformer, list[dict[str, float]]]:
-    """Pre-train on the images: the ViT of the teacher, and the metrics of each step. Raises InputError as `check_sizes`."""
-    check_sizes(p, shape, len(records))
+    p: Croc, start: ViT | vit.Shape, root: str, records: list[ImageRecord], seed: int, checkpoint: Checkpoint
+) -> tuple[ViT, list[dict[str, float]]]:
+    """Pre-train from `starting_point` on the images: the ViT of the teacher, and the metrics of each step.
+
+    Raises InputError as `check_sizes`, before any work.
+    """
+    check_sizes(p, start.patch if isinstance(start, vit.Shape) else vit.patch_size(start), len(records))
     torch.manual_seed(seed)
     device = environment.device()
-    net = StudentTeacher(p, shape).to(device).train()
+    net = StudentTeacher(p, start).to(device).train()
     if device.type == "cpu" and net.side**2 < SHORT:
-        for block in (*net.student.vit.blocks, *net.teacher.vit.blocks):
+        blocks: list[Any] = [*net.student.vit.blocks, *net.teacher.vit.blocks]
+        for block in blocks:
             block.attn.fused_attn = False
     if os.environ.get("UNSEG_COMPILE") == "1":
         compile_blocks(net)

@@ -5,7 +5,7 @@ The network is DeepLab-v3 (the paper's) or a ViT student. `vit_student` imports 
 Shapes: B images, H rows, W columns, C = K + 1 labels (0 background, 1..K clusters), S side in training, pixels.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -16,12 +16,21 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
 from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
 from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
-from unseg.core.params import Fraction, NonNegativeFloat, PositiveFloat, PositiveFraction, PositiveInt, Precision
+from unseg.core.params import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    Precision,
+)
 from unseg.core.storage import one_line
 from unseg.data.photos import read, resize
 from unseg.engine import batching, distributed, environment, training
@@ -40,8 +49,9 @@ if TYPE_CHECKING:
 class Segmenter:
     """The `segmenter` group of params.yaml."""
 
-    arch: Literal["resnet18", "resnet50", "vit"]  # DeepLab-v3 on a ResNet, or a head on the frozen ViT of the group backbone
+    arch: Literal["resnet18", "resnet50", "vit"]  # DeepLab-v3 on a ResNet, or a head on the ViT of the group backbone
     head: Literal["linear", "conv"]  # vit
+    tuned_blocks: NonNegativeInt  # vit: its last blocks, which are trained with the head
     width: PositiveInt  # ResNets: channels of the first stage; 64 is the standard ResNet
     stride: Literal[8, 16, 32]  # ResNets: of the last feature map
     rates: list[PositiveInt]  # ResNets: dilations of the pyramid
@@ -55,6 +65,7 @@ class Segmenter:
     lr: PositiveFloat
     momentum: Fraction
     weight_decay: NonNegativeFloat
+    ema: Annotated[float, Interval(ge=0, lt=1)]  # decay of the moving average of the weights, which is saved; 0: the last weights
     hard_pixel_ratio: PositiveFraction  # fraction of a batch's pixels that the loss averages
     rotate: NonNegativeFloat  # ResNets: maximum, degrees
     scale: Annotated[float, Interval(ge=0, lt=1)]  # ResNets: 0.25: from 0.75 to 1.25
@@ -152,6 +163,9 @@ def train(
 
     `name` is on the progress bar. backbone: the ViT of a ViT student; no other network has one.
 
+    With p.ema the model has the exponential moving average of the weights after each step, from those after the first on. The
+    running statistics of batch norm are averaged too, because those of the last weights would not fit the averaged ones.
+
     Raises InputError for fewer than two images, a missing label map, weights that do not fit, or a loss that is not finite.
     """
     if len(images) < 2:
@@ -160,27 +174,31 @@ def train(
     device = environment.device()
     model: DeepLab | ViTStudent
     trained: nn.Module  # the part that is trained: it takes the inputs of the dataset
+    groups: list[dict[str, Any]]  # of the trained parameters
     dataset: Dataset[Any]
     if backbone is not None:
         from unseg.segmentation import vit_student
 
         model = vit_student.build(p, backbone, k + 1)
-        trained, dataset = model.head, vit_student.read_tokens(model, p, root, images, labels)
+        dataset = vit_student.read_tokens(model, p, root, images, labels)
+        trained, groups = vit_student.trained_part(model, p)
     else:
         model = trained = DeepLab(p.arch, p.width, p.stride, p.rates, k + 1, p.frozen_stages, p.channels)
         resnet.initialise(model.body, p.init, "segmenter")
         border = IGNORE_LABEL if p.border == "ignore" else 0
         dataset = SegmentationDataset(root, images, labels, p.size, (p.rotate, p.scale, border))
+        groups = [{"params": [x for x in trained.parameters() if x.requires_grad]}]
     distributed.sync_norms(trained)
     trained.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    trainable = [x for x in trained.parameters() if x.requires_grad]
-    optimizer = torch.optim.SGD(trainable, lr=p.lr, momentum=p.momentum, weight_decay=p.weight_decay)
+    optimizer = torch.optim.SGD(groups, lr=p.lr, momentum=p.momentum, weight_decay=p.weight_decay)
     ddp_model = distributed.wrap_ddp(trained)
+    average = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(p.ema), use_buffers=True) if p.ema else None
     steps_per_epoch = training.steps_per_epoch(len(images), p.batch)
 
     def step(number: int, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         training.set_lr(optimizer, learning_rate(p, number // steps_per_epoch))
-        x, y = batch[0].to(device, memory_format=torch.channels_last), batch[1].to(device)
+        x, y = batch[0].to(device), batch[1].to(device)
+        x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
         with autocast(device, p.precision):
             logits = ddp_model(x)
         if logits.shape[-2:] != y.shape[-2:]:
@@ -189,10 +207,14 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        if average:
+            average.update_parameters(trained)
         return {"loss": distributed.all_reduce_mean(loss)}
 
-    state = {"model": trained, "optimizer": optimizer}
+    state = {"model": trained, "optimizer": optimizer} | ({"average": average} if average else {})
     values = training.fit(name, checkpoint, state, dataset, p.batch, p.epochs * steps_per_epoch, seed, step)
+    if average:
+        trained.load_state_dict(average.module.state_dict())
     return model, values
 
 
@@ -252,6 +274,9 @@ def load(path: str | Path) -> TrainedSegmenter:
         with torch.device("meta"):  # metadata from a damaged file cannot allocate memory
             model = build(shape)
         model.load_state_dict(state, assign=True)
+        if any(x.is_meta for x in model.buffers()):  # not in the file: timm computes those of rotary embeddings at the start
+            model = build(shape)
+            model.load_state_dict(state)
         model.to(memory_format=torch.channels_last).eval()
         return TrainedSegmenter(model, shape["labels"], about["size"], about["precision"], names, shape, about.get("seen"))
     except Exception as error:  # metadata can be anything
@@ -286,12 +311,16 @@ def load_batches(net: TrainedSegmenter, root: str, images: Iterable[ImageRecord]
     return batching.batches_by_shape(images, shape, load, q.pixels)
 
 
-def predict(net: TrainedSegmenter, batches: Iterable[tuple[list[ImageRecord], Tensor]]) -> Iterator[tuple[ImageRecord, Tensor]]:
-    """Yield each image and its probabilities [C, H, W] at the photograph's size."""
+def predict(
+    net: TrainedSegmenter,
+    batches: Iterable[tuple[list[ImageRecord], Tensor]],
+    fn: Callable[[TrainedSegmenter, Tensor], Tensor] = probabilities,
+) -> Iterator[tuple[ImageRecord, Tensor]]:
+    """Yield each image and its probabilities [C, H, W] at the photograph's size. fn: as `probabilities`, for a batch."""
     device = environment.device()
     net.model.to(device)
     for images, x in batches:
-        for image, p in zip(images, probabilities(net, x.to(device)), strict=True):
+        for image, p in zip(images, fn(net, x.to(device)), strict=True):
             if p.shape[1:] != image.size:
                 p = F.interpolate(p[None], image.size, mode="bilinear", align_corners=False)[0]
             yield image, p

@@ -1,10 +1,11 @@
-"""A light head on a frozen ViT: the tokens of the train images are computed once, and the head is trained on them.
+"""A light head on a ViT: the tokens of the train images are computed once, and the head is trained on them.
 
 The ViT is that of the group `backbone`, whose last block is mined. Heads on frozen tokens are how self-supervised ViTs are
-evaluated (DINOv2, arXiv:2304.07193, 7.4: batch norm and a linear layer); here the head learns pseudo-labels.
+evaluated (DINOv2, arXiv:2304.07193, 7.4: batch norm and a linear layer); here the head learns pseudo-labels. The last blocks
+can be trained with it; the tokens that are computed once are then those before them.
 
-Shapes: B images, H rows, W columns of pixels; h x w patches; D channels of a token; F channels of the head's last input; C
-labels; N train images; S pixels a side in training; L labels a side in training.
+Shapes: B images, H rows, W columns of pixels; h x w patches, P prefix tokens; D channels of a token; F channels of the head's
+last input; C labels; N train images; S pixels a side in training; L labels a side in training.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,17 +18,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
 from unseg.core.label_maps import LabelMaps
 from unseg.data.photos import read, resize
 from unseg.engine import batching, environment
-from unseg.models import frozen_tokens, vit
+from unseg.models import facets, frozen_tokens, vit
 from unseg.models.vit import Backbone, ViT
 from unseg.models.vit_files import Network
 from unseg.segmentation.deeplab import conv_block
 from unseg.segmentation.segmenter import Segmenter
 
 LABELS_PER_PATCH = 4  # a side, in training; more would cost time, and the logits between tokens are interpolated anyway
+BLOCKS_LR = 0.1  # of the head's learning rate, for the tuned blocks (Mask2Former, arXiv:2112.01527, for its backbones)
 
 
 class Upsample(nn.Module):
@@ -50,7 +53,7 @@ def build_head(kind: str, width: int, channels: int, labels: int) -> nn.Sequenti
 
 
 class ViTStudent(nn.Module):
-    """Logits at the resolution of the input, from the frozen ViT's tokens and a head of `build_head`."""
+    """Logits at the resolution of the input, from the ViT's tokens and a head of `build_head`. The ViT is frozen at first."""
 
     def __init__(self, backbone: ViT, head: nn.Sequential) -> None:
         super().__init__()
@@ -67,14 +70,30 @@ class ViTStudent(nn.Module):
         self.vit.eval()
         return self
 
-    def tokens(self, x: Tensor) -> Tensor:
-        """The patches' tokens after the final norm, [B, D, h, w]; x [B, 3, H, W] is resized up to whole patches."""
+    def grid(self, x: Tensor) -> tuple[int, int]:
+        """(h, w), the patches of x [..., H, W]; incomplete ones count."""
         h, w = ((side + self.patch - 1) // self.patch for side in x.shape[-2:])
+        return h, w
+
+    def vit_input(self, x: Tensor) -> Tensor:
+        """x [B, 3, H, W], resized up to whole patches, in the ViT's normalisation."""
+        h, w = self.grid(x)
         x = F.interpolate(x, (h * self.patch, w * self.patch), mode="bilinear", align_corners=False)  # exact if it is that size
         if not self.is_imagenet:
             x = x * x.new_tensor(self.scale).view(3, 1, 1) + x.new_tensor(self.shift).view(3, 1, 1)
-        tokens = vit.tokens(self.vit, x)[:, self.vit.num_prefix_tokens :]  # [B, h w, D]
-        return cast(Tensor, tokens.mT.unflatten(2, (h, w)))
+        return x
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """The patches' tokens after the final norm, [B, D, h, w], of x [B, 3, H, W]."""
+        tokens = vit.tokens(self.vit, self.vit_input(x))[:, self.vit.num_prefix_tokens :]  # [B, h w, D]
+        return cast(Tensor, tokens.mT.unflatten(2, self.grid(x)))
+
+    def tokens_before(self, x: Tensor, count: int) -> Tensor:
+        """All tokens before the last `count` blocks, [B, P + h w, D], of x [B, 3, H, W]."""
+        x, ropes = facets.embed(self.vit, self.vit_input(x))
+        for block, rope in list(zip(self.vit.blocks, ropes, strict=True))[:-count]:
+            x = facets.run_block(block, x, rope)
+        return x
 
     def features(self, x: Tensor) -> Tensor:
         """The input of the last layer, a 1x1 convolution: [B, F, h, w], or [B, F, 2 h, 2 w] with the head conv."""
@@ -82,14 +101,52 @@ class ViTStudent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W], normalised, to logits [B, C, H, W]."""
-        logits = self.head[-1](self.features(x))
-        return F.interpolate(logits.float(), x.shape[-2:], mode="bilinear", align_corners=False)
+        return self.with_tokens(x)[0]
+
+    def with_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of `forward`, and the tokens from which they are computed, as `tokens`."""
+        tokens = self.tokens(x)
+        logits = self.head(tokens)
+        return F.interpolate(logits.float(), x.shape[-2:], mode="bilinear", align_corners=False), tokens
+
+
+class TunedStudent(nn.Module):
+    """The last `count` blocks of a student's ViT and its head, which it shares: from `tokens_before` to the head's logits.
+
+    size: S, as of the images of the tokens. The final norm stays frozen: the head begins with a norm of its own.
+    """
+
+    def __init__(self, student: ViTStudent, count: int, size: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(list(student.vit.blocks)[-count:]).requires_grad_(True)
+        self.norm, self.head, self.prefix = student.vit.norm, student.head, student.vit.num_prefix_tokens
+        image = next(student.vit.parameters()).new_zeros(1, 3, size, size)
+        self.grid = student.grid(image)
+        with torch.no_grad():
+            self.ropes = facets.embed(student.vit, student.vit_input(image))[1][-count:]  # they depend on the grid alone
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block, rope in zip(self.blocks, self.ropes, strict=True):
+            x = facets.run_block(block, x, rope)
+        x = self.norm(x)[:, self.prefix :]  # [B, h w, D]
+        return cast(Tensor, self.head(x.mT.unflatten(2, self.grid)))
 
 
 def build(p: Segmenter, backbone: Backbone, labels: int) -> ViTStudent:
-    """The backbone with its weights, and a random head. Raises InputError for weights that do not fit."""
+    """The backbone with its weights, and a random head. Raises InputError for weights that do not fit, or too few blocks."""
     loaded = vit.load(backbone)
+    if p.tuned_blocks > (depth := len(loaded.blocks)):
+        raise InputError(f"params.yaml: segmenter.tuned_blocks is {p.tuned_blocks}; {backbone.weights} has {depth} blocks")
     return ViTStudent(loaded, build_head(p.head, loaded.embed_dim, p.channels, labels))
+
+
+def trained_part(model: ViTStudent, p: Segmenter) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """What is trained, from the tokens of `read_tokens` to the head's logits, and its parameters in groups for the optimizer."""
+    head = {"params": list(model.head.parameters())}
+    if not p.tuned_blocks:
+        return model.head, [head]
+    tuned = TunedStudent(model, p.tuned_blocks, p.size)
+    return tuned, [head, {"params": list(tuned.blocks.parameters()), "lr_scale": BLOCKS_LR}]
 
 
 def shape_of(model: ViTStudent, p: Segmenter, labels: int) -> dict[str, Any]:
@@ -113,9 +170,9 @@ def from_shape(shape: dict[str, Any]) -> ViTStudent:
 
 @dataclass(frozen=True)
 class TokenDataset(Dataset[Any]):
-    """Maps (index, seed) to an image's tokens [D, h, w] float32 and labels [L, L] int64, both mirrored for every other seed."""
+    """Maps (index, seed) to an image's tokens, float32, and labels [L, L] int64, both mirrored for every other seed."""
 
-    tokens: Tensor  # [N, 2, D, h, w] float16: of each image and of its mirror image
+    tokens: Tensor  # [N, 2, D, h, w], or [N, 2, P + h w, D] before tuned blocks, float16: of each image and of its mirror image
     labels: Tensor  # [N, L, L] uint8
 
     def __len__(self) -> int:
@@ -131,10 +188,12 @@ class TokenDataset(Dataset[Any]):
 def read_tokens(model: ViTStudent, p: Segmenter, root: str, images: list[ImageRecord], labels: LabelMaps) -> TokenDataset:
     """Compute the tokens of all images at S x S, on this process's device, and read their labels (nearest neighbour).
 
+    The tokens are those after the final norm, or those before the tuned blocks.
     Every process computes all of them. Raises InputError if they do not fit into memory, or for a missing label map.
     """
     side = -(-p.size // model.patch)  # h = w
-    shape = (len(images), 2, model.vit.embed_dim, side, side)
+    width, prefix = model.vit.embed_dim, model.vit.num_prefix_tokens
+    shape = (len(images), 2, *((prefix + side**2, width) if p.tuned_blocks else (width, side, side)))
     remedy = "lower segmenter.size, or set segmenter.arch to resnet18 or resnet50"
     frozen_tokens.check_memory(shape, "segmenter.size", p.size, remedy)
     tokens = torch.empty(shape, dtype=torch.float16)
@@ -147,7 +206,8 @@ def read_tokens(model: ViTStudent, p: Segmenter, root: str, images: list[ImageRe
         return batching.to_tensor(resize(read(root, images[index]), (p.size, p.size)))
 
     def keep(indices: list[int], mirrored: int, x: Tensor) -> None:
-        tokens[indices, mirrored] = model.tokens(x).half().cpu()
+        computed = model.tokens_before(x, p.tuned_blocks) if p.tuned_blocks else model.tokens(x)
+        tokens[indices, mirrored] = computed.half().cpu()
 
     model.to(environment.device()).eval()
     frozen_tokens.for_each_view(len(images), p.size, load, keep, p.precision)

@@ -2,6 +2,8 @@
 
     input   image   float32 [batch, 3, height, width]: RGB in 0..1, minus mean, over std (both in the metadata)
     output  logits  float32 [batch, labels, height, width], at the size of the input
+            patch_tokens  float32 [batch, channels, rows, columns], if wanted, of a ViT student: after the ViT's final norm;
+            an incomplete patch at the right or the bottom counts as one
     then    softmax over labels; add the probability of each label to its `output_label`, unless that is 255;
             argmax; replace each label by its `output_label`; 255 is the ignore label
 
@@ -47,17 +49,36 @@ def metadata(net: TrainedSegmenter, clusters: ClusterNames, colours: np.ndarray)
     return {"kind": "segmenter", "labels": labels, "preprocessing": before, "postprocessing": after}
 
 
-def to_onnx(path: str | Path, net: TrainedSegmenter, about: dict[str, Any]) -> tuple[float, float]:
-    """Write an ONNX file, float32. Returns the largest difference of a logit and the smallest agreement of labels at SIZES.
+class WithTokens(nn.Module):
+    """A ViT student with two outputs: logits and patch tokens."""
 
-    Raises InputError if onnx or onnxruntime is not installed, or if its output differs from PyTorch's: no file is written.
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, tokens = self.student.with_tokens(x)  # type: ignore[operator]
+        return logits, tokens
+
+
+def to_onnx(path: str | Path, net: TrainedSegmenter, about: dict[str, Any], patch_tokens: bool = False) -> tuple[float, float]:
+    """Write an ONNX file, float32. Returns the largest difference of an output and the smallest agreement of labels at SIZES.
+
+    patch_tokens: the second output. Raises InputError if the model has none, if onnx or onnxruntime is not installed, or if an
+    output differs from PyTorch's: no file is written.
     """
+    if patch_tokens and net.shape["arch"] != "vit":
+        raise InputError(
+            f"a {net.shape['arch']} has no patch tokens; leave out --patch-tokens, or train with segmenter.arch: vit"
+        )
     for name in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(name) is None:
             raise InputError(f"{name} is not installed; install it with `pip install -e '.[onnx]'`")
     import onnx
 
-    model = to_cpu(net)
+    model, outputs = to_cpu(net), ["logits"]
+    if patch_tokens:
+        model, outputs = WithTokens(model).eval(), ["logits", "patch_tokens"]
     with storage.atomic_write(path) as part, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -65,7 +86,7 @@ def to_onnx(path: str | Path, net: TrainedSegmenter, about: dict[str, Any]) -> t
             model,
             (torch.zeros(EXAMPLE),),
             input_names=["image"],
-            output_names=["logits"],
+            output_names=outputs,
             opset_version=OPSET,
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")},),
@@ -80,7 +101,10 @@ def to_onnx(path: str | Path, net: TrainedSegmenter, about: dict[str, Any]) -> t
 
 
 def to_torch(path: str | Path, net: TrainedSegmenter, about: dict[str, Any]) -> float:
-    """Write a torch.export program (.pt2), for `torch.export.load`. Returns the largest difference of a logit at SIZES."""
+    """Write a torch.export program (.pt2), for `torch.export.load`. Returns the largest difference of a logit at SIZES.
+
+    Raises InputError if it fails at one of them: no file is written.
+    """
     model = to_cpu(net)
     if net.shape["arch"] == "vit":  # torch.export cannot prove its guards on whole patches; `differences` finds a fixed size
         height = width = torch.export.Dim.AUTO
@@ -93,10 +117,13 @@ def to_torch(path: str | Path, net: TrainedSegmenter, about: dict[str, Any]) -> 
         program = torch.export.export(model, (torch.zeros(EXAMPLE),), dynamic_shapes=(dynamic,))
         with storage.atomic_write(path) as part:
             named = part.with_suffix(".pt2")
-            torch.export.save(program, named, extra_files={"unseg.json": json.dumps(about, sort_keys=True)})
-            named.replace(part)
-        loaded = torch.export.load(path).module()
-    return differences(model, loaded)[0]
+            try:
+                torch.export.save(program, named, extra_files={"unseg.json": json.dumps(about, sort_keys=True)})
+                difference = differences(model, torch.export.load(named).module())[0]
+                named.replace(part)
+            finally:
+                named.unlink(missing_ok=True)
+    return difference
 
 
 def to_cpu(net: TrainedSegmenter) -> nn.Module:
@@ -109,22 +136,44 @@ def check_onnx(model: nn.Module, path: Path) -> tuple[float, float]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    difference, agreement = differences(model, lambda x: torch.from_numpy(session.run(["logits"], {"image": x.numpy()})[0]))
+
+    def run(x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(map(torch.from_numpy, session.run(None, {"image": x.numpy()})))
+
+    difference, agreement = differences(model, run)
     if not (difference <= MAX_DIFFERENCE and agreement >= MIN_AGREEMENT):
-        numbers = f"logits differ by {difference:.2g}, {100 * agreement:.2f} % of the labels agree"
+        numbers = f"outputs differ by {difference:.2g}, {100 * agreement:.2f} % of the labels agree"
         raise InputError(f"the ONNX file was not kept: {numbers}; {REPORT}")
     return difference, agreement
 
 
-def differences(model: nn.Module, exported: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-    """Largest difference of a logit and smallest fraction of equal labels, on noise at SIZES. Raises InputError."""
+def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def differences(model: nn.Module, exported: Callable[[Tensor], Tensor | tuple[Tensor, ...]]) -> tuple[float, float]:
+    """Largest difference of an output and smallest fraction of equal labels, on noise at SIZES. Raises InputError.
+
+    The difference of patch tokens is relative to the largest of them, if that is above 1: DINOv2 has some of magnitude 50.
+    """
     difference, agreement = 0.0, 1.0
     for b, h, w in SIZES:
         x = torch.randn(b, 3, h, w, generator=torch.Generator().manual_seed(h))
         with torch.inference_mode():
-            expected, logits = model(x), exported(x)
-        if logits.shape != expected.shape:
-            raise InputError(f"the exported model returns {list(logits.shape)}, PyTorch {list(expected.shape)}; {REPORT}")
-        difference = max(difference, float((logits - expected).abs().max()))
-        agreement = min(agreement, float((logits.argmax(1) == expected.argmax(1)).float().mean()))
+            expected = as_tuple(model(x))
+            try:
+                got = as_tuple(exported(x))
+            except Exception as error:  # the runtimes' own
+                reason = storage.one_line(error)
+                raise InputError(
+                    f"the exported model was not kept: it fails for images of {h} x {w} pixels. PyTorch's exporters fix the size "
+                    f"for ViTs with rotary embeddings (DINOv3): use a student of another ViT, or PyTorch ({reason})"
+                ) from None
+        shapes = [[list(output.shape) for output in outputs] for outputs in (got, expected)]
+        if shapes[0] != shapes[1]:
+            raise InputError(f"the exported model returns {shapes[0]}, PyTorch {shapes[1]}; {REPORT}")
+        for i, (output, wanted) in enumerate(zip(got, expected, strict=True)):
+            scale = max(1.0, float(wanted.abs().max())) if i else 1.0
+            difference = max(difference, float((output - wanted).abs().max()) / scale)
+        agreement = min(agreement, float((got[0].argmax(1) == expected[0].argmax(1)).float().mean()))
     return difference, agreement

@@ -3,7 +3,7 @@
 By hand, in a clone of unseg:
 
     ln -s FOLDER data/raw/photos
-    unseg profile folder     # then set what `unseg fit` prints
+    unseg profile photos     # then set what `unseg fit` prints; without pre-trained weights: folder
     dvc repro
 """
 
@@ -16,13 +16,14 @@ from typing import Any
 
 import yaml
 
-from unseg.core import profiles
+from unseg.core import params, profiles
 from unseg.core.console import InputError
 from unseg.core.storage import atomic_write
 from unseg.data import readers
 from unseg.engine import environment
 from unseg.serving.cli.profile import FITTED, write_params
 
+WITH_WEIGHTS, WITH_WEIGHTS_GPU, WITHOUT_WEIGHTS = "photos", "photos_gpu", "folder"  # profiles
 PRETRAIN_STEPS, SEGMENTER_STEPS = 750, 400  # minutes each, on a CPU
 MASKS_PER_CLUSTER = 8  # at least, on average
 
@@ -33,11 +34,14 @@ def run(options: argparse.Namespace) -> None:
         os.environ["UNSEG_DEVICE"] = options.device
     if not Path("dvc.yaml").exists():
         raise InputError("dvc.yaml: no such file; run `unseg fit` in the root of a clone of unseg")
-    folder, profile = options.folder, options.profile
-    values = yaml.safe_load(profiles.render(profile))
+    folder, accelerator = options.folder, has_accelerator()
     photos = count_photos(folder)
-    changes = {**sizes(values, photos, has_accelerator()), **dict(map(parse_setting, options.set))}
+    profile = options.profile or choose_profile(options.weights, accelerator)
+    values = yaml.safe_load(profiles.render(profile))
+    given = {} if options.weights is None else name_weights(options.weights)
+    changes = {**sizes(values, photos, accelerator), **given, **dict(map(parse_setting, options.set))}
     text = profiles.render(profile, changes)
+    estimated = time_needed(yaml.safe_load(text), photos)
     link(folder, Path(str(yaml.safe_load(text)["data"]["root"])))
     write_params(text, options.force)
     with atomic_write(FITTED) as part:
@@ -46,7 +50,41 @@ def run(options: argparse.Namespace) -> None:
     for key, value in changes.items():
         print(f"  {key}: {value}")
     if not options.no_run:
+        print(f"this will take about {estimated} on this machine", flush=True)
         repro()
+
+
+def choose_profile(weights: str | None, accelerator: bool) -> str:
+    """The profile for pre-trained weights, or the one without them if those that it fetches cannot be had."""
+    profile = WITH_WEIGHTS_GPU if accelerator else WITH_WEIGHTS
+    if weights is None:
+        from unseg.models import timm_weights  # imports timm, which takes seconds
+
+        for name in yaml.safe_load(profiles.render(profile))["fetch"]:
+            if not timm_weights.is_available(name):
+                print(
+                    f"{name} is not on this machine and cannot be fetched, so a small ViT is pre-trained on your photographs; "
+                    "pre-trained weights give much better masks: see --weights and docs/weights.md"
+                )
+                return WITHOUT_WEIGHTS
+    return profile
+
+
+def name_weights(file: str) -> dict[str, Any]:
+    """Changes of params.yaml for a ViT in a file of the user's."""
+    if not Path(file).is_file():
+        raise InputError(f"--weights {file}: no such file; name a ViT's weights (docs/weights.md), or leave --weights out")
+    return {"backbone.weights": file, "embedder.weights": file, "fetch": []}
+
+
+def time_needed(values: dict[str, Any], photos: int) -> str:
+    """The estimate for `dvc repro`, in words. values: content of params.yaml."""
+    from unseg.models.vit import Backbone
+    from unseg.serving import estimate
+
+    shape = estimate.shape_of(params.check("backbone", Backbone, values["backbone"], params.FILE))
+    minutes = max(1, round(estimate.seconds(values, photos, shape) / 60))
+    return f"{minutes} minutes" if minutes < 120 else f"{round(minutes / 60)} hours"
 
 
 def count_photos(folder: Path) -> int:

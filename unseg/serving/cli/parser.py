@@ -58,7 +58,9 @@ def add_training(commands: Commands) -> None:
                   "photographs, and runs `dvc repro`. The same command resumes an interrupted run. See docs/folder.md.",
                   "device", force="Overwrite your edits of params.yaml.")  # fmt: skip
     fit.add_argument("folder", type=Path, metavar="FOLDER", help="Photographs, also in sub-folders. No labels are needed.")
-    fit.add_argument("--profile", default="folder", metavar="NAME", help="Profile to start from (default: folder).")
+    fit.add_argument("--weights", metavar="FILE", help="A pre-trained ViT (docs/weights.md), instead of one that is fetched.")
+    fit.add_argument("--profile", metavar="NAME",
+                     help="Profile to start from (default: photos, or folder if no pre-trained weights can be had).")  # fmt: skip
     fit.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                      help="Change a value of params.yaml, e.g. croc.epochs=3. Can be repeated.")  # fmt: skip
     fit.add_argument("--no-run", action="store_true", help="Only link FOLDER and write params.yaml.")
@@ -112,6 +114,9 @@ def add_exchange(commands: Commands) -> None:
                      "The key `unseg` of its metadata has the pre- and postprocessing and the names of the labels.",
                      "run", "model", "clusters")  # fmt: skip
     export.add_argument("--onnx", **FILE, help="ONNX file to write. Needs `pip install -e '.[onnx]'`.")
+    export.add_argument(
+        "--patch-tokens", action="store_true", help="The ONNX file of a ViT student also returns its patch tokens."
+    )
     export.add_argument("--torch", **FILE, help=".pt2 file to write, for torch.export.load.")
 
     compare = add_command(commands, "compare", "Show what changed between runs.", "Prints the parameters and scores that differ.")
