@@ -15,7 +15,7 @@ from unseg.core.storage import write_json
 def main(index: str, tokens: str, masks: str, output: str) -> None:
     q, seed = params.group("choose", choice.Choosing), params.value("seed", int)
     types = get_type_hints(Clustering, include_extras=True)
-    names = ("whiten", "components", "algorithm", "iterations", "neighbors")
+    names = ("whiten", "components", "algorithm", "iterations", "neighbors", "overclusters", "uncertain")
     values: dict[str, Any] = {name: params.value(f"cluster.{name}", types[name]) for name in names}
     p = Clustering(k=2, starts=q.starts, support=None, **values)
     train_ids, stored = {i.id for i in image_index.train_images(index)}, np.load(tokens)

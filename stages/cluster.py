@@ -1,4 +1,7 @@
-"""The cluster of each mask, from its CLS token. The masks of training images are clustered, the others assigned."""
+"""The cluster of each mask, from its descriptor. The masks of training images are clustered, the others assigned.
+
+With `cluster.algorithm: overcluster` the uncertain masks of training images are left out.
+"""
 
 from dataclasses import replace
 
@@ -23,18 +26,21 @@ def main(tokens: str, masks: str, output: str) -> None:
     if p.support is not None:
         fit = np.concatenate([fit, np.load(p.support)["tokens"]])
     try:
-        labels = algorithms.cluster(all_tokens, fit, p, seed)
+        labels, uncertain = algorithms.assign(all_tokens, fit, p, seed)
     except ValueError as error:
         raise InputError(f"{tokens}: {error}") from None
-    label_by_id = dict(zip(stored["ids"].tolist(), labels.tolist(), strict=True))
+    kept = ~(uncertain & chosen)  # [M]
+    label_by_id = dict(zip(stored["ids"][kept].tolist(), labels[kept].tolist(), strict=True))
     content = {
         "images": [vars(i) for i in images],
-        "annotations": [replace(x, category_id=label_by_id[x.id]).to_coco() for x in objects],
+        "annotations": [replace(x, category_id=label_by_id[x.id]).to_coco() for x in objects if x.id in label_by_id],
         "categories": [{"id": k, "name": f"cluster {k}"} for k in range(p.k)],
     }
     storage.write_json(output, content)
-    counts = np.bincount(labels[chosen], minlength=p.k)
+    counts = np.bincount(labels[chosen & kept], minlength=p.k)
     print("objects a cluster:", *counts.tolist())
+    if p.algorithm == "overcluster":
+        print(f"uncertain, left out: {int((~kept).sum())} of {int(chosen.sum())}")
     alarm.check(output, counts)
 
 

@@ -64,6 +64,7 @@ def clustering(**changes: Any) -> Any:
     from unseg.clustering.algorithms import Clustering
 
     values = {"k": 3, "whiten": "std", "components": None, "algorithm": "full", "starts": 3, "iterations": 50, "neighbors": 5}
+    values |= {"overclusters": 20, "uncertain": 0.2}
     return group("cluster", Clustering, **(values | {"support": None} | changes))
 
 

@@ -271,6 +271,27 @@ FAULTS = [
         "tests/mining/test_mine.py",
     ),
     Fault(
+        "descriptors: registers are patches",
+        "unseg/mining/descriptors.py",
+        "tokens[:, model.num_prefix_tokens :]",
+        "tokens[:, 1 : tokens.shape[1] - model.num_prefix_tokens + 1]",
+        "tests/mining/test_descriptors.py",
+    ),
+    Fault(
+        "overclusters: uncertain ones are merged too",
+        "unseg/clustering/algorithms.py",
+        "x[members[:inner]].mean(0)",
+        "x[members].mean(0)",
+        "tests/clustering/test_clustering.py -k scipy",
+    ),
+    Fault(
+        "overclusters: uncertain masks are kept",
+        "stages/cluster.py",
+        "~(uncertain & chosen)",
+        "np.ones(len(chosen), bool)",
+        "tests/evaluation/test_quality.py -k uncertain",
+    ),
+    Fault(
         "nodes: one of them works",
         "unseg/engine/distributed.py",
         'os.environ.get("UNSEG_LAUNCHER", "").strip()',

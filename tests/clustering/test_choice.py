@@ -27,6 +27,16 @@ def test_the_number_of_blobs_is_recommended(true: int) -> None:
     assert tried.stability[tried.ks.index(true)].min() == pytest.approx(1)
 
 
+def test_overclusters_can_be_tried_and_their_stability_measured() -> None:
+    tokens, name = token_blobs((40,) * 3)
+    p = clustering(algorithm="overcluster", neighbors=4)
+    tried = choice.sweep(tokens, p, choosing_of(2, 3, 4, 30), 0)
+    assert tried.ks == [2, 3, 4]  # 20 over-clusters cannot make 30
+    assert choice.recommend(tried).best == 3
+    assert choice.sweep(tokens, clustering(algorithm="overcluster", overclusters=61), choosing_of(2), 0).ks == []  # halves of 60
+    assert quality.seed_stability(tokens, name, p, [1, 2]) == pytest.approx(1)
+
+
 def test_where_there_are_no_clusters_many_k_are_as_good() -> None:
     noise = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
     advice = choice.recommend(choice.sweep(noise, clustering(), choosing_of(2, 3, 4, 5), 0))

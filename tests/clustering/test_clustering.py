@@ -8,10 +8,12 @@ import pytest
 from factories import clustering, token_blobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.cluster.hierarchy import fcluster, linkage
+from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
-from unseg.clustering.algorithms import cluster, normalise
+from unseg.clustering.algorithms import assign, cluster, normalise
 from unseg.core.console import InputError
 
 NORMALISE = ("std", "pca", "none")
@@ -97,7 +99,15 @@ def test_spectral_follows_rings_that_kmeans_cuts() -> None:
 
 @pytest.mark.parametrize(
     ("algorithm", "whiten"),
-    [*(("full", w) for w in NORMALISE), ("minibatch", "std"), ("minibatch", "none"), ("spectral", "std"), ("spectral", "none")],
+    [
+        *(("full", w) for w in NORMALISE),
+        ("minibatch", "std"),
+        ("minibatch", "none"),
+        ("spectral", "std"),
+        ("spectral", "none"),
+        ("overcluster", "none"),
+        ("overcluster", "std"),
+    ],
 )
 def test_blobs_are_found_and_numbered_by_size(algorithm: str, whiten: str) -> None:
     tokens, name = token_blobs((20, 60, 40))
@@ -120,6 +130,43 @@ def test_the_same_seed_gives_the_same_raw_labels(algorithm: str) -> None:
     assert any(adjusted_rand_score(first, o) < 0.999 for o in others)
 
 
+def test_overclusters_are_merged_as_scipy_merges_them() -> None:
+    """If all centres are neighbours, Ward's linkage is scipy's, of the means of each over-cluster's inner part."""
+    x = np.random.default_rng(0).normal(size=(200, 4))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    p = clustering(k=4, whiten="none", algorithm="overcluster", overclusters=12, neighbors=11, uncertain=0.25)
+    found = assign(x, x, p, seed=3)
+    model = KMeans(12, n_init=p.starts, max_iter=p.iterations, random_state=3).fit(x)
+    means, outer = [], np.zeros(200, bool)
+    for k, centre in enumerate(model.cluster_centers_):
+        members = sorted(np.flatnonzero(model.labels_ == k), key=lambda i: float(np.linalg.norm(x[i] - centre)))
+        inner = len(members) - len(members) // 4
+        means.append(x[members[:inner]].mean(0))
+        outer[members[inner:]] = True
+    want = fcluster(linkage(np.array(means), "ward"), 4, "maxclust")[model.labels_]
+    assert adjusted_rand_score(found.labels, want) == 1
+    assert np.array_equal(found.uncertain, outer)
+    others = assign(x[::3].copy(), x, p, seed=3)  # rows on their own: the same labels, the same ones uncertain
+    assert np.array_equal(others.labels, found.labels[::3])
+    assert np.array_equal(others.uncertain, outer[::3])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(6, 12), st.sampled_from([0.0, 0.2, 0.5, 0.99]))
+def test_no_cluster_is_without_a_certain_object(seed: int, k: int, small: int, uncertain: float) -> None:
+    x = np.random.default_rng(seed).normal(size=(30, 3))
+    p = clustering(k=k, algorithm="overcluster", overclusters=small, neighbors=2, uncertain=uncertain, starts=1)
+    found = assign(x, x, p, seed)
+    assert set(found.labels[~found.uncertain].tolist()) == set(range(k))
+    assert (~found.uncertain).sum() >= small
+    assert found.uncertain.mean() <= uncertain
+
+
+def test_other_algorithms_are_certain() -> None:
+    tokens, _ = token_blobs((20, 60, 40))
+    assert not any(assign(tokens, tokens, clustering(algorithm=a), 0).uncertain.any() for a in ("full", "minibatch", "spectral"))
+
+
 def test_support_is_clustered_too_and_left_out() -> None:
     tokens, name = token_blobs((20, 60, 40))
     few = tokens[:6]
@@ -139,12 +186,33 @@ def test_too_few_different_objects() -> None:
     with pytest.raises(ValueError, match=r"only 2 distinct masks cannot make 3 clusters; lower cluster\.k"):
         cluster(tokens, tokens, clustering(), seed=0)
     assert set(cluster(tokens, tokens, clustering(k=2), seed=0).tolist()) == {0, 1}
+    p = clustering(k=2, whiten="none", algorithm="overcluster", overclusters=6)
+    with pytest.raises(ValueError, match=r"only 2 distinct masks cannot make 6 clusters; lower cluster\.overclusters"):
+        cluster(tokens, tokens, p, seed=0)
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("k", 0), ("k", 255), ("whiten", "zca"), ("algorithm", "faiss"), ("components", 0), ("components", 4), ("neighbors", 0)],
+    [
+        ("k", 0),
+        ("k", 255),
+        ("whiten", "zca"),
+        ("algorithm", "faiss"),
+        ("components", 0),
+        ("components", 4),
+        ("neighbors", 0),
+        ("uncertain", 1.0),
+        ("overclusters", 0),
+    ],
 )
 def test_settings_out_of_range(key: str, value: Any) -> None:
     with pytest.raises(InputError, match=rf"cluster\.{key} is"):
         clustering(**{key: value})
+
+
+def test_overclusters_must_be_more_than_clusters_and_neighbours() -> None:
+    with pytest.raises(InputError, match=r"cluster\.overclusters is 2; it must be at least cluster\.k, 3"):
+        clustering(algorithm="overcluster", overclusters=2, neighbors=1)
+    with pytest.raises(InputError, match=r"cluster\.neighbors is 20; it must be below cluster\.overclusters, 20"):
+        clustering(algorithm="overcluster", neighbors=20)
+    assert clustering(algorithm="full", overclusters=2).overclusters == 2

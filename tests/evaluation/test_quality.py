@@ -235,6 +235,24 @@ def test_clusters_that_collapse_fail_and_are_left(run: None) -> None:
     assert len(read_json("instances.json")["annotations"]) == N
 
 
+def test_uncertain_masks_of_train_images_are_left_out(run: None, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens, _ = token_blobs((30, 30, 30))
+    write_npz("tokens.npz", ids=np.arange(90), tokens=tokens)
+    masks = [factories.instance(np.ones((SIDE, SIDE), bool), i % N, id=i) for i in range(90)]  # of images 4 and 5: held out
+    write_json("masks.json", read_json("images.json") | {"annotations": [x.to_coco() for x in masks], "categories": []})
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    content["cluster"] |= {"k": 3, "algorithm": "overcluster", "overclusters": 6, "uncertain": 0.4}
+    content["alarms"]["clusters"] = {"min_masks": 50, "max_fraction": 0.9}
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    cluster.main("tokens.npz", "masks.json", "instances.json")
+    written = read_json("instances.json")["annotations"]
+    train = [a for a in written if a["image_id"] < 4]
+    assert sum(a["image_id"] >= 4 for a in written) == 30  # all of them
+    assert 36 <= len(train) < 50  # of 60 at least three fifths
+    assert {a["category_id"] for a in train} == {0, 1, 2}
+    assert f"uncertain, left out: {60 - len(train)} of 60" in capsys.readouterr().out
+
+
 def test_choice_of_k_as_a_stage(run: None) -> None:
     tokens, _ = token_blobs((30, 30, 30))
     write_npz("tokens.npz", ids=np.arange(90), tokens=tokens)

@@ -105,7 +105,13 @@ def test_an_empty_mask_is_one_pixel() -> None:
     assert crop(Pillow.new("RGB", (7, 5)), encoded, embedding("masked", 8, 16), FILL).size == (8, 8)
 
 
-@pytest.mark.parametrize(("key", "value"), [("region", "mask"), ("resize", -1), ("longest", 0), ("precision", "fp16")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("region", "mask"), ("resize", -1), ("longest", 0), ("precision", "fp16")),
+        *(("descriptor", "max"), ("layer", 0.5), ("shifts", 0), ("shifts", 17)),
+    ],
+)
 def test_settings_out_of_range(key: str, value: Any) -> None:
     with pytest.raises(InputError, match=rf"embed\.{key} is"):
         factories.group("embed", Embedding, **{key: value})

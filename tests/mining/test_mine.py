@@ -119,6 +119,30 @@ def test_images_are_normalised_as_the_file_says(scenes: Path) -> None:
     assert np.allclose(np.load("tokens.npz")["tokens"][0], cls.numpy(), atol=1e-4)
 
 
+def test_descriptors_of_masks(scenes: Path) -> None:
+    """Each choice gives other rows; both has twice the channels; a block that is not there is refused before work begins."""
+    mined(scenes)
+
+    def embedded(**choice: Any) -> np.ndarray:
+        write_params(scenes, embed=choice, embedder=VIT)
+        embed.main("images.json", "masks.json", ".", RANDOM_INIT, "tokens.npz")
+        rows: np.ndarray = np.load("tokens.npz")["tokens"]
+        return rows
+
+    choices: list[dict[str, Any]] = [{}, {"descriptor": "mean"}, {"layer": 0}, {"shifts": 2}, {"descriptor": "mean", "layer": 0}]
+    rows = [embedded(**choice) for choice in choices]
+    assert len({x.tobytes() for x in rows}) == len(rows)
+    assert np.array_equal(embedded(layer=1), rows[0])  # of two blocks the last
+    both = embedded(descriptor="both")
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in rows[:2]]
+    assert np.allclose(both, np.concatenate(unit, 1), atol=1e-5)
+    assert {x.tobytes() for x in (embedded(descriptor="mean", region=r) for r in ("box", "image"))}.isdisjoint(
+        {rows[1].tobytes()}
+    )
+    with pytest.raises(InputError, match=r"embed\.layer is 2; this ViT has 2 blocks: from -2 to 1"):
+        embedded(layer=2)
+
+
 def test_tokens_in_either_precision(scenes: Path) -> None:
     mined(scenes)
     tokens = {}

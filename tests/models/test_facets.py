@@ -86,6 +86,23 @@ def test_facets_are_those_of_timms_attention(arch: str, layer: int, monkeypatch:
     assert rotates == ("dinov3" in arch or "eva02" in arch or "rope" in arch)  # the features are without positions
 
 
+@pytest.mark.parametrize("arch", FAMILIES)
+@torch.no_grad()
+def test_the_tokens_of_a_block(arch: str) -> None:
+    """The last block's are timm's own; an earlier block's, seen by a hook, have mean 0 and deviation 1 in each token."""
+    model, seen = family(arch), []
+    handle = model.blocks[1].register_forward_hook(lambda m, i, o: seen.append(o))
+    images = torch.randn(2, 3, *(x * FAMILIES[arch]["img_size"] // 4 for x in (5, 3)))
+    final = model.forward_features(images)
+    handle.remove()
+    assert torch.equal(facets.block_tokens(model, images), final)
+    assert torch.equal(facets.block_tokens(model, images, 2), final)
+    centred = seen[0] - seen[0].mean(2, keepdim=True)
+    want = centred / centred.square().mean(2, keepdim=True).add(1e-5).sqrt()
+    for layer in (1, -2):
+        assert torch.allclose(facets.block_tokens(model, images, layer), want, atol=1e-4)
+
+
 @torch.no_grad()
 def test_query_and_key_norms_belong_to_the_facets() -> None:
     torch.manual_seed(0)

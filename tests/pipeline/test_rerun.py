@@ -21,6 +21,8 @@ CHANGES = {
     ("detect.min_score", 0.001): {"detect", "evaluate_instances"} | AGGREGATE,
     ("detector.lr", 0.002): DETECTOR,
     ("cluster.k", 4): {"cluster"} | DETECTOR,
+    ("cluster.overclusters", 100): {"choose_k", "cluster"} | DETECTOR,
+    ("embed.descriptor", "mean"): {"embed", "choose_k", "cluster"} | DETECTOR,
     ("embed.resize", 24): {"embed", "choose_k", "cluster"} | DETECTOR,
     ("mine.keep", 0.5): {"mine", "embed", "choose_k", "cluster"} | DETECTOR,
     ("croc.lr", 0.1): {"croc", "mine", "embed", "choose_k", "cluster"} | DETECTOR,

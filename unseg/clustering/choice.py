@@ -69,6 +69,8 @@ def sweep(tokens: np.ndarray, p: Clustering, q: Choosing, seed: int) -> Trial:
     halves = [np.array_split(np.random.default_rng([seed, r]).permutation(len(sample)), 2) for r in range(q.repeats)]
     fewest = min((len(np.unique(sample[half], axis=0)) for pair in halves for half in pair), default=0)
     ks = [k for k in q.ks if k <= fewest and (p.algorithm != "spectral" or p.neighbors < len(sample) // 2)]
+    if p.algorithm == "overcluster":
+        ks = [k for k in ks if k <= p.overclusters <= fewest]
     scores = np.zeros((4, len(ks), q.repeats))
     if not ks:
         return Trial(ks, *scores)

@@ -1,10 +1,10 @@
-"""The crop of an object, for its CLS token (MaskDistill, section 3.2: "the masked images")."""
+"""The crop of an object, for its descriptor (MaskDistill, section 3.2: "the masked images"), and the mask in that crop."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 from PIL import Image as Pillow
 
 from unseg.core.masks import Mask
@@ -19,6 +19,9 @@ class Embedding:
     region: Literal["masked", "box", "image"]  # the box with the background blanked (paper), all of it (code), the blanked image
     resize: Annotated[int, Ge(0)]  # shorter side of the crop, pixels; 0: its original size
     longest: PositiveInt  # largest longer side, pixels: a narrow crop would become huge
+    descriptor: Literal["cls", "mean", "both"]  # CLS token (paper) | mean patch token inside the mask | both, each of length 1
+    layer: int  # block whose output is read, from 0; negative: from the last one, -1
+    shifts: Annotated[int, Interval(ge=1, le=16)]  # positions of the patch grid on each side; the descriptor is their mean
     precision: Precision  # of the ViT
 
 
@@ -46,3 +49,13 @@ def crop(image: Pillow.Image, mask: Mask, p: Embedding, fill: tuple[int, int, in
         pixels[~mask.decode()] = fill
         image = Pillow.fromarray(pixels)
     return photos.resize(image.crop(crop_box(mask, p)), crop_size(mask, p))
+
+
+def mask_in_crop(mask: Mask, p: Embedding) -> np.ndarray:
+    """The fraction of each pixel of the resized crop that is inside the mask: [H, W] float32, 0..1.
+
+    It is resized by the filter of the crop's pixels, and so stays aligned with them. All 1 if no pixel is inside.
+    """
+    inside = Pillow.fromarray(mask.decode().astype(np.float32)).crop(crop_box(mask, p))
+    fraction = np.asarray(photos.resize(inside, crop_size(mask, p)))
+    return fraction if fraction.any() else np.ones_like(fraction)

@@ -11,6 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from unseg.core.console import InputError
+from unseg.models import vit
 from unseg.models.vit import ViT
 
 QKV = ("queries", "keys", "values")  # in the order of timm's `qkv`
@@ -34,9 +35,7 @@ def read(model: ViT, images: Tensor, facet: str = "keys", layer: int = -1) -> Fa
     Raises:
         InputError: there is no such block.
     """
-    if not -len(model.blocks) <= layer < len(model.blocks):
-        depth = len(model.blocks)
-        raise InputError(f"params.yaml: mine.layer is {layer}; this ViT has {depth} blocks: from {-depth} to {depth - 1}")
+    check_layer(model, layer, "mine.layer")
     x, ropes = embed(model, images)
     index, blocks = layer % len(model.blocks), list[Any](model.blocks)
     for block, rope in zip(blocks[:index], ropes, strict=False):
@@ -52,6 +51,31 @@ def read(model: ViT, images: Tensor, facet: str = "keys", layer: int = -1) -> Fa
     if rope is not None:
         keys = apply_rot_embed_cat(keys, rope, half=block.attn.rotate_half).type_as(keys)
     return Facets(query, keys, features)
+
+
+def block_tokens(model: ViT, images: Tensor, layer: int = -1) -> Tensor:
+    """A block's output, CLS first, then registers: [B, P + N, D]. Later blocks are not computed.
+
+    The last block's is after the final LayerNorm, as in `vit.tokens`; an earlier one's is after a LayerNorm without weights,
+    because the final one's weights fit the last block only.
+
+    Args:
+        images, layer: as in `read`; layer must be valid (`check_layer`).
+    """
+    index = layer % len(model.blocks)
+    if index == len(model.blocks) - 1:
+        return vit.tokens(model, images)
+    x, ropes = embed(model, images)
+    for block, rope in zip(list[Any](model.blocks)[: index + 1], ropes, strict=False):
+        x = run_block(block, x, rope)
+    return nn.functional.layer_norm(x, x.shape[-1:])
+
+
+def check_layer(model: ViT, layer: int, key: str) -> None:
+    """Raises InputError if the ViT has no block `layer`, the value of the param `key`."""
+    depth = len(model.blocks)
+    if not -depth <= layer < depth:
+        raise InputError(f"params.yaml: {key} is {layer}; this ViT has {depth} blocks: from {-depth} to {depth - 1}")
 
 
 def embed(model: ViT, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
