@@ -13,6 +13,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
+from unseg.clustering import algorithms
 from unseg.clustering.algorithms import assign, cluster, normalise
 from unseg.core.console import InputError
 
@@ -151,14 +152,16 @@ def test_overclusters_are_merged_as_scipy_merges_them() -> None:
     assert np.array_equal(others.uncertain, outer[::3])
 
 
-def test_overclusters_are_merged_along_links_of_neighbours() -> None:
-    """Two long parallel strips: with few links fewer merges go across than with all links."""
-    along, strip = np.meshgrid(np.linspace(0, 8, 160), [0.0, 1.0])
-    angle, strip = along.ravel() / 6, strip.ravel()
-    x = np.c_[np.cos(angle), np.sin(angle), 0.25 * (strip - 0.5)]
-    p = {"k": 2, "whiten": "none", "algorithm": "overcluster", "overclusters": 32, "uncertain": 0.0}
-    few, all_links = (adjusted_rand_score(cluster(x, x, clustering(**p, neighbors=n), 0), strip) for n in (2, 31))
-    assert few > all_links + 0.1
+def test_overclusters_are_merged_along_links_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    ward = algorithms.AgglomerativeClustering
+    monkeypatch.setattr(algorithms, "AgglomerativeClustering", lambda *a, **k: seen.append(k) or ward(*a, **k))
+    x = np.random.default_rng(0).normal(size=(200, 4))
+    cluster(x, x, clustering(k=3, whiten="none", algorithm="overcluster", overclusters=20, neighbors=5), 0)
+    (words,) = seen
+    assert words["linkage"] == "ward"
+    assert words["connectivity"].shape == (20, 20)
+    assert (words["connectivity"].toarray().sum(1) == 5).all()
 
 
 @settings(max_examples=25, deadline=None)
