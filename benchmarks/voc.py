@@ -77,7 +77,7 @@ DEEPLAB: Changes = {"segmenter.arch": "resnet18", "segmenter.width": 32, "segmen
 STUDENT: Changes = {"segmenter.arch": "vit", "segmenter.lr": 0.02}
 SCALES = [0.75, 1.0]
 HEAD: Changes = {"mine.method": "head", "mine.head": "models/foreground.safetensors", "foreground.heads": ["foreground"]}
-HEAD |= {"foreground.center": True}
+HEAD |= {"foreground.center": True, "foreground.threshold": "otsu"}
 MINE: list[Changes] = [
     *({"mine.facet": facet, "mine.center": center} for facet in FACETS for center in (False, True)),
     *(
@@ -91,8 +91,8 @@ MINE: list[Changes] = [
     {"mine.component": False},
     {"mine.flip": True},
     {"mine.flip": True, "mine.rank": "softmax"},
-    {"mine.flip": True, "mine.rank": "softmax", "mine.normalize": True, "mine.threshold": "otsu"},
-    {"mine.flip": True, "mine.rank": "softmax", "mine.facet": "keys", "mine.normalize": True, "mine.threshold": "otsu"},
+    {"mine.threshold": "otsu"},
+    {"mine.flip": True, "mine.rank": "softmax", "mine.threshold": "otsu"},
     {"mine.scales": SCALES},
     {"mine.objects": 3},
     {"mine.method": "attention"},

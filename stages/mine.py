@@ -38,7 +38,7 @@ def main(index: str, images: str, weights: str, output: str) -> None:
                     yield storage.json_line(instances.instance(id, image.id, CLASS_AGNOSTIC, mask).to_coco())
 
     batches = miner.load_batches(model, records, lambda i: i.size, lambda i: photos.read(images, i), p)
-    inputs = [index, images, weights, p.head]
+    inputs = [index, images, weights, *([p.head] if p.method == "head" else [])]
     with map_batches("mine", [p, backbone], inputs, batches, mine, lambda i: i.id) as results:
         if results:
             content = {

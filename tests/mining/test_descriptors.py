@@ -23,7 +23,7 @@ MODELS: dict[str, dict[str, Any]] = {  # plain; four registers; rotary embedding
 
 
 def embedding(**changes: Any) -> Embedding:
-    return factories.group("embed", Embedding, **({"resize": 0, "longest": 1000} | changes))
+    return factories.group("embed", Embedding, **({"resize": 0, "longest": 1000, "shifts": 1} | changes))
 
 
 def network(arch: str) -> vit.ViT:

@@ -28,8 +28,8 @@ CHANGES = {
     ("embed.descriptor", "mean"): {"embed", "choose_k", "cluster"} | DETECTOR,
     ("embed.resize", 24): {"embed", "choose_k", "cluster"} | DETECTOR,
     ("mine.keep", 0.5): {"mine", "embed", "choose_k", "cluster"} | DETECTOR,
-    ("foreground.lr", 0.1): {"foreground@0", "mine", "embed", "choose_k", "cluster"} | DETECTOR,
-    ("croc.lr", 0.1): {"croc", "foreground@0", "mine", "embed", "choose_k", "cluster"} | DETECTOR,
+    ("foreground.lr", 0.1): {"foreground@foreground", "mine", "embed", "choose_k", "cluster"} | DETECTOR,
+    ("croc.lr", 0.1): {"croc", "foreground@foreground", "mine", "embed", "choose_k", "cluster"} | DETECTOR,
 }
 
 

@@ -57,5 +57,5 @@ def mask_in_crop(mask: Mask, p: Embedding) -> np.ndarray:
     It is resized by the filter of the crop's pixels, and so stays aligned with them. All 1 if no pixel is inside.
     """
     inside = Pillow.fromarray(mask.decode().astype(np.float32)).crop(crop_box(mask, p))
-    fraction = np.asarray(photos.resize(inside, crop_size(mask, p)))
+    fraction = np.array(photos.resize(inside, crop_size(mask, p)))
     return fraction if fraction.any() else np.ones_like(fraction)
