@@ -243,6 +243,7 @@ def test_supervision_reads_yolo(run: Path, maps: dict[str, np.ndarray]) -> None:
     flat = supervision.DetectionDataset.from_yolo(
         str(out / "images"), str(out / "labels"), str(out / "data.yaml"), force_masks=True
     )
+    assert len(flat) >= 1  # sub-folders are not read by all versions
     for path, _, found in flat:
         labels = maps[Path(path).relative_to(out / "images").as_posix()]
         for c in set(found.class_id.tolist()):
@@ -265,7 +266,7 @@ def test_datumaro_reads_voc_and_cvats_coco(run: Path, maps: dict[str, np.ndarray
         assert len(read) == len(maps)
         for item in read:
             got = np.zeros_like(by_stem[item.id])
-            for a in item.annotations:
+            for a in (a for a in item.annotations if hasattr(a, "image")):  # not boxes
                 got[np.asarray(a.image) > 0] = {"background": 0, "void": 255, **{v: k for k, v in NAMES.items()}}[titles[a.label]]
             np.testing.assert_array_equal(got, by_stem[item.id])
 
