@@ -227,11 +227,22 @@ def test_label_studio_has_brushes(run: Path, maps: dict[str, np.ndarray]) -> Non
 
 def test_label_studio_reads_the_brushes(run: Path, maps: dict[str, np.ndarray]) -> None:
     theirs = pytest.importorskip("label_studio_converter.brush")
-    for task in json.loads((export(run, "label-studio") / "tasks.json").read_text()):
+    out = export(run, "label-studio")
+    for task in json.loads((out / "tasks.json").read_text()):
         height, width = SIZES[task["data"]["file_name"]]
         for r in task["predictions"][0]["result"]:
             got = theirs.decode_rle(r["value"]["rle"]).reshape(height, width, 4)[..., 3]
             np.testing.assert_array_equal(got > 0, brush.decode(r["value"]["rle"], (height, width)))
+
+
+def test_label_studio_accepts_the_tasks(run: Path) -> None:
+    interface = pytest.importorskip("label_studio_sdk.label_interface")
+    out = export(run, "label-studio")
+    known = interface.LabelInterface((out / "config.xml").read_text())
+    known.validate()
+    for task in json.loads((out / "tasks.json").read_text()):
+        assert known.validate_task(task, validate_regions_only=False)
+        assert all(known.validate_prediction(p) for p in task["predictions"])
 
 
 def test_supervision_reads_yolo(run: Path, maps: dict[str, np.ndarray]) -> None:
@@ -345,6 +356,9 @@ def test_what_cannot_be_exported_leaves_nothing(run: Path, predicted: Path, tmp_
     refused(["export-labels", run, *words], "cluster 0 and cluster 2 have one colour")
     Pillow.new("L", (3, 3)).save(predicted / "labels/sub dir/c.png.png")
     refused(["export-labels", predicted, *words], "is (3, 3), its photograph (33, 47)")
+    content = (predicted / "predictions.json").read_text()
+    (predicted / "predictions.json").write_text(content.replace("0.625", "NaN"))
+    refused(["export-labels", predicted, *words], "a score is not from 0 to 1")
     (predicted / "predictions.json").write_text('{"images": []}')
     refused(["export-labels", predicted, *words], "is not as `unseg predict` writes it")
     assert not [p for p in tmp_path.iterdir() if p.name.startswith((".", "o"))]

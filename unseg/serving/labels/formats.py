@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -44,24 +45,20 @@ def export(out: Path, format: str, source: LabelSource, photographs: Photographs
         return WRITERS[format](part, source, photographs)
 
 
-class new_folder:
-    """A temporary folder beside `out`, renamed to it after the block, or removed after an exception."""
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `out`; rename it to `out` after the block, or remove it after an exception.
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.part = out.with_name(f".{out.name}.{os.getpid()}.part")
-
-    def __enter__(self) -> Path:
-        check_empty(self.out)
-        self.part.mkdir(parents=True)
-        return self.part
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self.part.replace(self.out)  # an empty folder may be there
-        finally:
-            shutil.rmtree(self.part, ignore_errors=True)
+    Raises InputError if `out` is there and not an empty folder.
+    """
+    check_empty(out)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.replace(out)  # an empty folder may be there
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def check_empty(out: Path) -> None:
@@ -206,29 +203,38 @@ def polygons(mask: np.ndarray) -> list[tuple[np.ndarray, int]]:
     """
     found, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     outlines = [c[:, 0] for c in found]  # [P, 2]
-    links = tree[0] if tree is not None else np.zeros((0, 4), int)  # next, previous, first child, parent
+    holes: dict[int, list[np.ndarray]] = {}
+    parents = tree[0, :, 3].tolist() if tree is not None else []  # -1: an outline; else the outline of this hole
+    for points, parent in zip(outlines, parents, strict=True):
+        holes.setdefault(parent, []).append(points)
     parts = []
-    for i, link in enumerate(links):
-        if link[3] >= 0:
-            continue  # a hole
-        holes = [outlines[j] for j in range(len(links)) if links[j][3] == i]
-        points = outlines[i]
-        count = len(holes)
-        while holes:
-            points = bridge(points, holes)
-        while len(points) < 3:
-            points = np.concatenate([points, points[:1]])
-        parts.append((points, count))
+    for i, points in enumerate(outlines):
+        if parents[i] < 0:
+            inside = holes.get(i, [])
+            joined = bridge(points, inside) if inside else points
+            parts.append((np.resize(joined, (max(3, len(joined)), 2)), len(inside)))  # one or two pixels: points are repeated
     return parts
 
 
-def bridge(points: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
-    """A polygon that goes to the nearest of the holes, around it, and back; that hole is removed from the list."""
-    far = [((points[:, None] - hole[None]) ** 2).sum(2) for hole in holes]
-    nearest = int(np.argmin([f.min() for f in far]))
-    at, begin = np.unravel_index(int(far[nearest].argmin()), far[nearest].shape)
-    around = np.roll(holes.pop(nearest), -int(begin), 0)
-    return np.concatenate([points[: at + 1], around, around[:1], points[at:]])
+def bridge(outline: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
+    """One polygon from an outline [P, 2] and its holes: again and again it goes to the nearest hole, around it, and back."""
+    from scipy.spatial import KDTree
+
+    vertices, starts = np.concatenate(holes), np.cumsum([0, *map(len, holes)])
+    owner = np.repeat(np.arange(len(holes)), np.diff(starts))
+    distance, nearest = np.full(len(vertices), np.inf), np.zeros_like(vertices)  # to a vertex of the polygon, and that vertex
+    open_, points, ring = np.ones(len(vertices), bool), outline, outline
+    for _ in holes:
+        to_ring, at = KDTree(ring).query(vertices)
+        closer = to_ring < distance
+        distance[closer], nearest[closer] = to_ring[closer], ring[at[closer]]
+        v = int(np.argmin(np.where(open_, distance, np.inf)))
+        ring = holes[owner[v]]
+        open_[owner == owner[v]] = False
+        around = np.roll(ring, starts[owner[v]] - v, 0)  # from that vertex
+        k = int(np.flatnonzero((points == nearest[v]).all(1))[0])
+        points = np.concatenate([points[: k + 1], around, around[:1], points[k:]])
+    return points
 
 
 # ---- VOC and CVAT

@@ -144,9 +144,11 @@ def read_predictions(root: Path, detections: bool) -> LabelSource:
         scores: dict[int, dict[int, float]] = {}
         for a in content["annotations"]:
             scores.setdefault(a["image_id"], {})[a["category_id"]] = float(a["score"])
-        sizes = [n for i in rows for n in i.size]
-        if not all(type(n) is int and n > 0 for n in sizes) or max(names) >= IGNORE_LABEL or min(names) < 0:
+        numbers = [n for i in rows for n in (i.id, *i.size)]
+        if not all(type(n) is int and n > 0 for n in numbers) or max(names) >= IGNORE_LABEL or min(names) < 0:
             raise ValueError("a size or an id is out of range")
+        if not all(0 <= x <= 1 for labels in scores.values() for x in labels.values()):
+            raise ValueError("a score is not from 0 to 1")
         if len({i.id for i in rows}) < len(rows):
             raise ValueError("two pictures have the same id")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
