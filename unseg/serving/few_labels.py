@@ -35,7 +35,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def pairs(folder: Path, masks: Path) -> list[tuple[Path, Path]]:
-    """Photographs and their masks: masks/NAME.png belongs to folder/NAME.jpg (or .png, ...).
+    """Photographs and their masks: masks/NAME.png belongs to folder/NAME.jpg (or .png, ...), also in sub-folders.
 
     Raises InputError for a missing folder, no mask, or a mask without a photograph.
     """
@@ -43,10 +43,11 @@ def pairs(folder: Path, masks: Path) -> list[tuple[Path, Path]]:
         if not path.is_dir():
             raise InputError(f"{path}: no such folder")
     matched = []
-    for mask in sorted(masks.glob("*.png")):
-        photo = next((file for suffix in SUFFIXES if (file := folder / f"{mask.stem}{suffix}").is_file()), None)
+    for mask in sorted(masks.rglob("*.png")):
+        name = mask.relative_to(masks).with_suffix("").as_posix()
+        photo = next((file for suffix in SUFFIXES if (file := folder / f"{name}{suffix}").is_file()), None)
         if photo is None:
-            raise InputError(f"{mask}: {folder} has no photograph {mask.stem}.jpg (or .png, ...)")
+            raise InputError(f"{mask}: {folder} has no photograph {name}.jpg (or .png, ...)")
         matched.append((photo, mask))
     if not matched:
         raise InputError(f"{masks} has no mask; NAME.jpg needs NAME.png: 0 background, 1.. classes, 255 unknown")

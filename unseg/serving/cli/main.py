@@ -11,7 +11,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run a command. An error of the user or of the machine ends it with one line and status 1."""
     options = parser.parser().parse_args(argv)
     try:
-        importlib.import_module(f"unseg.serving.cli.{options.command}").run(options)
+        importlib.import_module(f"unseg.serving.cli.{options.command.replace('-', '_')}").run(options)
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:  # e.g. a full disk, a folder that is read-only

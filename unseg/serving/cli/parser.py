@@ -119,6 +119,27 @@ def add_exchange(commands: Commands) -> None:
     )
     export.add_argument("--torch", **FILE, help=".pt2 file to write, for torch.export.load.")
 
+    labels = add_command(commands, "export-labels", "Write labels for annotation tools and trainers.",
+                         "Writes the label maps and the detections of a finished run, or of a folder that `unseg predict` wrote. "
+                         "docs/labels.md says what each format keeps.", "clusters", force="")  # fmt: skip
+    labels.add_argument("input", **SHARED["run"] | {"default": None, "metavar": "RUN", "help":
+                        "Folder in which `dvc repro` ran, or one that `unseg predict` wrote."})  # fmt: skip
+    labels.add_argument("--format", required=True, choices=("coco", "yolo-seg", "voc", "label-studio", "cvat", "png"))
+    labels.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="Folder to write, new or empty.")
+    labels.add_argument("--score", type=float, default=0.5, metavar="S", help="Least score of a detection (default: 0.5).")
+    labels.add_argument("--no-instances", action="store_true", help="Leave the detections out.")
+
+    corrected = add_command(commands, "import-labels", "Read corrected labels.",
+                            "Writes label maps for `train_segmenter`, and masks for `unseg probe`. See docs/labels.md.",
+                            "run")  # fmt: skip
+    corrected.add_argument("input", type=Path, metavar="LABELS", help="JSON of COCO or Label Studio; for png, a folder.")
+    corrected.add_argument("--format", required=True, choices=("coco", "label-studio", "png"))
+    corrected.add_argument("-o", "--out", **FILE, help="Zip of label maps to write, with the cluster numbers of the run.")
+    corrected.add_argument("--masks", type=Path, metavar="MASKS", help="Folder to write for `unseg probe`, new or empty; any "
+                           "classes.")  # fmt: skip
+    corrected.add_argument("--photos", type=Path, metavar="FOLDER",
+                           help="Folder of the labelled photographs (default: the photographs of the run).")  # fmt: skip
+
     compare = add_command(commands, "compare", "Show what changed between runs.", "Prints the parameters and scores that differ.")
     compare.add_argument("runs", type=Path, metavar="RUN", nargs="+",
                          help="Folders in which `dvc repro` ran. All are compared with the first.")  # fmt: skip

@@ -1,0 +1,95 @@
+"""`unseg import-labels`: turns corrected labels into a zip of label maps, and into masks for `unseg probe`."""
+
+import argparse
+import io
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+import numpy as np
+from PIL import Image as Pillow
+
+from unseg.core.console import InputError
+from unseg.core.image_index import ImageRecord
+from unseg.core.label_maps import IGNORE_LABEL, write_label_maps
+from unseg.serving.cli import clusters
+from unseg.serving.cli.parser import check_output
+from unseg.serving.labels import corrections, formats, source
+from unseg.serving.labels.corrections import Corrections
+from unseg.serving.run import Run
+
+
+def run(options: argparse.Namespace) -> None:
+    """Raises InputError for labels that cannot be used, before anything is written."""
+    if not options.out and not options.masks:
+        raise InputError("nothing to write; give -o FILE, --masks FOLDER, or both")
+    if options.out:
+        check_output(options.out, options.force)
+    if options.masks:
+        formats.check_empty(options.masks)
+    folder: Run = options.run
+    known = corrections.photographs(folder, options.photos)
+    names = clusters.read(folder).names() if options.out or (folder / "data/instances.json").exists() else {}
+    made = corrections.read(options.input, options.format, known, names)
+    lut = to_labels(made, names) if options.out else None
+    rest = uncorrected(folder, made) if options.out and not options.photos else None
+    print(f"{len(made.maps)} photographs with labels" + (f", {made.waiting} tasks that wait" if made.waiting else ""))
+    if options.masks:
+        print(f"{write_masks(options, made)} classes in {options.masks}")
+    if lut is not None:
+        others = rest.images if rest else []
+        write_label_maps(options.out, all_maps(made, lut, others, rest))
+        print(f"{len(made.maps)} corrected label maps and {len(others)} as the run has them in {options.out}")
+
+
+def to_labels(made: Corrections, names: dict[int, str]) -> np.ndarray:
+    """[256] uint8: the run's label of each value. Raises InputError for a class that the run does not have."""
+    by_name, present = {name.casefold(): label for label, name in names.items()}, used(made)
+    lut = np.full(256, IGNORE_LABEL, np.uint8)
+    for value, title in enumerate(made.titles):
+        if title.casefold() not in by_name and value in present:
+            raise InputError(f"{made.path}: the run has no cluster {title!r}; it has {', '.join(list(names.values())[1:])}. Name "
+                             "one by `unseg clusters --name`, or write --masks without -o")  # fmt: skip
+        lut[value] = by_name.get(title.casefold(), 0)
+    return lut
+
+
+def used(made: Corrections) -> set[int]:
+    """The values that the label maps have."""
+    return {int(k) for name in made.maps for k in np.unique(decode(made, name))}
+
+
+def decode(made: Corrections, name: str) -> np.ndarray:
+    return np.asarray(Pillow.open(io.BytesIO(made.maps[name])))
+
+
+def uncorrected(folder: Run, made: Corrections) -> source.LabelSource:
+    """The run's own labels of its other training photographs: train_segmenter needs a map of each."""
+    found = source.read_run(folder, False, clusters.read(folder))
+    found.images[:] = [i for i in found.images if i.split in ("train", "both") and i.file_name not in made.maps]
+    return found
+
+
+def all_maps(
+    made: Corrections, lut: np.ndarray, others: list[ImageRecord], rest: source.LabelSource | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    for name in made.maps:
+        yield name, lut[decode(made, name)]
+    for image in others if rest else []:
+        yield image.file_name, rest.label_map(image)
+
+
+def write_masks(options: argparse.Namespace, made: Corrections) -> int:
+    """NAME.png for each photograph NAME.jpg, and classes.txt: the classes that occur, renumbered without gaps. Their number."""
+    values = [0, *sorted(used(made) - {0, IGNORE_LABEL})]
+    lut = np.full(256, IGNORE_LABEL, np.uint8)
+    lut[values] = range(len(values))
+    stems = [formats.stem(name) for name in made.maps]
+    if twice := next((s for s in stems if stems.count(s) > 1), None):
+        raise InputError(f"{options.input} has two photographs {twice} with different endings; rename one")
+    with formats.new_folder(options.masks) as part:
+        for name in made.maps:
+            path = part / PurePosixPath(name).with_suffix(".png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Pillow.fromarray(lut[decode(made, name)]).save(path, "PNG")
+        (part / "classes.txt").write_text("".join(f"{made.titles[v]}\n" for v in values), "utf-8")
+    return len(values)

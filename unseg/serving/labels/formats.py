@@ -1,0 +1,414 @@
+"""Writers of label maps and detections for annotation tools and trainers; docs/labels.md says what each keeps and loses.
+
+Each writer gets an empty folder, the source and the photographs' labels in order, and returns sentences for the user.
+"""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import yaml
+
+from unseg.core import masks, storage
+from unseg.core.console import InputError
+from unseg.core.instances import Detection, instance
+from unseg.core.label_maps import IGNORE_LABEL
+from unseg.core.masks import Mask
+from unseg.core.storage import JsonLines, json_line, write_json
+from unseg.report import overlay
+from unseg.serving.labels import brush
+from unseg.serving.labels.source import Labelled, LabelSource, hex_colour, present, title
+
+Photographs = Iterable[Labelled]
+Writer = Callable[[Path, LabelSource, Photographs], list[str]]
+LOCAL_FILES = "/data/local-files/?d="  # Label Studio's address of a photograph below its LOCAL_FILES_DOCUMENT_ROOT
+OBJECTS = 254  # that SegmentationObject can number; 255 is void
+SEMANTIC, INSTANCES = "semantic.json", "instances.json"
+
+
+def export(out: Path, format: str, source: LabelSource, photographs: Photographs) -> list[str]:
+    """Write a new folder by the writer of a format; after an error nothing is left. Returns sentences for the user.
+
+    Raises InputError if `out` is not new or empty, or if the format cannot hold the source's names.
+    """
+    check(format, source)
+    with new_folder(out) as part:
+        return WRITERS[format](part, source, photographs)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `out`; rename it to `out` after the block, or remove it after an exception.
+
+    Raises InputError if `out` is there and not an empty folder.
+    """
+    check_empty(out)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.replace(out)  # an empty folder may be there
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def check_empty(out: Path) -> None:
+    """Raises InputError if the path is there and not an empty folder."""
+    if not out.name or out.is_symlink() or out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise InputError(f"{out} exists already; give a new or an empty folder")
+
+
+def check(format: str, source: LabelSource) -> None:
+    """Raises InputError for what a format cannot tell apart: photographs by their stems, labels by their colours."""
+    if format in ("voc", "cvat", "yolo-seg"):
+        stems: dict[str, str] = {}
+        for i in source.images:
+            if (first := stems.setdefault(stem(i.file_name), i.file_name)) != i.file_name:
+                raise InputError(f"{first} and {i.file_name} would have one file in the format {format}; rename one")
+    if format in ("voc", "cvat"):
+        colours: dict[str, str] = {"#000000": source.names[0], "#ffffff": title(source, IGNORE_LABEL)}
+        for label, name in list(source.names.items())[1:]:
+            if any(c in name for c in ":\r\n"):
+                raise InputError(f"the name {name!r} cannot be written in the format {format}; rename it in clusters.yaml")
+            if (first := colours.setdefault(hex_colour(source.colours[label]), name)) != name:
+                raise InputError(f"{first} and {name} have one colour, which the format {format} needs to differ; "
+                                 "change one in clusters.yaml")  # fmt: skip
+
+
+def stem(name: str) -> str:
+    return PurePosixPath(name).with_suffix("").as_posix()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return round(sum(known) / len(known), 4) if known else None
+
+
+# ---- COCO
+
+
+class Coco:
+    """Annotations of photographs as lines of JSON: a mask of each label, or a mask of each detection."""
+
+    def __init__(self, source: LabelSource) -> None:
+        self.source = source
+        self.images: list[str] = []
+        self.semantic: list[str] = []
+        self.instances: list[str] = []
+        self.has_void = False
+
+    def add(self, p: Labelled) -> None:
+        i = p.image
+        self.images.append(json_line({"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width}))
+        for k, mask in label_masks(p):
+            record = instance(len(self.semantic) + 1, i.id, k, mask).to_coco()
+            self.semantic.append(json_line(record | ({"score": p.scores[k]} if k in p.scores else {})))
+            self.has_void |= k == IGNORE_LABEL
+        for d in p.detections:
+            record = instance(len(self.instances) + 1, i.id, d.category_id, d.mask).to_coco()
+            self.instances.append(json_line(record | {"score": d.score}))
+
+    def content(self, annotations: list[str], void: bool) -> dict[str, Any]:
+        labels = [*list(self.source.names)[1:], *([IGNORE_LABEL] if void else [])]
+        categories = [{"id": k, "name": title(self.source, k), "color": hex_colour(self.source.colours[k])} for k in labels]
+        return {"images": JsonLines(self.images), "categories": categories, "annotations": JsonLines(annotations)}
+
+    def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        yield SEMANTIC, self.content(self.semantic, self.has_void)
+        if self.source.detections is not None:
+            yield INSTANCES, self.content(self.instances, False)
+
+
+def label_masks(p: Labelled) -> list[tuple[int, Mask]]:
+    """The labels of a map but background, void last, each with its mask."""
+    labels = np.asfortranarray(p.labels)  # run lengths go down the columns
+    return [(k, masks.encode(labels == k)) for k in present(p.labels)]
+
+
+def write_coco(out: Path, source: LabelSource, photographs: Photographs) -> list[str]:
+    """semantic.json: a mask of each label; instances.json: the detections."""
+    coco = Coco(source)
+    for p in photographs:
+        coco.add(p)
+    for name, content in coco.files():
+        write_json(out / name, content)
+    return [f"{SEMANTIC}: {len(coco.semantic)} masks of labels; {INSTANCES}: {len(coco.instances)} detections"]
+
+
+# ---- PNG
+
+
+def write_png(out: Path, source: LabelSource, photographs: Photographs) -> list[str]:
+    """labels/NAME.png, values as in the label map; classes.tsv: value, name, colour."""
+    for p in photographs:
+        path = out / f"labels/{p.image.file_name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        overlay.palette_image(p.labels, source.colours).save(path, "PNG")
+    rows = [(k, title(source, k), hex_colour(source.colours[k])) for k in [*source.names, IGNORE_LABEL]]
+    text = "".join(f"{k}\t{' '.join(name.split())}\t{colour}\n" for k, name, colour in rows)
+    (out / "classes.tsv").write_text(f"value\tname\tcolour\n{text}", "utf-8")
+    return ["a label map has no place for detections and confidence"]
+
+
+# ---- YOLO
+
+
+def write_yolo(out: Path, source: LabelSource, photographs: Photographs) -> list[str]:
+    """labels/NAME.txt: a polygon for each part of a detection or, without detections, of a label; data.yaml."""
+    classes = {k: c for c, k in enumerate(list(source.names)[1:])}
+    count, holes, split = 0, 0, 0
+    for p in photographs:
+        objects = [(d.category_id, d.mask) for d in p.detections] if source.detections is not None else label_masks(p)
+        lines = []
+        for k, mask in objects:
+            if k == IGNORE_LABEL:
+                continue
+            parts = polygons(mask.decode())
+            holes += sum(n for _, n in parts)
+            split += len(parts) > 1
+            for points, _ in parts:
+                scaled = (points + 0.25) / (p.image.width, p.image.height)  # rounded and cut off, a reader gets the pixel
+                lines.append(" ".join([str(classes[k]), *(f"{x:.7f}" for x in scaled.ravel())]))
+        count += len(lines)
+        write_file(out / f"labels/{stem(p.image.file_name)}.txt", "".join(f"{line}\n" for line in lines).encode())
+    names = {c: source.names[k] for k, c in classes.items()}
+    text = yaml.safe_dump({"path": ".", "train": "images", "val": "images", "names": names}, sort_keys=False, allow_unicode=True)
+    (out / "data.yaml").write_text(text, "utf-8")
+    what = "detections" if source.detections is not None else "labels"
+    return [
+        f"{count} polygons of {what}; {holes} holes are joined to their outlines by a bridge, {split} objects of several parts "
+        "became one object a part; void pixels and confidence are left out",
+        "put the photographs, or a link to them, in its folder images",
+    ]
+
+
+def polygons(mask: np.ndarray) -> list[tuple[np.ndarray, int]]:
+    """The parts of [H, W] bool as polygons [P, 2] (x, y) of pixels on the outline, P at least 3, each with its number of holes.
+
+    Holes are bridged. cv2.fillPoly, which fills a polygon and its outline, gives the mask again.
+    """
+    found, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    outlines = [c[:, 0] for c in found]  # [P, 2]
+    holes: dict[int, list[np.ndarray]] = {}
+    parents = tree[0, :, 3].tolist() if tree is not None else []  # -1: an outline; else the outline of this hole
+    for points, parent in zip(outlines, parents, strict=True):
+        holes.setdefault(parent, []).append(points)
+    parts = []
+    for i, points in enumerate(outlines):
+        if parents[i] < 0:
+            inside = holes.get(i, [])
+            joined = bridge(points, inside) if inside else points
+            parts.append((np.resize(joined, (max(3, len(joined)), 2)), len(inside)))  # one or two pixels: points are repeated
+    return parts
+
+
+def bridge(outline: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
+    """One polygon from an outline [P, 2] and its holes: again and again it goes to the nearest hole, around it, and back."""
+    from scipy.spatial import KDTree
+
+    vertices, starts = np.concatenate(holes), np.cumsum([0, *map(len, holes)])
+    owner = np.repeat(np.arange(len(holes)), np.diff(starts))
+    distance, nearest = np.full(len(vertices), np.inf), np.zeros_like(vertices)  # to a vertex of the polygon, and that vertex
+    open_, points, ring = np.ones(len(vertices), bool), outline, outline
+    for _ in holes:
+        to_ring, at = KDTree(ring).query(vertices)
+        closer = to_ring < distance
+        distance[closer], nearest[closer] = to_ring[closer], ring[at[closer]]
+        v = int(np.argmin(np.where(open_, distance, np.inf)))
+        ring = holes[owner[v]]
+        open_[owner == owner[v]] = False
+        around = np.roll(ring, starts[owner[v]] - v, 0)  # from that vertex
+        k = int(np.flatnonzero((points == nearest[v]).all(1))[0])
+        points = np.concatenate([points[: k + 1], around, around[:1], points[k:]])
+    return points
+
+
+# ---- VOC and CVAT
+
+
+def voc_colours() -> np.ndarray:
+    """[256, 3] uint8: PASCAL VOC's colours, in which tools expect the numbers of objects."""
+    index, table = np.arange(256), np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            table[:, channel] |= ((index >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+    return table
+
+
+def number_objects(p: Labelled) -> np.ndarray:
+    """[H, W] uint8, as SegmentationObject: 0 background, 255 void, else an object.
+
+    A pixel belongs to the best detection of its label that covers it. The other pixels of a label are one more object.
+    """
+    objects = np.zeros_like(p.labels)
+    objects[p.labels == IGNORE_LABEL] = IGNORE_LABEL
+    rest = [k for k in present(p.labels) if k != IGNORE_LABEL]
+    number = 0
+    for d in p.detections[: OBJECTS - len(rest)]:
+        own = d.mask.decode() & (p.labels == d.category_id) & (objects == 0)
+        if own.any():
+            number += 1
+            objects[own] = number
+    for k in rest:
+        left = (p.labels == k) & (objects == 0)
+        if left.any():
+            number += 1
+            objects[left] = number
+    return objects
+
+
+class Voc:
+    """The files of PASCAL VOC's layout, as path and bytes."""
+
+    def __init__(self, source: LabelSource) -> None:
+        self.source, self.palette = source, source.colours.copy()
+        self.palette[0] = 0
+        self.stems: list[str] = []
+        self.has_void = False
+
+    def photograph(self, p: Labelled) -> Iterator[tuple[str, bytes]]:
+        name = stem(p.image.file_name)
+        self.stems.append(name)
+        self.has_void |= bool((p.labels == IGNORE_LABEL).any())
+        for folder, values, palette in (
+            ("SegmentationClass", p.labels, self.palette),
+            ("SegmentationObject", number_objects(p), voc_colours()),
+        ):
+            yield f"{folder}/{name}.png", palette_png(values, palette)
+
+    def listings(self) -> Iterator[tuple[str, bytes]]:
+        labels = [*self.source.names, *([IGNORE_LABEL] if self.has_void else [])]
+        rows = [f"{title(self.source, k)}:{','.join(map(str, self.palette[k].tolist()))}::" for k in labels]
+        yield "labelmap.txt", "".join(f"{row}\n" for row in rows).encode()
+        yield "ImageSets/Segmentation/default.txt", "".join(f"{name}\n" for name in self.stems).encode()
+
+
+def palette_png(labels: np.ndarray, table: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    overlay.palette_image(labels, table).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def voc_xml(p: Labelled, source: LabelSource) -> bytes:
+    """Annotations/NAME.xml: the boxes of the detections; corners are pixels, counted from 1."""
+    root = ElementTree.Element("annotation")
+    ElementTree.SubElement(root, "filename").text = p.image.file_name
+    size = ElementTree.SubElement(root, "size")
+    for key, value in (("width", p.image.width), ("height", p.image.height), ("depth", 3)):
+        ElementTree.SubElement(size, key).text = str(value)
+    ElementTree.SubElement(root, "segmented").text = "1"
+    for d in p.detections:
+        x, y, w, h = d.mask.bbox
+        node = ElementTree.SubElement(root, "object")
+        ElementTree.SubElement(node, "name").text = source.names[d.category_id]
+        box = ElementTree.SubElement(node, "bndbox")
+        for key, value in (("xmin", x + 1), ("ymin", y + 1), ("xmax", x + w), ("ymax", y + h)):
+            ElementTree.SubElement(box, key).text = str(int(value))
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, "utf-8")
+
+
+def write_voc(out: Path, source: LabelSource, photographs: Photographs) -> list[str]:
+    """SegmentationClass, SegmentationObject, labelmap.txt, ImageSets, and the boxes of detections in Annotations."""
+    voc = Voc(source)
+    for p in photographs:
+        for name, content in voc.photograph(p):
+            write_file(out / name, content)
+        if source.detections is not None:
+            write_file(out / f"Annotations/{stem(p.image.file_name)}.xml", voc_xml(p, source))
+    for name, content in voc.listings():
+        write_file(out / name, content)
+    return ["SegmentationObject has the detections only where the label map agrees with them; confidence is left out"]
+
+
+def write_cvat(out: Path, source: LabelSource, photographs: Photographs) -> list[str]:
+    """Archives to upload as annotations of a task: masks.zip (Segmentation mask 1.1), semantic.zip, instances.zip (COCO 1.0)."""
+    voc, coco = Voc(source), Coco(source)
+
+    def members() -> Iterator[tuple[str, bytes]]:
+        for p in photographs:
+            coco.add(p)
+            yield from voc.photograph(p)
+        yield from voc.listings()
+
+    storage.write_zip(out / "masks.zip", members())
+    for name, content in coco.files():
+        member = "annotations/instances_default.json", "".join(storage.json_pieces(content)).encode()
+        storage.write_zip(out / f"{stem(name)}.zip", [member])
+    labels = [*list(source.names)[1:], *([IGNORE_LABEL] if voc.has_void else [])]
+    content = [{"name": title(source, k), "color": hex_colour(source.colours[k]), "attributes": []} for k in labels]
+    (out / "labels.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    return ["paste labels.json as the raw labels of a CVAT project; upload masks.zip as Segmentation mask 1.1 or another zip as "
+            "COCO 1.0; masks.zip has no place for confidence, and has detections only where the label map agrees"]  # fmt: skip
+
+
+# ---- Label Studio
+
+
+def region(p: Labelled, name: str, mask: Mask, id: str, score: float | None) -> dict[str, Any]:
+    height, width = p.image.size
+    value = {"format": "rle", "rle": brush.encode(mask.decode()), "brushlabels": [name]}
+    fields = {"id": id, "from_name": "label", "to_name": "image", "type": "brushlabels", "image_rotation": 0,
+              "original_width": width, "original_height": height, "value": value}  # fmt: skip
+    return fields | ({} if score is None else {"score": score})
+
+
+def prediction(version: str, regions: list[dict[str, Any]]) -> dict[str, Any]:
+    score = mean(r["score"] for r in regions if "score" in r)
+    return {"model_version": version, "result": regions} | ({} if score is None else {"score": score})
+
+
+def write_label_studio(out: Path, source: LabelSource, photographs: Photographs) -> list[str]:
+    """tasks.json: a task a photograph, with its labels and its detections as two predictions; config.xml."""
+    has_void = False
+
+    def tasks() -> Iterator[str]:
+        nonlocal has_void
+        for p in photographs:
+            found = label_masks(p)
+            has_void |= any(k == IGNORE_LABEL for k, _ in found)
+            regions = [region(p, title(source, k), m, f"label-{k}", p.scores.get(k)) for k, m in found]
+            made = [prediction("unseg labels", regions)]
+            if source.detections is not None:
+                made.append(prediction("unseg detections", [detected(p, source, n, d) for n, d in enumerate(p.detections)]))
+            name = p.image.file_name
+            yield json_line({"data": {"image": LOCAL_FILES + quote(name), "file_name": name}, "predictions": made})
+
+    write_json(out / "tasks.json", JsonLines(tasks()))
+    view = ElementTree.Element("View")
+    ElementTree.SubElement(view, "Image", name="image", value="$image", zoom="true")
+    brushes = ElementTree.SubElement(view, "BrushLabels", name="label", toName="image")
+    for k in [*list(source.names)[1:], *([IGNORE_LABEL] if has_void else [])]:
+        ElementTree.SubElement(brushes, "Label", value=title(source, k), background=hex_colour(source.colours[k]))
+    ElementTree.indent(view)
+    (out / "config.xml").write_bytes(ElementTree.tostring(view, "utf-8") + b"\n")
+    return [f"config.xml is the labelling interface; a task's photograph is {LOCAL_FILES}NAME, below Label Studio's "
+            "LOCAL_FILES_DOCUMENT_ROOT"]  # fmt: skip
+
+
+def detected(p: Labelled, source: LabelSource, number: int, d: Detection) -> dict[str, Any]:
+    return region(p, source.names[d.category_id], d.mask, f"detection-{number}", d.score)
+
+
+WRITERS: dict[str, Writer] = {
+    "coco": write_coco,
+    "yolo-seg": write_yolo,
+    "voc": write_voc,
+    "label-studio": write_label_studio,
+    "cvat": write_cvat,
+    "png": write_png,
+}
