@@ -29,6 +29,7 @@ def check_speed(record: dict[str, Any]) -> None:
     assert 0 <= record["waiting_for_data"] <= 1
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     archive = tmp_path / "broken.zip"
     archive.write_bytes(b"no zip")

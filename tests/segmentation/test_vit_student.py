@@ -373,7 +373,7 @@ def test_an_export_that_takes_one_size_is_not_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"]
 
 
-@pytest.mark.parametrize("arch", ["", "vit_small_patch14_reg4_dinov2"])
+@pytest.mark.parametrize("arch", ["", pytest.param("vit_small_patch14_reg4_dinov2", marks=pytest.mark.slow)])
 def test_onnx_has_patch_tokens_as_a_second_output(tmp_path: Path, arch: str) -> None:
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     if arch:
