@@ -235,16 +235,6 @@ def test_label_studio_reads_the_brushes(run: Path, maps: dict[str, np.ndarray]) 
             np.testing.assert_array_equal(got > 0, brush.decode(r["value"]["rle"], (height, width)))
 
 
-def test_label_studio_accepts_the_tasks(run: Path) -> None:
-    interface = pytest.importorskip("label_studio_sdk.label_interface")
-    out = export(run, "label-studio")
-    known = interface.LabelInterface((out / "config.xml").read_text())
-    known.validate()
-    for task in json.loads((out / "tasks.json").read_text()):
-        assert known.validate_task(task, validate_regions_only=False)
-        assert all(known.validate_prediction(p) for p in task["predictions"])
-
-
 def test_supervision_reads_yolo(run: Path, maps: dict[str, np.ndarray]) -> None:
     supervision = pytest.importorskip("supervision")
     out = export(run, "yolo-seg", "--no-instances")
