@@ -469,7 +469,7 @@ FAULTS = [
     Fault(
         "export-labels: a hole of a polygon is dropped",
         "unseg/serving/labels/formats.py",
-        "bridge(points, inside) if inside else points",
+        "bridge(mask, points, inside)",
         "points",
         "tests/serving/test_labels.py -k yolo",
     ),

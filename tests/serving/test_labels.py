@@ -164,11 +164,11 @@ def test_yolo_bridges_holes(run: Path, maps: dict[str, np.ndarray], capsys: pyte
 @pytest.mark.parametrize("seed", range(5))
 def test_polygons_of_noise_give_the_mask_again(seed: int) -> None:
     noise = np.random.default_rng(seed).random((60, 80)).astype(np.float32)
-    mask = cv2.GaussianBlur(noise, (0, 0), 2) > 0.5
+    mask = cv2.GaussianBlur(noise, (0, 0), (0.6, 1, 2, 3, 4)[seed]) > 0.45
     got = np.zeros(mask.shape, np.uint8)
     for points, _ in formats.polygons(mask):
         cv2.fillPoly(got, [points], 1)
-    assert (mask & (got > 0)).sum() / (mask | (got > 0)).sum() >= 0.99
+    np.testing.assert_array_equal(got > 0, mask)
 
 
 def test_voc_by_colour_and_by_value(run: Path, maps: dict[str, np.ndarray]) -> None:
@@ -233,16 +233,6 @@ def test_label_studio_reads_the_brushes(run: Path, maps: dict[str, np.ndarray]) 
         for r in task["predictions"][0]["result"]:
             got = theirs.decode_rle(r["value"]["rle"]).reshape(height, width, 4)[..., 3]
             np.testing.assert_array_equal(got > 0, brush.decode(r["value"]["rle"], (height, width)))
-
-
-def test_label_studio_accepts_the_tasks(run: Path) -> None:
-    interface = pytest.importorskip("label_studio_sdk.label_interface")
-    out = export(run, "label-studio")
-    known = interface.LabelInterface((out / "config.xml").read_text())
-    known.validate()
-    for task in json.loads((out / "tasks.json").read_text()):
-        assert known.validate_task(task, validate_regions_only=False)
-        assert all(known.validate_prediction(p) for p in task["predictions"])
 
 
 def test_supervision_reads_yolo(run: Path, maps: dict[str, np.ndarray]) -> None:

@@ -201,7 +201,7 @@ def polygons(mask: np.ndarray) -> list[tuple[np.ndarray, int]]:
 
     Holes are bridged. cv2.fillPoly, which fills a polygon and its outline, gives the mask again.
     """
-    found, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    found, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     outlines = [c[:, 0] for c in found]  # [P, 2]
     holes: dict[int, list[np.ndarray]] = {}
     parents = tree[0, :, 3].tolist() if tree is not None else []  # -1: an outline; else the outline of this hole
@@ -211,30 +211,47 @@ def polygons(mask: np.ndarray) -> list[tuple[np.ndarray, int]]:
     for i, points in enumerate(outlines):
         if parents[i] < 0:
             inside = holes.get(i, [])
-            joined = bridge(points, inside) if inside else points
+            joined = corners(bridge(mask, points, inside))
             parts.append((np.resize(joined, (max(3, len(joined)), 2)), len(inside)))  # one or two pixels: points are repeated
     return parts
 
 
-def bridge(outline: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
-    """One polygon from an outline [P, 2] and its holes: again and again it goes to the nearest hole, around it, and back."""
-    from scipy.spatial import KDTree
+def bridge(mask: np.ndarray, outline: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
+    """One polygon from an outline [P, 2] and its holes, with all their pixels.
 
-    vertices, starts = np.concatenate(holes), np.cumsum([0, *map(len, holes)])
-    owner = np.repeat(np.arange(len(holes)), np.diff(starts))
-    distance, nearest = np.full(len(vertices), np.inf), np.zeros_like(vertices)  # to a vertex of the polygon, and that vertex
-    open_, points, ring = np.ones(len(vertices), bool), outline, outline
-    for _ in holes:
-        to_ring, at = KDTree(ring).query(vertices)
-        closer = to_ring < distance
-        distance[closer], nearest[closer] = to_ring[closer], ring[at[closer]]
-        v = int(np.argmin(np.where(open_, distance, np.inf)))
-        ring = holes[owner[v]]
-        open_[owner == owner[v]] = False
-        around = np.roll(ring, starts[owner[v]] - v, 0)  # from that vertex
-        k = int(np.flatnonzero((points == nearest[v]).all(1))[0])
-        points = np.concatenate([points[: k + 1], around, around[:1], points[k:]])
-    return points
+    From the top of each hole a bridge goes straight up, through the mask, to the next contour and back. From the upper hole to
+    the lower ones, that contour has been joined already.
+    """
+    rings = [outline, *sorted((np.roll(h, -int(h[:, 1].argmin()), 0) for h in holes), key=lambda h: int(h[0, 1]))]
+    places: dict[tuple[int, int], tuple[int, int]] = {}  # of a pixel: the first ring that has it, and where
+    joined: dict[tuple[int, int], list[int]] = {}  # of such a place: the rings that hang on it
+    for n, ring in enumerate(rings):
+        if n:
+            x, y = ring[0].tolist()
+            while y and mask[y - 1, x]:
+                y -= 1
+            joined.setdefault(places[x, y], []).append(n)
+        for k, (x, y) in enumerate(ring.tolist()):
+            places.setdefault((x, y), (n, k))
+    points, stack = [], [(0, 0)]
+    while stack:
+        n, k = stack.pop()
+        ring = rings[n]
+        if k > len(ring) or (k == len(ring) and n == 0):
+            continue
+        points.append(ring[k % len(ring)])  # a hole ends where it begins
+        if hanging := joined.get((n, k)):
+            stack += [(n, k), (hanging.pop(), 0)]  # this pixel again, after the hole
+        else:
+            stack.append((n, k + 1))
+    return np.array(points)
+
+
+def corners(points: np.ndarray) -> np.ndarray:
+    """A closed polygon [P, 2] without the points at which it goes straight on."""
+    before, after = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
+    kept = (np.sign(before) != np.sign(after)).any(1) | (np.abs(before).max(1) > 1) | (np.abs(after).max(1) > 1)
+    return points[kept] if kept.any() else points[:1]
 
 
 # ---- VOC and CVAT
