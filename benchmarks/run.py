@@ -167,7 +167,7 @@ def aggregate() -> Row:
             encoded = masks.encode(mask)
             detections.append(Detection(1, int(rng.integers(20)), encoded, encoded.bbox, float(score)))
         images.append(detections)
-    p = pseudo_labels.Aggregation(0.5, "keep_higher", "mask", "background")
+    p = pseudo_labels.Aggregation("detections", 0.5, "keep_higher", "mask", "background")
 
     def simple() -> None:
         for detections in images:

@@ -1,4 +1,4 @@
-"""Paint pseudo-labels of the train images from detections, and predictions of the eval images from masks and detections."""
+"""Paint pseudo-labels of the train images from detections or masks, and predictions of the eval images from both."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -23,12 +23,14 @@ def main(
     certain = replace(p, uncertain="background")  # a prediction has a label for each pixel
     unchanged = replace(certain, shape="mask", threshold=0.0)  # mined masks, independent of the settings for detections
     records, train, evaluation = read_images(index), train_images(index), eval_images(index)
-    mined = (
-        (image, [as_detection(x) for x in objects])
-        for image, objects in read_by_image(instances, Instance, records, evaluation, MAX_CLUSTERS)
-    )
-    has_object = write(labels, images, len(train), read_by_image(detections, Detection, records, train, MAX_CLUSTERS), p)
-    write(mask_predictions, images, len(evaluation), mined, unchanged)
+
+    def mined(images: list[ImageRecord]) -> Iterator[tuple[ImageRecord, list[Detection]]]:
+        for image, objects in read_by_image(instances, Instance, records, images, MAX_CLUSTERS):
+            yield image, [as_detection(x) for x in objects]
+
+    detected_train = read_by_image(detections, Detection, records, train, MAX_CLUSTERS)
+    has_object = write(labels, images, len(train), mined(train) if p.source == "masks" else detected_train, p)
+    write(mask_predictions, images, len(evaluation), mined(evaluation), unchanged)
     detected = read_by_image(detections, Detection, records, evaluation, MAX_CLUSTERS)
     write(detector_predictions, images, len(evaluation), detected, certain)
     alarm.check(labels, has_object)

@@ -24,7 +24,7 @@ from unseg.core.masks import encode
 from unseg.core.storage import write_json
 from unseg.segmentation.pseudo_labels import Aggregation, keep_confident, paint
 
-PAPER = Aggregation(threshold=0.9, overlap="keep_higher", shape="mask", uncertain="background")
+PAPER = Aggregation(source="detections", threshold=0.9, overlap="keep_higher", shape="mask", uncertain="background")
 
 
 def detection(category: int, score: float, mask: Any, image: int = 1) -> Detection:
@@ -269,7 +269,7 @@ def test_stage(folder: Path) -> None:
 
 def test_stage_paints_the_mined_masks_as_they_are(folder: Path) -> None:
     """The settings for detections do not matter; boxes need no photograph."""
-    settings = Aggregation(threshold=1.0, overlap="skip", shape="box", uncertain="background")
+    settings = Aggregation(source="detections", threshold=1.0, overlap="skip", shape="box", uncertain="background")
     Path("params.yaml").write_text(yaml.safe_dump({"aggregate": asdict(settings), "alarms": ALARMS}))
     instances = json.loads(Path("instances.json").read_text())
     ell = factories.instance(rows("..1.", "..11"), 2, 0, 9).to_coco()
@@ -277,6 +277,16 @@ def test_stage_paints_the_mined_masks_as_they_are(folder: Path) -> None:
     go()
     b = read_images("images.json")[1]
     assert LabelMaps(OUTS[1])[b].tolist() == [[21, 0, 1, 0], [21, 0, 1, 1]]
+
+
+def test_stage_paints_pseudo_labels_from_masks_alone(folder: Path) -> None:
+    """Only the pseudo-labels change their source; a photograph without a mask is background."""
+    go()
+    predictions = [Path(out).read_bytes() for out in OUTS[1:]]
+    Path("params.yaml").write_text(yaml.safe_dump({"aggregate": asdict(replace(PAPER, source="masks")), "alarms": ALARMS}))
+    go()
+    assert LabelMaps(OUTS[0])[read_images("images.json")[0]].tolist() == [[11, 0, 0, 0]] * 2
+    assert [Path(out).read_bytes() for out in OUTS[1:]] == predictions
 
 
 def test_stage_fails_where_pseudo_labels_are_empty(folder: Path) -> None:

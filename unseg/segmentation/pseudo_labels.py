@@ -21,6 +21,7 @@ GRABCUT_ITERATIONS = 5
 class Aggregation:
     """The `aggregate` group of params.yaml."""
 
+    source: Literal["detections", "masks"]  # of pseudo-labels: detections (paper), or the mined masks, each of score 1
     threshold: Fraction  # tau; detections with a higher score are kept (paper: 0.9)
     overlap: Literal["keep_higher", "overwrite", "skip", "published"]  # see `paint` (paper: keep_higher)
     shape: Literal["mask", "box", "grabcut"]  # mask (paper); box and grabcut: the other rows of Table S1

@@ -21,7 +21,7 @@ from unseg.models.weights import RANDOM_INIT
 CROC = "models/croc.safetensors"
 ASPECT = 4 / 3  # of a photograph
 RESNET = {"resnet18": 2 * 1.8e9 / 224**2, "resnet50": 2 * 4.1e9 / 224**2}  # operations a pixel, width 64, stride 32
-MASK_RCNN, DEEPLAB = 3.0, 6.0  # times the ResNet alone: pyramid and heads; stride 8 and the pyramid of dilations
+MASK_RCNN, DEEPLAB = 7.0, 6.0  # times the ResNet alone: pyramid and heads; stride 8 and the pyramid of dilations
 BACKWARD = 3  # times the forward pass: forward and backward
 START = 6.0  # seconds that a stage takes to start
 STAGES = 20
@@ -42,7 +42,9 @@ def operations(params: dict[str, Any], photos: int, shape: Shape) -> float:
         tokens = aspect * side**2 / shape.patch**2
         return shape.depth * (24 * tokens * shape.width**2 + 4 * tokens**2 * shape.width)
 
-    total: float = photos * forward_vit(mine["resize"], ASPECT)
+    views = (2 if mine["flip"] else 1) * sum(scale**2 for scale in mine["scales"])
+    mined = photos + 3 * min(photos, params["quality"]["images"])  # quality mines the photograph, its mirror image and a crop
+    total: float = mined * views * forward_vit(mine["resize"], ASPECT)
     total += photos * mine["objects"] * forward_vit(embed["resize"] or mine["resize"], ASPECT)
     if params["backbone"]["weights"] == CROC:
         steps = croc["epochs"] * max(1, photos // croc["batch"])
