@@ -48,7 +48,7 @@ PARAMS: dict[str, Any] = {
         "uncertain": 0.2,
         "support": None,
     },
-    "aggregate": {"threshold": 0.5, "overlap": "keep_higher", "shape": "mask", "uncertain": "background"},
+    "aggregate": {"source": "detections", "threshold": 0.5, "overlap": "keep_higher", "shape": "mask", "uncertain": "background"},
     "rounds": [],
     "quality": {"images": 3, "seeds": 2, "objects": 100},
     "choose": {"ks": [2, 3], "repeats": 2, "objects": 100, "starts": 1},

@@ -2,7 +2,7 @@
 
 The counts are rough. A ViT's block takes 24 N D^2 + 4 N^2 D operations an image (N tokens, D channels). A ResNet's operations a
 pixel come from the published multiply-adds at 224 x 224: 1.8 billion for resnet18, 4.1 billion for resnet50. `EFFICIENCY` was
-fitted to measured runs of `unseg fit` on 120 photographs (docs/folder.md); an estimate may be wrong by half.
+fitted to one run of `unseg fit` on 120 photographs (docs/folder.md); an estimate may be wrong by half.
 """
 
 import time
@@ -25,7 +25,7 @@ MASK_RCNN, DEEPLAB = 7.0, 6.0  # times the ResNet alone: pyramid and heads; stri
 BACKWARD = 3  # times the forward pass: forward and backward
 START = 6.0  # seconds that a stage takes to start
 STAGES = 20
-EFFICIENCY = 0.25  # fraction of the matrix product's speed that a stage reaches
+EFFICIENCY = 0.7  # fraction of the matrix product's speed that a stage reaches
 
 
 def seconds(params: dict[str, Any], photos: int, shape: Shape) -> float:
