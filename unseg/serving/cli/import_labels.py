@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image as Pillow
 
 from unseg.core.console import InputError
-from unseg.core.image_index import ImageRecord
 from unseg.core.label_maps import IGNORE_LABEL, write_label_maps
 from unseg.serving.cli import clusters
 from unseg.serving.cli.parser import check_output
@@ -36,9 +35,9 @@ def run(options: argparse.Namespace) -> None:
     if options.masks:
         print(f"{write_masks(options, made)} classes in {options.masks}")
     if lut is not None:
-        others = rest.images if rest else []
-        write_label_maps(options.out, all_maps(made, lut, others, rest))
-        print(f"{len(made.maps)} corrected label maps and {len(others)} as the run has them in {options.out}")
+        write_label_maps(options.out, all_maps(made, lut, rest))
+        others = len(rest.images) if rest else 0
+        print(f"{len(made.maps)} corrected label maps and {others} as the run has them in {options.out}")
 
 
 def to_labels(made: Corrections, names: dict[int, str]) -> np.ndarray:
@@ -69,13 +68,12 @@ def uncorrected(folder: Run, made: Corrections) -> source.LabelSource:
     return found
 
 
-def all_maps(
-    made: Corrections, lut: np.ndarray, others: list[ImageRecord], rest: source.LabelSource | None
-) -> Iterator[tuple[str, np.ndarray]]:
+def all_maps(made: Corrections, lut: np.ndarray, rest: source.LabelSource | None) -> Iterator[tuple[str, np.ndarray]]:
     for name in made.maps:
         yield name, lut[decode(made, name)]
-    for image in others if rest else []:
-        yield image.file_name, rest.label_map(image)
+    if rest:
+        for image in rest.images:
+            yield image.file_name, rest.label_map(image)
 
 
 def write_masks(options: argparse.Namespace, made: Corrections) -> int:

@@ -333,10 +333,11 @@ def voc_xml(p: Labelled, source: LabelSource) -> bytes:
         node = ElementTree.SubElement(root, "object")
         ElementTree.SubElement(node, "name").text = source.names[d.category_id]
         box = ElementTree.SubElement(node, "bndbox")
-        for key, value in (("xmin", x + 1), ("ymin", y + 1), ("xmax", x + w), ("ymax", y + h)):
-            ElementTree.SubElement(box, key).text = str(int(value))
+        for key, pixel in (("xmin", x + 1), ("ymin", y + 1), ("xmax", x + w), ("ymax", y + h)):
+            ElementTree.SubElement(box, key).text = str(int(pixel))
     ElementTree.indent(root)
-    return ElementTree.tostring(root, "utf-8")
+    xml: bytes = ElementTree.tostring(root, "utf-8")
+    return xml
 
 
 def write_voc(out: Path, source: LabelSource, photographs: Photographs) -> list[str]:
@@ -367,8 +368,8 @@ def write_cvat(out: Path, source: LabelSource, photographs: Photographs) -> list
         member = "annotations/instances_default.json", "".join(storage.json_pieces(content)).encode()
         storage.write_zip(out / f"{stem(name)}.zip", [member])
     labels = [*list(source.names)[1:], *([IGNORE_LABEL] if voc.has_void else [])]
-    content = [{"name": title(source, k), "color": hex_colour(source.colours[k]), "attributes": []} for k in labels]
-    (out / "labels.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    project = [{"name": title(source, k), "color": hex_colour(source.colours[k]), "attributes": []} for k in labels]
+    (out / "labels.json").write_text(json.dumps(project, indent=1) + "\n", "utf-8")
     return ["paste labels.json as the raw labels of a CVAT project; upload masks.zip as Segmentation mask 1.1 or another zip as "
             "COCO 1.0; masks.zip has no place for confidence, and has detections only where the label map agrees"]  # fmt: skip
 

@@ -136,7 +136,7 @@ def read_predictions(root: Path, detections: bool) -> LabelSource:
     path = root / "predictions.json"
     content = storage.read_json(path)
     try:
-        rows = [ImageRecord(*(row[key] for key in FIELDS), "val") for row in content["images"]]
+        rows = [ImageRecord(**{key: row[key] for key in FIELDS}, split="val") for row in content["images"]]
         names = {0: naming.BACKGROUND, **{int(c["id"]): str(c["name"]) for c in content["categories"]}}
         colours = np.zeros((256, 3), np.uint8)
         for c in content["categories"]:
