@@ -36,11 +36,9 @@ def read(model: ViT, images: Tensor, facet: str = "keys", layer: int = -1) -> Fa
         InputError: there is no such block.
     """
     check_layer(model, layer, "mine.layer")
-    x, ropes = embed(model, images)
-    index, blocks = layer % len(model.blocks), list[Any](model.blocks)
-    for block, rope in zip(blocks[:index], ropes, strict=False):
-        x = run_block(block, x, rope)
-    block, rope, prefix = blocks[index], ropes[index], model.num_prefix_tokens
+    index = layer % len(model.blocks)
+    x, ropes = tokens_before(model, images, index)
+    block, rope, prefix = list[Any](model.blocks)[index], ropes[index], model.num_prefix_tokens
     normed = block.norm1(x)  # [B, P + N, D]
     query, patches = project(block.attn, normed[:, 0], "queries"), normed[:, prefix:]  # [B, H, d], [B, N, D]
     keys = project(block.attn, patches, "keys").transpose(1, 2)  # [B, H, N, d]
@@ -58,11 +56,9 @@ def last_block(model: ViT, images: Tensor, facet: str) -> tuple[Tensor, Tensor]:
 
     images, facet: as in `read`; of tokens H is 1 and d is D.
     """
-    x, ropes = embed(model, images)
-    *before, (block, rope) = zip(list[Any](model.blocks), ropes, strict=True)
-    for other, its_rope in before:
-        x = run_block(other, x, its_rope)
-    tokens = model.norm(run_block(block, x, rope))
+    block = vit.last(model)
+    x, ropes = tokens_before(model, images, len(model.blocks) - 1)
+    tokens = model.norm(run_block(block, x, ropes[-1]))
     features = tokens[:, None] if facet == "tokens" else project(block.attn, block.norm1(x), facet).transpose(1, 2)
     return tokens, features
 
@@ -79,9 +75,7 @@ def block_tokens(model: ViT, images: Tensor, layer: int = -1) -> Tensor:
     index = layer % len(model.blocks)
     if index == len(model.blocks) - 1:
         return vit.tokens(model, images)
-    x, ropes = embed(model, images)
-    for block, rope in zip(list[Any](model.blocks)[: index + 1], ropes, strict=False):
-        x = run_block(block, x, rope)
+    x, _ = tokens_before(model, images, index + 1)
     return nn.functional.layer_norm(x, x.shape[-1:])
 
 
@@ -98,6 +92,14 @@ def embed(model: ViT, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         return model.norm_pre(model._pos_embed(model.patch_embed(images))), [None] * len(model.blocks)
     x, rope = model._pos_embed(model.patch_embed(images))
     return model.norm_pre(x), list(rope) if model.rope_mixed and rope is not None else [rope] * len(model.blocks)
+
+
+def tokens_before(model: ViT, images: Tensor, index: int) -> tuple[Tensor, list[Tensor | None]]:
+    """The tokens [B, P + N, D] before block `index`, from 0, and the rotary embeddings of all blocks as `embed` gives them."""
+    x, ropes = embed(model, images)
+    for block, rope in zip(list[Any](model.blocks)[:index], ropes, strict=False):
+        x = run_block(block, x, rope)
+    return x, ropes
 
 
 def run_block(block: Any, x: Tensor, rope: Tensor | None) -> Tensor:

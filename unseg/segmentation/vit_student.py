@@ -90,10 +90,7 @@ class ViTStudent(nn.Module):
 
     def tokens_before(self, x: Tensor, count: int) -> Tensor:
         """All tokens before the last `count` blocks, [B, P + h w, D], of x [B, 3, H, W]."""
-        x, ropes = facets.embed(self.vit, self.vit_input(x))
-        for block, rope in list(zip(self.vit.blocks, ropes, strict=True))[:-count]:
-            x = facets.run_block(block, x, rope)
-        return x
+        return facets.tokens_before(self.vit, self.vit_input(x), len(self.vit.blocks) - count)[0]
 
     def features(self, x: Tensor) -> Tensor:
         """The input of the last layer, a 1x1 convolution: [B, F, h, w], or [B, F, 2 h, 2 w] with the head conv."""

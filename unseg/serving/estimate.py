@@ -12,13 +12,13 @@ from typing import Any
 import timm
 import torch
 
+from unseg.core.fetched import CROC
 from unseg.engine import environment
 from unseg.engine.precision import autocast
 from unseg.models import timm_weights, vit, vit_files
 from unseg.models.vit import Backbone, Shape
 from unseg.models.weights import RANDOM_INIT
 
-CROC = "models/croc.safetensors"
 ASPECT = 4 / 3  # of a photograph
 RESNET = {"resnet18": 2 * 1.8e9 / 224**2, "resnet50": 2 * 4.1e9 / 224**2}  # operations a pixel, width 64, stride 32
 MASK_RCNN, DEEPLAB = 7.0, 6.0  # times the ResNet alone: pyramid and heads; stride 8 and the pyramid of dilations

@@ -18,6 +18,7 @@ import yaml
 
 from unseg.core import params, profiles
 from unseg.core.console import InputError
+from unseg.core.fetched import CROC
 from unseg.core.storage import atomic_write
 from unseg.data import readers
 from unseg.engine import environment
@@ -113,7 +114,7 @@ def sizes(profile: dict[str, Any], photos: int, accelerator: bool) -> dict[str, 
     changes: dict[str, Any] = {}
     if photos // MASKS_PER_CLUSTER < profile["cluster"]["k"]:
         changes["cluster.k"] = max(2, photos // MASKS_PER_CLUSTER)
-    if accelerator or profile["backbone"]["weights"] != "models/croc.safetensors":
+    if accelerator or profile["backbone"]["weights"] != CROC:
         return changes
     for group, steps in (("croc", PRETRAIN_STEPS), ("segmenter", SEGMENTER_STEPS)):
         per_epoch = max(1, photos // profile[group]["batch"])
