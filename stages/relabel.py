@@ -1,11 +1,9 @@
 """Make new label maps of the train images with a segmenter: averaged over views, refined by a CRF, the confident part kept."""
 
-import io
 from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-from PIL import Image as Pillow
 
 from unseg.core import image_index, params, storage
 from unseg.core.console import run, track
@@ -37,14 +35,10 @@ def main(index: str, images: str, weights: str, labels: str, to: str) -> None:
             ids = [i.id for i in train_images]
             maps = results(ids)
             if p.threshold is not None:
-                decoded = track(map(decode, results(ids)), "thresholds", len(ids))
-                thresholds = teacher.class_thresholds(decoded, p.threshold)
+                decode = storage.decode_png
+                thresholds = teacher.class_thresholds(track(map(decode, results(ids)), "thresholds", len(ids)), p.threshold)
                 maps = (storage.encode_png(teacher.keep_confident(decode(content), thresholds)) for content in results(ids))
             storage.write_zip(labels, zip((f"{i.file_name}.png" for i in train_images), maps, strict=True))
-
-
-def decode(content: bytes) -> np.ndarray:
-    return np.asarray(Pillow.open(io.BytesIO(content)))
 
 
 if __name__ == "__main__":

@@ -132,6 +132,11 @@ def encode_png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def decode_png(content: bytes) -> np.ndarray:
+    """The inverse of `encode_png`."""
+    return np.asarray(Pillow.open(io.BytesIO(content)))
+
+
 def write_zip(path: str | Path, members: Iterable[tuple[str, bytes]]) -> None:
     """An uncompressed zip (PNGs do not shrink); all members have the same date."""
     with atomic_write(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:

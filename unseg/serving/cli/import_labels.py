@@ -1,13 +1,13 @@
 """`unseg import-labels`: turns corrected labels into a zip of label maps, and into masks for `unseg probe`."""
 
 import argparse
-import io
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image as Pillow
 
+from unseg.core import storage
 from unseg.core.console import InputError
 from unseg.core.label_maps import IGNORE_LABEL, write_label_maps
 from unseg.serving.cli import clusters
@@ -58,7 +58,7 @@ def used(made: Corrections) -> set[int]:
 
 
 def decode(made: Corrections, name: str) -> np.ndarray:
-    return np.asarray(Pillow.open(io.BytesIO(made.maps[name])))
+    return storage.decode_png(made.maps[name])
 
 
 def uncorrected(folder: Run, made: Corrections) -> source.LabelSource:
