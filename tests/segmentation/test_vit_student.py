@@ -1,6 +1,7 @@
 """A head on a ViT (segmentation/vit_student.py): tokens, training, file, and what reads the file."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import timm
 import torch
 import yaml
 from PIL import Image as Pillow
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import unseg
@@ -24,7 +26,7 @@ from unseg.engine import batching, training
 from unseg.engine.checkpoint import Checkpoint
 from unseg.engine.training import mix_seeds
 from unseg.evaluation import linear_probe
-from unseg.models import frozen_tokens, vit
+from unseg.models import facets, frozen_tokens, vit
 from unseg.models.vit import Backbone
 from unseg.models.weights import RANDOM_INIT
 from unseg.segmentation import segmenter, vit_student
@@ -101,6 +103,31 @@ def test_tokens_are_the_backbones_patches_row_by_row() -> None:
     assert got.shape == (2, 32, 3, 5)
     assert torch.allclose(got[:, :, 2, 1], want[:, 2 * 5 + 1], atol=1e-5)
     assert torch.allclose(got.flatten(2).mT, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3_qkvb"])
+def test_the_head_reads_an_earlier_block(arch: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model(arch, num_classes=0, embed_dim=32, depth=3, num_heads=2, dynamic_img_size=True)
+    torch.nn.init.normal_(network.norm.weight)
+    weights, p = str(tmp_path / "vit.safetensors"), setting(layer=1)
+    about = asdict(replace(vit.describe(vit.checked(network, arch)), arch=arch))
+    save_file(network.state_dict(), weights, {"unseg": json.dumps({"backbone": about})})
+    backbone, x = Backbone(weights, None, None, None, None), torch.randn(2, 3, 32, 48)
+    model = vit_student.build(p, backbone, 3).eval()
+    segmenter.save(tmp_path / "s.safetensors", model, p, 2, backbone)
+    again = segmenter.load(tmp_path / "s.safetensors").model
+    with torch.inference_mode():
+        whole = vit.load(backbone)
+        want = facets.block_tokens(whole, model.vit_input(x), 1)[:, whole.num_prefix_tokens :]
+        assert len(model.vit.blocks) == len(again.vit.blocks) == 2
+        assert torch.allclose(model.tokens(x).flatten(2).mT, want, atol=1e-4)
+        assert torch.allclose(again.tokens(x).flatten(2).mT, want, atol=1e-4)
+
+
+def test_a_layer_that_does_not_exist() -> None:
+    with pytest.raises(InputError, match=r"segmenter\.layer is 2; this ViT has 2 blocks"):
+        vit_student.build(setting(layer=2), BACKBONE, 3)
 
 
 # ---- tokens and labels in memory

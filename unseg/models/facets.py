@@ -76,7 +76,17 @@ def block_tokens(model: ViT, images: Tensor, layer: int = -1) -> Tensor:
     if index == len(model.blocks) - 1:
         return vit.tokens(model, images)
     x, _ = tokens_before(model, images, index + 1)
-    return nn.functional.layer_norm(x, x.shape[-1:])
+    return nn.functional.layer_norm(x, x.shape[-1:], eps=model.norm.eps)
+
+
+def truncate(model: ViT, layer: int) -> ViT:
+    """The ViT, in place, without the blocks after `layer`: its tokens are those of `block_tokens`, also after saving and loading."""
+    index = layer % len(model.blocks)
+    if index < len(model.blocks) - 1:
+        model.blocks = model.blocks[: index + 1]
+        nn.init.ones_(model.norm.weight)
+        nn.init.zeros_(model.norm.bias)
+    return model
 
 
 def check_layer(model: ViT, layer: int, key: str) -> None:

@@ -50,8 +50,9 @@ class Segmenter:
     """The `segmenter` group of params.yaml."""
 
     arch: Literal["resnet18", "resnet50", "vit"]  # DeepLab-v3 on a ResNet, or a head on the ViT of the group backbone
+    layer: int  # vit: the block whose tokens the head reads, as `embed.layer`; later ones are left out
     head: Literal["linear", "conv"]  # vit
-    tuned_blocks: NonNegativeInt  # vit: its last blocks, which are trained with the head
+    tuned_blocks: NonNegativeInt  # vit: the last blocks up to `layer`, which are trained with the head
     width: PositiveInt  # ResNets: channels of the first stage; 64 is the standard ResNet
     stride: Literal[8, 16, 32]  # ResNets: of the last feature map
     rates: list[PositiveInt]  # ResNets: dilations of the pyramid

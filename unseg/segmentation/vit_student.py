@@ -130,10 +130,15 @@ class TunedStudent(nn.Module):
 
 
 def build(p: Segmenter, backbone: Backbone, labels: int) -> ViTStudent:
-    """The backbone with its weights, and a random head. Raises InputError for weights that do not fit, or too few blocks."""
+    """The backbone's blocks up to p.layer with their weights, and a random head.
+
+    Raises InputError for weights that do not fit, or too few blocks.
+    """
     loaded = vit.load(backbone)
+    facets.check_layer(loaded, p.layer, "segmenter.layer")
+    loaded = facets.truncate(loaded, p.layer)
     if p.tuned_blocks > (depth := len(loaded.blocks)):
-        raise InputError(f"params.yaml: segmenter.tuned_blocks is {p.tuned_blocks}; {backbone.weights} has {depth} blocks")
+        raise InputError(f"params.yaml: segmenter.tuned_blocks is {p.tuned_blocks}; {backbone.weights} has {depth} blocks up to segmenter.layer")
     return ViTStudent(loaded, build_head(p.head, loaded.embed_dim, p.channels, labels))
 
 
