@@ -7,7 +7,8 @@
 machinery at work, and what it gives is no result without labels. --data is a VOC2012 folder, by default ../shared/data/VOC2012.
 
 The stages run in this process, in a copy of this working tree, with their command lines of dvc.yaml and params.yaml of
-profiles/voc_small.yaml with the values CHAIN, --set, and those that name a row. Steps:
+profiles/voc_small.yaml with the values CHAIN (what we recommend), --set, and those that name a row; the rows of mine, embed and
+cluster vary MINE_BASE and CLUSTER_BASE instead. Steps:
 mine      each mining choice on --photos evaluation images: foreground IoU, and what quality.json has about masks
 embed     each descriptor of the true regions of all images
 cluster   each clustering of each of those descriptors: purity, AMI, what quality.json has about clusters; each K of choose_k
@@ -47,34 +48,39 @@ from unseg.core.instances import Instance
 SHARED = ROOT / "../shared/data"
 STAND_IN = SHARED / "standin/vits14.safetensors"
 CHAIN: Changes = {
-    "mine.resize": 448,
+    "mine.resize": 336,
     "mine.facet": "tokens",
-    "mine.rank": "logits",
+    "mine.rank": "softmax",
     "mine.keep": 0.4,
+    "mine.flip": True,
+    "mine.threshold": "otsu",
+    "embed.region": "box",
     "embed.descriptor": "mean",
     "embed.layer": 8,
     "embed.resize": 224,
     "embed.longest": 448,
     "cluster.k": 20,
-    "cluster.whiten": "pca",
-    "cluster.components": 64,
+    "cluster.algorithm": "spectral",
+    "cluster.whiten": "none",
+    "cluster.components": None,
     "detector.short_sides": [256],
     "detector.long_side": 448,
     "detector.iterations": 300,
     "detector.lr_steps": [220, 270],
     "detect.short_side": 256,
-    "segmenter.size": 336,
     "segmenter.channels": 128,
-    "segmenter.epochs": 10,
-    "segmenter.lr_milestone": 7,
     "predict.input": "square",
     "quality.images": 16,
     "quality.seeds": 3,
     "choose.ks": [5, 10, 15, 20, 30, 40],
     "choose.repeats": 3,
 }
+MINE_BASE: Changes = {"mine.resize": 448, "mine.rank": "logits", "mine.flip": False, "mine.threshold": 0.0}
+CLUSTER_BASE: Changes = {"embed.region": "masked", "cluster.algorithm": "full", "cluster.whiten": "pca", "cluster.components": 64}
 DEEPLAB: Changes = {"segmenter.arch": "resnet18", "segmenter.width": 32, "segmenter.size": 224, "segmenter.lr": 0.02}
-STUDENT: Changes = {"segmenter.arch": "vit", "segmenter.lr": 0.02}
+DEEPLAB |= {"segmenter.epochs": 30, "segmenter.lr_milestone": 24}
+STUDENT: Changes = {"segmenter.arch": "vit", "segmenter.lr": 0.02, "segmenter.size": 336, "segmenter.hard_pixel_ratio": 0.5}
+STUDENT |= {"segmenter.epochs": 30, "segmenter.lr_milestone": 24}
 SCALES = [0.75, 1.0]
 HEAD: Changes = {"mine.method": "head", "mine.head": "models/foreground.safetensors", "foreground.heads": ["foreground"]}
 HEAD |= {"foreground.center": True, "foreground.threshold": "otsu"}
@@ -120,14 +126,18 @@ CLUSTER: list[Changes] = [
     {"cluster.algorithm": "full"},
     {"cluster.algorithm": "minibatch"},
     {"cluster.algorithm": "spectral"},
+    {"cluster.algorithm": "spectral", "cluster.whiten": "none", "cluster.components": None},
     {"cluster.algorithm": "overcluster"},
     {"cluster.algorithm": "overcluster", "cluster.overclusters": 300},
 ]
+SHORT: Changes = {"segmenter.epochs": 10, "segmenter.lr_milestone": 7}
 STUDENTS: dict[str, tuple[str, Changes]] = {  # name: round of label maps, values
-    "linear-masks": ("masks", {"segmenter.head": "linear"}),
     "conv-masks": ("masks", {"segmenter.head": "conv"}),
+    "linear-masks": ("masks", {"segmenter.head": "linear"}),
     "conv-detector": ("r0", {"segmenter.head": "conv"}),
-    "tuned-masks": ("masks", {"segmenter.head": "conv", "segmenter.tuned_blocks": 2}),
+    "paper-loss": ("masks", {"segmenter.head": "conv", "segmenter.hard_pixel_ratio": 0.2}),
+    "layer-8": ("masks", {"segmenter.head": "conv", "segmenter.layer": 8}),
+    "tuned-masks": ("masks", {"segmenter.head": "conv", "segmenter.tuned_blocks": 1} | SHORT),
 }
 ROUNDS: dict[str, Changes] = {  # name: how conv-masks labels the train images again
     "flip": {"relabel.crf": False, "relabel.flip": True},
@@ -147,6 +157,7 @@ def mine(project: Project) -> None:
     sample = image_index.evenly_spaced(project.val, project.photos)
     storage.write_json("choices/few.json", {"images": [vars(i) for i in sample]})
     trained: Changes = {}
+    project.base = MINE_BASE
     for changes in MINE:
 
         def way(changes: Changes = changes) -> dict[str, float]:
@@ -187,6 +198,7 @@ def embed(project: Project) -> None:
     if not regions.exists():
         truth_scores.write_true_regions(TRUTH, project.index, regions)
     objects = instances.read(regions, Instance, project.index)
+    project.base = CLUSTER_BASE
     for changes in EMBED:
 
         def way(changes: Changes = changes) -> dict[str, float]:
@@ -224,6 +236,7 @@ def cluster_numbers(project: Project, tokens: str, masks: str, output: str) -> d
 
 def cluster(project: Project) -> None:
     regions = "choices/true-regions.json"
+    project.base = CLUSTER_BASE
     for embedding in EMBED:
         if (file := tokens_file(embedding)).exists():
             for changes in CLUSTER:
@@ -390,6 +403,7 @@ def main(words: list[str] | None = None) -> None:
             project.stage("prepare")
         for step in options.steps:
             start = time.monotonic()
+            project.base = {}
             with shared_networks(project.memo) if step in SHARING else contextlib.nullcontext():
                 STEPS[step](project)
             print(f"{step}: {time.monotonic() - start:.0f} s", flush=True)

@@ -104,6 +104,7 @@ class Project:
     def __init__(self, root: Path, weights: Path, data: Path, chain: Changes, quick: bool, photos: int) -> None:
         self.root, self.quick, self.photos = root, quick, photos
         self.chain = dict(chain)
+        self.base: Changes = {}  # what the rows of a step vary, if not the chain
         for group in ("backbone", "embedder"):
             self.chain[f"{group}.weights"] = "models/vit.safetensors"
             self.chain |= {f"{group}.{key}": None for key in ("patch", "width", "depth", "heads")}
@@ -136,9 +137,9 @@ class Project:
             (lists / f"{name}.txt").write_text("\n".join(image_index.evenly_spaced(names, 60) if self.quick else names) + "\n")
 
     def set(self, changes: Changes) -> None:
-        """Write params.yaml: the profile voc_small, the chain's values and the changes."""
+        """Write params.yaml: the profile voc_small, the chain's values, those of the step's base, and the changes."""
         file = Path("params.yaml")
-        file.write_text(profiles.render("voc_small", self.chain | changes, ROOT / "profiles"), "utf-8")
+        file.write_text(profiles.render("voc_small", self.chain | self.base | changes, ROOT / "profiles"), "utf-8")
 
     def stage(self, name: str, item: Any = None, file: str = "dvc.yaml", **others: str) -> None:
         """Run a stage of dvc.yaml by its command line, with some files replaced. Alarms end it after its output is written."""

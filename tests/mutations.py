@@ -427,7 +427,7 @@ FAULTS = [
     Fault(
         "student: an earlier block's tokens pass the last block's norm",
         "unseg/models/facets.py",
-        "nn.init.ones_(model.norm.weight)",
+        "nn.init.ones_(norm.weight)",
         "pass",
         "tests/segmentation/test_vit_student.py -k earlier_block",
     ),

@@ -128,6 +128,9 @@ def test_a_toy_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     chain |= {"segmenter.size": 32, "segmenter.epochs": 1, "segmenter.lr_milestone": 0, "segmenter.batch": 4}
     for name, value in {
         "CHAIN": chain,
+        "MINE_BASE": {},
+        "CLUSTER_BASE": {},
+        "STUDENT": voc.STUDENT | {key: x for key, x in chain.items() if key.startswith("segmenter.")},
         "MINE": [{"mine.facet": "keys"}, {"mine.no": 1}, {"mine.facet": "tokens", "mine.center": False}],
         "EMBED": [{"embed.region": "box"}],
         "CLUSTER": [{"cluster.whiten": "none"}],

@@ -76,16 +76,18 @@ def block_tokens(model: ViT, images: Tensor, layer: int = -1) -> Tensor:
     if index == len(model.blocks) - 1:
         return vit.tokens(model, images)
     x, _ = tokens_before(model, images, index + 1)
-    return nn.functional.layer_norm(x, x.shape[-1:], eps=model.norm.eps)
+    norm: Any = model.norm  # mypy takes attributes of modules for tensors
+    return nn.functional.layer_norm(x, x.shape[-1:], eps=norm.eps)
 
 
 def truncate(model: ViT, layer: int) -> ViT:
-    """The ViT, in place, without the blocks after `layer`: its tokens are those of `block_tokens`, also after saving and loading."""
+    """The ViT, changed in place, without the blocks after `layer`: its tokens are those of `block_tokens`."""
     index = layer % len(model.blocks)
     if index < len(model.blocks) - 1:
         model.blocks = model.blocks[: index + 1]
-        nn.init.ones_(model.norm.weight)
-        nn.init.zeros_(model.norm.bias)
+        norm: Any = model.norm
+        nn.init.ones_(norm.weight)
+        nn.init.zeros_(norm.bias)
     return model
 
 

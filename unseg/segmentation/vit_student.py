@@ -138,7 +138,9 @@ def build(p: Segmenter, backbone: Backbone, labels: int) -> ViTStudent:
     facets.check_layer(loaded, p.layer, "segmenter.layer")
     loaded = facets.truncate(loaded, p.layer)
     if p.tuned_blocks > (depth := len(loaded.blocks)):
-        raise InputError(f"params.yaml: segmenter.tuned_blocks is {p.tuned_blocks}; {backbone.weights} has {depth} blocks up to segmenter.layer")
+        raise InputError(
+            f"params.yaml: segmenter.tuned_blocks is {p.tuned_blocks}; {backbone.weights} has {depth} blocks up to segmenter.layer"
+        )
     return ViTStudent(loaded, build_head(p.head, loaded.embed_dim, p.channels, labels))
 
 
