@@ -176,3 +176,9 @@ def test_sizes_follow_the_photographs_and_the_machine() -> None:
     assert few["croc.epochs"] > profile["croc"]["epochs"] > many["croc.epochs"] >= 1
     assert "cluster.k" not in many
     assert fit.sizes(profile, 40, True) == {"cluster.k": 5}
+    photos = yaml.safe_load(profiles.render("photos", folder=ROOT / "profiles"))
+    few = fit.sizes(photos, 24, False)
+    assert few["cluster.neighbors"] == 12
+    assert few["segmenter.epochs"] > fit.sizes(photos, 2000, False)["segmenter.epochs"]
+    assert not any(key.startswith("croc") for key in few)
+    assert "cluster.neighbors" not in fit.sizes(photos, 31, True)

@@ -139,7 +139,7 @@ def build(p: Segmenter, backbone: Backbone, labels: int) -> ViTStudent:
     loaded = facets.truncate(loaded, p.layer)
     if p.tuned_blocks > (depth := len(loaded.blocks)):
         raise InputError(
-            f"params.yaml: segmenter.tuned_blocks is {p.tuned_blocks}; {backbone.weights} has {depth} blocks up to segmenter.layer"
+            f"params.yaml: segmenter.tuned_blocks is {p.tuned_blocks}; {backbone.weights} has {depth} blocks that it reads"
         )
     return ViTStudent(loaded, build_head(p.head, loaded.embed_dim, p.channels, labels))
 

@@ -55,7 +55,7 @@ def operations(params: dict[str, Any], photos: int, shape: Shape) -> float:
     total += images * side**2 * ASPECT * per_pixel
     square = segmenter["size"] ** 2
     if segmenter["arch"] == "vit":
-        forward = forward_vit(segmenter["size"])
+        forward = forward_vit(segmenter["size"]) * (segmenter["layer"] % shape.depth + 1) / shape.depth
         head = 2 * 9 * segmenter["channels"] * (shape.width + 4 * segmenter["channels"]) * square / shape.patch**2
         trained = 2 * forward + segmenter["epochs"] * BACKWARD * (head if segmenter["head"] == "conv" else 0)
     else:

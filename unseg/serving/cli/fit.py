@@ -25,7 +25,7 @@ from unseg.engine import environment
 from unseg.serving.cli.profile import FITTED, write_params
 
 WITH_WEIGHTS, WITH_WEIGHTS_GPU, WITHOUT_WEIGHTS = "photos", "photos_gpu", "folder"  # profiles
-PRETRAIN_STEPS, SEGMENTER_STEPS = 750, 400  # minutes each, on a CPU
+STEPS = {"croc": 750, "segmenter": 400}  # minutes each, on a CPU
 MASKS_PER_CLUSTER = 8  # at least, on average
 
 
@@ -108,17 +108,19 @@ def has_accelerator() -> bool:
 def sizes(profile: dict[str, Any], photos: int, accelerator: bool) -> dict[str, Any]:
     """Changes of a profile for this number of photographs, by dotted key.
 
-    With few photographs there are fewer clusters. Without an accelerator, the epochs are set so that pre-training and each
-    segmenter take some minutes.
+    With few photographs there are fewer clusters and neighbours. Without an accelerator, the epochs are set so that pre-training
+    and each segmenter take some minutes.
     """
     changes: dict[str, Any] = {}
     if photos // MASKS_PER_CLUSTER < profile["cluster"]["k"]:
         changes["cluster.k"] = max(2, photos // MASKS_PER_CLUSTER)
-    if accelerator or profile["backbone"]["weights"] != CROC:
+    if profile["cluster"]["algorithm"] == "spectral" and photos <= 2 * profile["cluster"]["neighbors"]:
+        changes["cluster.neighbors"] = max(1, photos // 2)  # of masks, of which there may be fewer than photographs
+    if accelerator:
         return changes
-    for group, steps in (("croc", PRETRAIN_STEPS), ("segmenter", SEGMENTER_STEPS)):
+    for group in ("croc", "segmenter") if profile["backbone"]["weights"] == CROC else ("segmenter",):
         per_epoch = max(1, photos // profile[group]["batch"])
-        changes[f"{group}.epochs"] = max(1, min(steps // per_epoch, 4 * profile[group]["epochs"]))
+        changes[f"{group}.epochs"] = max(1, min(STEPS[group] // per_epoch, 4 * profile[group]["epochs"]))
     changes["segmenter.lr_milestone"] = max(0, changes["segmenter.epochs"] * 4 // 5 - 1)
     return changes
 
