@@ -11,35 +11,21 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-NOT_OF_A_PROJECT = (
-    ".ci/",
-    ".github/",
-    "benchmarks/",
-    "docs/",
-    "tests/",
-    "unseg/",
-    "requirements",
-    "pyproject",
-    "hatch_",
-    "LICENSE",
-)
+NOT_OF_A_PROJECT = (".ci/", ".github/", "benchmarks/", "docs/", "tests/", "unseg/")
+FOR_THE_BUILD = {"pyproject.toml", "hatch_build.py", "requirements.txt", "requirements-dev.txt"}
+DOCS = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"}
 
 
 def in_git() -> set[str]:
-    """The files that Git knows or would take, but outputs of DVC's."""
-    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    outputs = ("dvc.lock", ".json")  # metrics are left to Git
-    return {
-        n
-        for n in listed
-        if (ROOT / n).is_file() and not (n.startswith("results/") and n.endswith(outputs)) and "dvc.lock" not in n
-    }
+    """The files that Git knows, and new ones in the folders that the build takes as a whole."""
+    words = "git ls-files; git ls-files --others --exclude-standard unseg stages profiles docs"
+    names = subprocess.run(["bash", "-ec", words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return {name for name in names if (ROOT / name).is_file() and not name.endswith("dvc.lock")}
 
 
 def of_a_project() -> set[str]:
     """All files of the repository that are neither code of unseg nor for its developers: DVC may need them."""
-    return {name for name in in_git() if not name.startswith(NOT_OF_A_PROJECT) and not name.endswith(".md")}
+    return {name for name in in_git() - FOR_THE_BUILD - DOCS if not name.startswith(NOT_OF_A_PROJECT)}
 
 
 @pytest.fixture
@@ -73,9 +59,8 @@ def test_the_sdist_has_what_the_wheel_is_built_of_and_no_data(built: Path) -> No
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as file:
         names = {name.split("/", 1)[1] for name in file.getnames() if "/" in name}
-    docs = {"PKG-INFO", "README.md", "LICENSE", "CHANGELOG.md"} | {name for name in in_git() if name.startswith("docs/")}
-    build = {"pyproject.toml", "hatch_build.py", "requirements.txt", "requirements-dev.txt"}
-    assert names == of_a_project() | docs | build | {name for name in in_git() if name.startswith("unseg/")}
+    folders = {name for name in in_git() if name.startswith(("unseg/", "docs/"))}
+    assert names == of_a_project() | FOR_THE_BUILD | DOCS | folders | {"PKG-INFO"}
 
 
 def test_the_requirements_are_those_of_the_files(wheel: zipfile.ZipFile) -> None:
