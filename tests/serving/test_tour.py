@@ -121,7 +121,7 @@ def fit(tour: Tour) -> None:
     words = ["unseg", "fit", str(tour.home / "pictures"), "--weights", str(tour.home / "vit.safetensors"), *settings]
     out = tour.sh(*words)
     assert f"{PHOTOGRAPHS} photographs in" in out
-    assert "Running stage 'train_segmenter@0'" in out
+    assert "Running stage 'train_segmenter@r0'" in out
     assert (tour.root / "models/segmenter-r0.safetensors").stat().st_size
     assert "<html" in (tour.root / "results/report.html").read_text()
     assert len(yaml.safe_load((tour.root / "data/images.json").read_text())["images"]) == PHOTOGRAPHS
@@ -142,10 +142,9 @@ def export_labels(tour: Tour) -> None:
     """Of the run to COCO and Label Studio, of the prediction to YOLO."""
     for given, format in ((".", "coco"), (".", "label-studio"), ("out", "yolo-seg")):
         tour.sh("unseg", "export-labels", given, "--format", format, "-o", f"labels-{format}")
-    (coco,) = (tour.root / "labels-coco").glob("*.json")
-    assert len(json.loads(coco.read_text())["images"]) == PHOTOGRAPHS
-    assert (tour.root / "labels-yolo-seg/data.yaml").exists()
-    assert list((tour.root / "labels-label-studio").glob("*.json"))
+    assert len(json.loads((tour.root / "labels-coco/semantic.json").read_text())["images"]) == PHOTOGRAPHS
+    assert len(json.loads((tour.root / "labels-label-studio/tasks.json").read_text())) == PHOTOGRAPHS
+    assert {p.stem for p in (tour.root / "labels-yolo-seg/labels").rglob("*.txt")} == {"100", "101"}
 
 
 STEPS = (pictures, installed, init, fit, predict, export_labels)
