@@ -487,6 +487,27 @@ FAULTS = [
         "1",
         "tests/serving/test_labels.py -k round_trip",
     ),
+    Fault(
+        "project: an upgrade overwrites edits",
+        "unseg/serving/project.py",
+        "if edited and not force:",
+        "if edited and force is None:",
+        "tests/serving/test_project.py -k no_edits",
+    ),
+    Fault(
+        "project: a hash of the code without its text",
+        "unseg/serving/project.py",
+        "{sha256(file.read_bytes())}\\n",
+        "\\n",
+        "tests/serving/test_project.py -k change_of_the_code",
+    ),
+    Fault(
+        "fit: a project among the photographs",
+        "unseg/serving/cli/fit.py",
+        "if link.parent.resolve().is_relative_to(folder.resolve()):",
+        "if link == folder:",
+        "tests/serving/test_fit.py -k lays_nothing_out",
+    ),
 ]
 
 

@@ -1,6 +1,7 @@
 """unseg fit and unseg profile: what they write, and what they refuse; that DVC then runs is shown by the pipeline's tests."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def test_fit_writes_what_one_would_by_hand(clone: Path, capsys: pytest.CaptureFi
     ("words", "message"),
     [
         (["none"], "none: no such folder"),
-        ([".."], "holds this clone of unseg; give a folder that has photographs only"),
+        ([".."], r"\.\. holds data/raw/photos; go to a folder outside, or name one that has photographs only"),
         (["profiles"], "profiles has 0 photographs .4 .yaml.; give a folder with more"),
         (["../my photos", "--profile", "none"], "profiles/none.yaml: no such profile; there are folder"),
         (["../my photos", "--weights", "none.pth"], "--weights none.pth: no such file; name a ViT's weights"),
@@ -118,7 +119,7 @@ def test_fit_says_how_long_it_takes_before_it_starts(
     monkeypatch.setattr(estimate, "seconds", lambda *_: 130.0)
     monkeypatch.setattr(fit, "repro", lambda: print("repro"))
     main(["fit", "../my photos", "--device", "cpu", "--weights", str(weights)])
-    *_, last, repro = capsys.readouterr().out.splitlines()
+    *_, last, repro, _ = capsys.readouterr().out.splitlines()
     assert (last, repro) == ("this will take about 2 minutes on this machine", "repro")
 
 
@@ -182,3 +183,102 @@ def test_sizes_follow_the_photographs_and_the_machine() -> None:
     assert few["segmenter.epochs"] > fit.sizes(photos, 2000, False)["segmenter.epochs"]
     assert not any(key.startswith("croc") for key in few)
     assert "cluster.neighbors" not in fit.sizes(photos, 31, True)
+
+
+@pytest.fixture
+def elsewhere(clone: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory beside the photographs."""
+    (clone.parent / "elsewhere").mkdir()
+    monkeypatch.chdir(clone.parent / "elsewhere")
+    return clone.parent / "elsewhere"
+
+
+def fitted(root: Path) -> dict[str, object]:
+    """params.yaml of a project on the photographs beside it."""
+    assert (root / "data/raw/photos").resolve() == root.parents[root.parent.name == "elsewhere"].resolve() / "my photos"
+    assert (root / ".unseg/core").exists()
+    content: dict[str, object] = yaml.safe_load((root / "params.yaml").read_text())
+    return content
+
+
+def test_fit_makes_a_project_of_an_empty_folder(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "../my photos", "--no-run"])
+    assert f"project in {elsewhere}" in capsys.readouterr().out
+    assert fitted(elsewhere)["seed"] == 0
+    (elsewhere / "notes.txt").touch()
+    main(["fit", "../my photos", "--no-run", "--set", "seed=3"])  # again: the same project
+    assert fitted(elsewhere)["seed"] == 3
+    assert "project in" not in capsys.readouterr().out
+
+
+def test_fit_makes_a_project_beside_other_files(
+    elsewhere: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (elsewhere / "notes.txt").touch()
+    monkeypatch.setattr(fit, "has_accelerator", lambda: False)
+    monkeypatch.setattr(fit, "repro", lambda: print(f"repro in {Path.cwd().name}"))
+    words = ["fit", "../my photos", "--weights", f"../{weights.name}"]
+    main(words)
+    out = capsys.readouterr().out
+    assert "repro in unseg-my photos" in out
+    assert "next: cd 'unseg-my photos', unseg clusters" in out
+    assert fitted(elsewhere / "unseg-my photos")["backbone"]["weights"] == str(weights.resolve())  # type: ignore[index]
+    assert Path.cwd() == elsewhere
+    main(words)
+    assert sorted(p.name for p in elsewhere.iterdir()) == ["notes.txt", "unseg-my photos"]
+
+
+def test_fit_says_what_an_upgrade_changed(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "../my photos", "--no-run"])
+    Path(".unseg/mining").write_text("of an older unseg\n")
+    assert "has changed" not in capsys.readouterr().out
+    main(["fit", "../my photos", "--no-run"])
+    assert "unseg has changed in mining: the stages that use it will run again\n" in capsys.readouterr().out
+    Path(".unseg/files").write_text(Path(".unseg/files").read_text().split("\n", 1)[1])
+    main(["fit", "../my photos", "--no-run"])
+    out = capsys.readouterr().out
+    assert "are not those of the installed unseg; `unseg init --upgrade` renews them" in out
+    assert "has changed" not in out
+
+
+@pytest.mark.parametrize(
+    ("at", "words", "message"),
+    [
+        ("my photos", ["."], r"\. holds unseg-my photos/data/raw/photos; go to a folder outside"),
+        ("my photos/empty", [".."], r"\.\. holds data/raw/photos; go to a folder outside"),
+        ("full", ["../my photos"], "unseg-my photos is not empty; name a new folder"),
+        ("full", ["../none"], "none: no such folder"),
+        ("empty", ["../my photos", "--profile", "none"], "none.yaml: no such profile; there are coco20k"),
+        ("empty", ["../my photos", "--set", "croc.nothing=1"], "--set: croc.nothing is not a parameter"),
+        ("empty", ["../my photos", "--weights", "none.pth"], "--weights none.pth: no such file"),
+    ],
+)
+def test_fit_lays_nothing_out_for_bad_input(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, at: str, words: list[str], message: str
+) -> None:
+    around = clone.parent
+    for folder in ("my photos/empty", "empty", "full/unseg-my photos"):
+        (around / folder).mkdir(parents=True)
+    (around / "full/unseg-my photos/notes.txt").touch()
+    before = sorted(around.rglob("*"))
+    monkeypatch.chdir(around / at)
+    with pytest.raises(SystemExit, match=message) as error:
+        main(["fit", *words, "--no-run"])
+    assert "\n" not in str(error.value)
+    assert sorted(around.rglob("*")) == before
+
+
+def test_fit_takes_no_project_of_other_photographs(elsewhere: Path) -> None:
+    (elsewhere / "notes.txt").touch()
+    shutil.copytree("../my photos", "../other/my photos")
+    main(["fit", "../my photos", "--no-run"])
+    with pytest.raises(SystemExit, match=r"unseg-my photos is the project of .*; run `unseg fit` in it, or in an empty folder"):
+        main(["fit", "../other/my photos", "--no-run"])
+    fitted(elsewhere / "unseg-my photos")
+
+
+def test_fit_needs_no_git(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    main(["fit", "../my photos", "--no-run"])
+    main(["fit", "../my photos", "--no-run"])
+    fitted(elsewhere)

@@ -99,7 +99,8 @@ def lineage(name: str, folder: Path) -> dict[str, dict[str, Any]]:
 def read(name: str, folder: Path) -> dict[str, Any]:
     file = folder / f"{name}.yaml"
     if not re.fullmatch(r"\w+", name) or not file.exists():
-        raise InputError(f"{file}: no such profile; there are {', '.join(names(folder)) or 'none: run this in a clone of unseg'}")
+        known = ", ".join(names(folder)) or "none: run this in a project (`unseg init`) or a clone of unseg"
+        raise InputError(f"{file}: no such profile; there are {known}")
     content = params.read(file) or {}
     if not isinstance(content, dict):
         raise InputError(f"{file} holds no parameters; write them as in {folder / BASE}.yaml")

@@ -36,10 +36,9 @@ RUN_FILE = re.compile(r"lock|checkpoint\.pt|\.checkpoint\.pt\.\d+\.part|results-
 
 @cache
 def code_hash() -> str:
-    """A hash of unseg's modules and of the stages, 12 hexadecimal digits."""
+    """A hash of unseg's modules and of the stages in the working directory, 12 hexadecimal digits."""
     key = hashlib.blake2b(digest_size=6)
-    package = Path(__file__).parents[1]
-    for file in sorted([*package.rglob("*.py"), *(package.parent / "stages").glob("*.py")]):
+    for file in sorted([*Path(__file__).parents[1].rglob("*.py"), *Path("stages").glob("*.py")]):
         key.update(file.read_bytes())
     return key.hexdigest()
 

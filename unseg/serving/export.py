@@ -73,7 +73,7 @@ def to_onnx(path: str | Path, net: TrainedSegmenter, about: dict[str, Any], patc
         )
     for name in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(name) is None:
-            raise InputError(f"{name} is not installed; install it with `pip install -e '.[onnx]'`")
+            raise InputError(f"{name} is not installed; install it with `pip install '.[onnx]'` in a clone of unseg")
     import onnx
 
     model, outputs = to_cpu(net), ["logits"]

@@ -1,6 +1,6 @@
-"""`unseg fit`: links a folder, writes params.yaml with sizes that fit it, and runs `dvc repro`.
+"""`unseg fit`: makes a project if there is none, links a folder, writes params.yaml with sizes that fit it, and runs `dvc repro`.
 
-By hand, in a clone of unseg:
+By hand, in a project or a clone of unseg:
 
     ln -s FOLDER data/raw/photos
     unseg profile photos     # then set what `unseg fit` prints; without pre-trained weights: folder
@@ -8,7 +8,9 @@ By hand, in a clone of unseg:
 """
 
 import argparse
+import contextlib
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,7 @@ from unseg.core.fetched import CROC
 from unseg.core.storage import atomic_write
 from unseg.data import readers
 from unseg.engine import environment
+from unseg.serving import project
 from unseg.serving.cli.profile import FITTED, write_params
 
 WITH_WEIGHTS, WITH_WEIGHTS_GPU, WITHOUT_WEIGHTS = "photos", "photos_gpu", "folder"  # profiles
@@ -30,38 +33,81 @@ MASKS_PER_CLUSTER = 8  # at least, on average
 
 
 def run(options: argparse.Namespace) -> None:
-    """Link the folder, write params.yaml, and run `dvc repro` in the working directory."""
+    """Lay out a project where there is none, link the folder, write params.yaml, and run `dvc repro`."""
     if options.device:
         os.environ["UNSEG_DEVICE"] = options.device
-    if not Path("dvc.yaml").exists():
-        raise InputError("dvc.yaml: no such file; run `unseg fit` in the root of a clone of unseg")
     folder, accelerator = options.folder, has_accelerator()
     photos = count_photos(folder)
-    profile = options.profile or choose_profile(options.weights, accelerator)
-    values = yaml.safe_load(profiles.render(profile))
-    given = {} if options.weights is None else name_weights(options.weights)
+    root = place(folder)
+    is_new = not (root / project.GRAPH).exists()
+    known = (project.template_folder() if is_new else root) / profiles.FOLDER
+    profile = options.profile or choose_profile(options.weights, accelerator, known)
+    values = yaml.safe_load(profiles.render(profile, folder=known))
+    given = {} if options.weights is None else name_weights(options.weights, root)
     changes = {**sizes(values, photos, accelerator), **given, **dict(map(parse_setting, options.set))}
-    text = profiles.render(profile, changes)
+    text = profiles.render(profile, changes, known)
     estimated = time_needed(yaml.safe_load(text), photos)
-    link(folder, Path(str(yaml.safe_load(text)["data"]["root"])))
-    write_params(text, options.force)
-    with atomic_write(FITTED) as part:
-        part.write_text(text, "utf-8")
-    print(f"{photos} photographs in {folder}; params.yaml is the profile {profile}" + (" with" if changes else ""))
-    for key, value in changes.items():
-        print(f"  {key}: {value}")
+    at = Path(str(yaml.safe_load(text)["data"]["root"]))
+    check_apart(folder, root, at)
+    if is_new:
+        project.create(root)
+        print(f"project in {root.resolve()}")
+    folder = folder.resolve()
+    with contextlib.chdir(root):
+        link(folder, at)
+        write_params(text, options.force)
+        with atomic_write(FITTED) as part:
+            part.write_text(text, "utf-8")
+        say_what_changed()
+        print(f"{photos} photographs in {options.folder}; params.yaml is the profile {profile}" + (" with" if changes else ""))
+        for key, value in changes.items():
+            print(f"  {key}: {value}")
+        if not options.no_run:
+            print(f"this will take about {estimated} on this machine", flush=True)
+            repro()
     if not options.no_run:
-        print(f"this will take about {estimated} on this machine", flush=True)
-        repro()
+        go = "" if root == Path() else f"cd {shlex.quote(str(root))}, "
+        print(f"next: {go}unseg clusters, unseg predict PHOTOS -o OUT")
 
 
-def choose_profile(weights: str | None, accelerator: bool) -> str:
+def place(folder: Path) -> Path:
+    """The folder to work in: this one, if it is a project, a clone or empty, else unseg-NAME in it, for photographs in NAME.
+
+    Raises InputError if unseg-NAME holds other things.
+    """
+    here = Path()
+    root = here if (here / project.GRAPH).exists() or project.is_empty(here) else Path(f"unseg-{folder.resolve().name}")
+    if not (root / project.GRAPH).exists():
+        project.check_new(root)
+    return root
+
+
+def check_apart(folder: Path, root: Path, at: Path) -> None:
+    """Raises InputError if the photographs hold the project in root, or another folder is linked in a project of their name."""
+    link = root / at
+    if link.parent.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{folder} holds {link}; go to a folder outside, or name one that has photographs only")
+    if root != Path() and link.is_symlink() and link.resolve() != folder.resolve():
+        raise InputError(f"{root} is the project of {link.resolve()}; run `unseg fit` in it, or in an empty folder")
+
+
+def say_what_changed() -> None:
+    """After an upgrade of unseg: one line on the stages that will run again, one if stages or profiles are those of before."""
+    if not project.is_project(Path()):
+        return
+    if changed := project.refresh_code(Path()):
+        print(f"unseg has changed in {', '.join(changed)}: the stages that use it will run again")
+    if project.is_outdated(Path()):
+        print("dvc.yaml, stages or profiles are not those of the installed unseg; `unseg init --upgrade` renews them")
+
+
+def choose_profile(weights: str | None, accelerator: bool, known: Path) -> str:
     """The profile for pre-trained weights, or the one without them if those that it fetches cannot be had."""
     profile = WITH_WEIGHTS_GPU if accelerator else WITH_WEIGHTS
     if weights is None:
         from unseg.models import timm_weights  # imports timm, which takes seconds
 
-        for name in yaml.safe_load(profiles.render(profile))["fetch"]:
+        for name in yaml.safe_load(profiles.render(profile, folder=known))["fetch"]:
             if not timm_weights.is_available(name):
                 print(
                     f"{name} is not on this machine and cannot be fetched, so a small ViT is pre-trained on your photographs; "
@@ -71,11 +117,12 @@ def choose_profile(weights: str | None, accelerator: bool) -> str:
     return profile
 
 
-def name_weights(file: str) -> dict[str, Any]:
-    """Changes of params.yaml for a ViT in a file of the user's."""
+def name_weights(file: str, root: Path) -> dict[str, Any]:
+    """Changes of params.yaml for a ViT in a file of the user's. The path stays as it is if root is the working directory."""
     if not Path(file).is_file():
         raise InputError(f"--weights {file}: no such file; name a ViT's weights (docs/weights.md), or leave --weights out")
-    return {"backbone.weights": file, "embedder.weights": file, "fetch": []}
+    path = file if root == Path() else str(Path(file).resolve())
+    return {"backbone.weights": path, "embedder.weights": path, "fetch": []}
 
 
 def time_needed(values: dict[str, Any], photos: int) -> str:
@@ -134,9 +181,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def link(folder: Path, at: Path) -> None:
-    """Make `at` a link to the folder. Raises InputError if the folder holds `at`, or `at` is another folder."""
-    if (Path.cwd() / at.parent).resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{folder} holds this clone of unseg; give a folder that has photographs only")
+    """Make `at` a link to the folder. Raises InputError if `at` is another folder."""
     if at.is_symlink():
         at.unlink()
     elif at.exists():
@@ -155,4 +200,3 @@ def repro() -> None:
         raise InputError("`dvc repro` failed, see above; fix the cause, then run `unseg fit` or `dvc repro` again to resume")
     final = yaml.safe_load(Path("params.yaml").read_text("utf-8"))["final"]
     print(f"report: {Path('results/report.html').resolve()}\nmodel: models/segmenter-{final}.safetensors")
-    print("next: unseg clusters, unseg predict PHOTOS -o OUT")

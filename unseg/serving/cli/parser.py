@@ -53,8 +53,17 @@ def add_command(
 
 
 def add_training(commands: Commands) -> None:
+    init = add_command(commands, "init", "Lay out a project in a folder.",
+                       "A project has dvc.yaml, params.yaml, profiles and stages; unseg itself stays where it is installed.",
+                       force="With --upgrade: overwrite your edits of dvc.yaml, stages and profiles.")  # fmt: skip
+    init.add_argument("folder", type=Path, nargs="?", default=Path(), metavar="FOLDER",
+                      help="New or empty folder (default: this folder).")  # fmt: skip
+    init.add_argument("--upgrade", action="store_true", help="After an upgrade of unseg: renew dvc.yaml, stages and profiles of "
+                      "a project, not params.yaml, clusters.yaml and data.")  # fmt: skip
+
     fit = add_command(commands, "fit", "Train a model from a folder of photographs.",
-                  "Run it in a clone of unseg. It links FOLDER, writes params.yaml with sizes that fit the number of "
+                  "Run it in a project (`unseg init`), in a clone of unseg or in an empty folder; elsewhere it makes the project "
+                  "unseg-NAME of a folder NAME. It links FOLDER, writes params.yaml with sizes that fit the number of "
                   "photographs, and runs `dvc repro`. The same command resumes an interrupted run. See docs/folder.md.",
                   "device", force="Overwrite your edits of params.yaml.")  # fmt: skip
     fit.add_argument("folder", type=Path, metavar="FOLDER", help="Photographs, also in sub-folders. No labels are needed.")
@@ -66,8 +75,8 @@ def add_training(commands: Commands) -> None:
     fit.add_argument("--no-run", action="store_true", help="Only link FOLDER and write params.yaml.")
 
     profile = add_command(commands, "profile", "Write params.yaml for a profile.",
-                      "Run it in a clone of unseg. params.yaml gets the values of profiles/base.yaml, with the changes of "
-                      "profiles/NAME.yaml.", force="Overwrite your edits of params.yaml.")  # fmt: skip
+                      "Run it in a project or a clone of unseg. params.yaml gets the values of profiles/base.yaml, with the "
+                      "changes of profiles/NAME.yaml.", force="Overwrite your edits of params.yaml.")  # fmt: skip
     profile.add_argument("name", metavar="NAME", help="A file of profiles/: demo, folder, voc, coco20k, ...")
 
 
@@ -113,7 +122,7 @@ def add_exchange(commands: Commands) -> None:
                      "The exported model takes any batch and image size. It is kept only if its output agrees with PyTorch's. "
                      "The key `unseg` of its metadata has the pre- and postprocessing and the names of the labels.",
                      "run", "model", "clusters")  # fmt: skip
-    export.add_argument("--onnx", **FILE, help="ONNX file to write. Needs `pip install -e '.[onnx]'`.")
+    export.add_argument("--onnx", **FILE, help="ONNX file to write. Needs `pip install '.[onnx]'` in a clone.")
     export.add_argument(
         "--patch-tokens", action="store_true", help="The ONNX file of a ViT student also returns its patch tokens."
     )

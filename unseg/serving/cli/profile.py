@@ -1,6 +1,7 @@
 """`unseg profile NAME`: writes params.yaml from profiles/base.yaml and profiles/NAME.yaml."""
 
 import argparse
+import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,9 +35,10 @@ def write_params(text: str, force: bool) -> None:
 
 def restorable_params() -> Iterator[Any]:
     """Contents of params.yaml that can be restored: of Git's HEAD, of all profiles, and of the last `unseg fit`."""
-    committed = subprocess.run(["git", "show", f"HEAD:./{params.FILE}"], capture_output=True)
-    if committed.returncode == 0:
-        yield yaml.safe_load(committed.stdout)
+    with contextlib.suppress(FileNotFoundError):  # a machine without Git
+        committed = subprocess.run(["git", "show", f"HEAD:./{params.FILE}"], capture_output=True)
+        if committed.returncode == 0:
+            yield yaml.safe_load(committed.stdout)
     yield from (yaml.safe_load(profiles.render(name)) for name in profiles.names())
     if FITTED.exists():
         yield yaml.safe_load(FITTED.read_text("utf-8"))
