@@ -58,7 +58,7 @@ def prepare(
     sheets = {path: title for path, title in sheets.items() if (run / "results" / path).is_file()}
     if pictures and not sheets:
         raise InputError(f"{run / 'results/pictures'} has no pictures; make them with `dvc repro report`, or give --no-pictures")
-    weights = card.weights_of(run, params.flatten(params.read(run.params)))
+    weights = card.weights_of(run, card.read_values(run))
     licences = card.licences(weights, licence)
     shape = {**loaded.net.shape, "size": loaded.net.size, "precision": loaded.net.precision}
     files: dict[str, bytes | Path] = {

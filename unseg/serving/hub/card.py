@@ -18,7 +18,6 @@ from unseg.core import image_index, params, storage
 from unseg.core.console import InputError
 from unseg.core.fetched import CROC
 from unseg.core.label_maps import IGNORE_LABEL
-from unseg.evaluation import protocols
 from unseg.models.weights import RANDOM_INIT
 from unseg.report import label_free, overlay, page
 from unseg.report.label_free import Fact
@@ -27,6 +26,7 @@ from unseg.serving.run import Run
 KINDS = {"folder": "A folder of photographs", "voc": "Photographs in PASCAL VOC's layout", "coco": "Photographs in COCO's layout"}
 USES = {"backbone.weights": "backbone of the masks", "embedder.weights": "descriptors of the masks", "detector.init": "start of "
         "the detector", "segmenter.init": "start of the segmenter"}  # fmt: skip
+METRICS = {"miou": "mean_iou", "pixel_accuracy": "accuracy"}  # as the hub calls them
 SCORES = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}  # keys of scores.json
 PICTURES = {  # files of results/pictures, and titles
     "contact-eval.png": "Evaluation images: what each stage made",
@@ -38,6 +38,13 @@ HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "bsd-3-clause-clear", "cc-b
 UNKNOWN = "unknown"
 PERCENT = " %"
 REPRO = "`dvc repro` brings the run up to date"
+
+
+class Values(dict[str, Any]):
+    """The values of params.yaml, by dotted key."""
+
+    def __missing__(self, key: str) -> Any:
+        raise InputError(f"{params.FILE}: {key} is missing; profiles/base.yaml has every key")
 
 
 class Weights(NamedTuple):
@@ -56,6 +63,7 @@ class Scores:
     values: dict[str, float]  # by key of SCORES, 0..1
     images: int
     classes: int
+    protocol: str
 
 
 def check_finished(run: Run, final: str) -> None:
@@ -69,7 +77,7 @@ def check_finished(run: Run, final: str) -> None:
     for path in dict.fromkeys(path for paths in read_or_written.values() for path in paths):
         if not (run / path).exists():
             raise InputError(f"{run / path}: no such file; a model card needs a finished run: {REPRO}")
-    lock = params.read(run / "dvc.lock").get("stages", {}) if (run / "dvc.lock").exists() else {}
+    lock = (params.read(run / "dvc.lock") or {}).get("stages", {}) if (run / "dvc.lock").exists() else {}
     for stage, paths in read_or_written.items():
         listed = [*lock.get(stage, {}).get("deps", []), *lock.get(stage, {}).get("outs", [])]
         md5 = {x["path"]: x.get("md5") for x in listed}
@@ -93,7 +101,7 @@ def read_scores(run: Run, final: str) -> Scores | None:
     content = storage.read_json(run / f"results/details/clustering/{final}/scores.json")
     if "needs" in content:
         return None
-    return Scores({key: content[key] for key in SCORES}, content["images"], content["classes"])
+    return Scores({key: content[key] for key in SCORES}, content["images"], content["classes"], page.protocol(content, "miou"))
 
 
 def weights_of(run: Run, values: Mapping[str, Any]) -> list[Weights]:
@@ -162,71 +170,77 @@ def render(
         licence: of the card, from `licences`.
         pictures: path in the repository and title.
     """
+    values = read_values(run)
+    scores, title = read_scores(run, values["final"]), name.partition("/")[2]
+    head = metadata(title, KINDS[values["data.kind"]], scores, licence)
+    body = page.TEMPLATES.overlay(autoescape=False).get_template("model_card.md.j2").render(
+        name=name,
+        title=title,
+        clusters=cluster_rows(clusters),
+        named=any(entry.name for entry in clusters.entries.values()),
+        kind=KINDS[values["data.kind"]],
+        steps=[(step, escape(setting)) for step, setting in steps(values)],
+        weights=[Weights(*(escape(x or "no licence of others") for x in w)) for w in weights],
+        detector=detector,
+        scores=scores,
+        score_rows=[(SCORES[key], page.percent(x, PERCENT)) for key, x in scores.values.items()] if scores else [],
+        quality=quality_rows(run),
+        pictures=pictures,
+        **counts(run, clusters),
+    )  # fmt: skip
+    return f"---\n{head.to_yaml()}\n---\n{body}".encode()
+
+
+def metadata(title: str, data: str, scores: Scores | None, licence: Sequence[str]) -> Any:
+    """The hub's metadata, as ModelCardData; data: what the scores were measured on."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    values = params.flatten(params.read(run.params))
-    scores, title = read_scores(run, values["final"]), name.partition("/")[2]
-    train, evaluation = (f(run / "data/images.json") for f in (image_index.train_images, image_index.eval_images))
-    colours, lut, both = (
-        overlay.colour_table(clusters),
-        clusters.label_lut()[1 : clusters.count + 1],
-        len(set(train) & set(evaluation)),
-    )
-    ignored = int((lut == IGNORE_LABEL).sum())
-    named = "Their names were given by a person who looked at them." if clusters.entries else "They have no names yet."
-    quality = storage.read_json(run / "results/quality.json")
-    tasks = {"task_type": "image-segmentation", "dataset_type": "custom", "dataset_name": KINDS[values["data.kind"]]}
-    metrics = {"miou": "mean_iou", "pixel_accuracy": "accuracy"}  # as the hub calls them
+    task = {"task_type": "image-segmentation", "dataset_type": "custom", "dataset_name": data}
     results = [
-        EvalResult(**tasks, metric_type=metrics[key], metric_name=f"clustering {SCORES[key]} (Hungarian)", metric_value=x)
+        EvalResult(**task, metric_type=METRICS[key], metric_name=f"clustering {SCORES[key]} (Hungarian)", metric_value=x)
         for key, x in (scores.values.items() if scores else ())
     ]
-    head = ModelCardData(
+    return ModelCardData(
         **licence_fields(licence),
         library_name="unseg",
         pipeline_tag="image-segmentation",
         tags=["unseg", "semantic-segmentation", "unsupervised", "self-supervised", "maskdistill"],
         **({"model_name": title, "eval_results": results} if results else {}),
     )
-    body = page.TEMPLATES.overlay(autoescape=False).get_template("model_card.md.j2").render(
-        name=name,
-        title=title,
-        k=clusters.count,
-        clusters=[
-            {"label": label, "name": escape(text), "colour": "#{:02x}{:02x}{:02x}".format(*colours[label].tolist())}
-            for label, text in clusters.names().items()
-            if label
-        ],
-        named=named,
-        ignored=ignored,
-        merged=int((lut != np.arange(1, clusters.count + 1)).sum()) - ignored,
-        kind=KINDS[values["data.kind"]],
-        train=len(train),
-        evaluation=len(evaluation),
-        overlap=f", {both} of them for both" if both else "",
-        truth="Ground truth was read by the evaluation alone." if scores else "There was no ground truth.",
-        steps=[(step, escape(setting)) for step, setting in steps(values)],
-        weights=[Weights(*(escape(x or "no licence of others") for x in w)) for w in weights],
-        detector=detector,
-        scores=[Fact(SCORES[key], page.percent(x, PERCENT), "") for key, x in scores.values.items()] if scores else [],
-        images=scores.images if scores else 0,
-        classes=scores.classes if scores else 0,
-        protocol=protocols.CLUSTERING["miou"],
-        quality=[
-            Fact(text, page.percent(quality[key], PERCENT), meaning)
-            for key, text, meaning in label_free.QUALITY
-            if quality.get(key) is not None
-        ],
-        pictures=[{"path": path, "title": text} for path, text in pictures.items()],
-    )  # fmt: skip
-    return f"---\n{head.to_yaml()}\n---\n{body}".encode()
+
+
+def read_values(run: Run) -> Values:
+    return Values(params.flatten(params.read(run.params)))
+
+
+def counts(run: Run, clusters: ClusterNames) -> dict[str, int]:
+    """Numbers of photographs, and of clusters before and after `clusters.yaml`."""
+    index, lut = run / "data/images.json", clusters.label_lut()[1 : clusters.count + 1]
+    train, evaluation = image_index.train_images(index), image_index.eval_images(index)
+    ignored = int((lut == IGNORE_LABEL).sum())
+    merged = int((lut != np.arange(1, clusters.count + 1)).sum()) - ignored
+    both = len(set(train) & set(evaluation))
+    return {"train": len(train), "evaluation": len(evaluation), "both": both, "k": clusters.count, "merged": merged,
+            "ignored": ignored}  # fmt: skip
+
+
+def cluster_rows(clusters: ClusterNames) -> list[tuple[int, str, str]]:
+    """Label, name and colour of each cluster that is neither merged nor ignored."""
+    colours = overlay.colour_table(clusters).tolist()
+    shown = {label: text for label, text in clusters.names().items() if label}
+    return [(label, escape(text), "#{:02x}{:02x}{:02x}".format(*colours[label])) for label, text in shown.items()]
+
+
+def quality_rows(run: Run) -> list[Fact]:
+    numbers = storage.read_json(run / "results/quality.json")
+    known = [row for row in label_free.QUALITY if numbers.get(row[0]) is not None]
+    return [Fact(text, page.percent(numbers[key], PERCENT), meaning) for key, text, meaning in known]
 
 
 def steps(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The steps of the run and their main settings, in the order of dvc.yaml."""
-    segmenter = (
-        f"{values['segmenter.arch']} student" if values["segmenter.arch"] == "vit" else f"DeepLab-v3, {values['segmenter.arch']}"
-    )
+    arch = values["segmenter.arch"]
+    segmenter = "ViT student" if arch == "vit" else f"DeepLab-v3, {arch}"
     return [
         ("masks", f"method {values['mine.method']}"),
         ("clusters", f"K = {values['cluster.k']}, algorithm {values['cluster.algorithm']}"),
