@@ -319,7 +319,7 @@ def test_a_hostile_repository_runs_nothing_and_escapes_nowhere(run: Path, hub: f
 def test_what_cannot_be_pushed_writes_nothing(run: Path, hub: fake_hub.FakeHub, tmp_path: Path) -> None:
     out = tmp_path / "out"
     to = ["--run", run, "--to", out]
-    refused(["push", "toys", *to], "toys has no owner; write it like owner/toys")
+    refused(["push", "toys", *to], "toys is no name of a repository; write it like owner/name")
     refused(["push", "jane/../toys", *to], "is no name of a repository")
     refused(["push", "jane/toys", *to, "--private"], "--private is for an upload")
     refused(["push", "jane/toys", "--run", run], "publish photographs of the run; give --pictures, --no-pictures or --private")

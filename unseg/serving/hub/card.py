@@ -195,17 +195,18 @@ def metadata(title: str, data: str, scores: Scores | None, licence: Sequence[str
     """The hub's metadata, as ModelCardData; data: what the scores were measured on."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    task = {"task_type": "image-segmentation", "dataset_type": "custom", "dataset_name": data}
+    task: dict[str, Any] = {"task_type": "image-segmentation", "dataset_type": "custom", "dataset_name": data}
     results = [
         EvalResult(**task, metric_type=METRICS[key], metric_name=f"clustering {SCORES[key]} (Hungarian)", metric_value=x)
         for key, x in (scores.values.items() if scores else ())
     ]
+    index: dict[str, Any] = {"model_name": title, "eval_results": results} if results else {}
     return ModelCardData(
         **licence_fields(licence),
         library_name="unseg",
         pipeline_tag="image-segmentation",
         tags=["unseg", "semantic-segmentation", "unsupervised", "self-supervised", "maskdistill"],
-        **({"model_name": title, "eval_results": results} if results else {}),
+        **index,
     )
 
 

@@ -14,19 +14,14 @@ from unseg.core.storage import one_line
 
 SCHEME = "hf://"
 ADDRESS = re.compile(r"hf://(?P<name>[^/@]+/[^/@]+)(@(?P<revision>.+))?")
+NAME = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 LOG_IN = "log in with `hf auth login`"
 
 
 def check_name(name: str) -> None:
     """Raises InputError unless this is owner/name as the hub allows it."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise InputError(f"{name} is no name of a repository ({one_line(error)}); write it like owner/name") from None
-    if "/" not in name:
-        raise InputError(f"{name} has no owner; write it like owner/{name}")
+    if not NAME.fullmatch(name) or ".." in name or "--" in name:
+        raise InputError(f"{name} is no name of a repository; write it like owner/name, in letters, digits, `-`, `_` and `.`")
 
 
 def download(address: str, files: Sequence[str]) -> Path:
