@@ -161,7 +161,7 @@ def test_the_card_has_the_runs_numbers_and_none_of_its_paths(run: Path, tmp_path
     assert [(e.metric_type, e.metric_value) for e in read.data.eval_results] == [("mean_iou", 0.4321), ("accuracy", 0.75)]
     for part in ("| mIoU | 43.2 % |", "| pixel accuracy | 75.0 % |", "Mean IoU over toys.", "same mask when mirrored | 87.5 %",
                  "2 photographs for training, 2 for evaluation, 1 of them for both", r"| 1 | dog \| \<b\> | `#", "K = 6",
-                 "1 are merged into others and 1 are ignored", r"timm/vit\_tiny.a", 'unseg.load("hf://jane/toys")',
+                 "merges 1 into others and ignores 1", r"timm/vit\_tiny.a", 'unseg.load("hf://jane/toys")',
                  "![Masks of each cluster](pictures/clusters.png)"):  # fmt: skip
         assert part in text, part
     everything = b"".join((tmp_path / "out" / name).read_bytes() for name in CONTENT)
