@@ -28,6 +28,7 @@ from unseg.report import overlay, pictures, sheets
 from unseg.segmentation import segmenter, tiles
 from unseg.segmentation.crf import Crf
 from unseg.segmentation.segmenter import TrainedSegmenter
+from unseg.serving.hub import repository
 from unseg.serving.run import Run
 
 Photo = str | Path | Pillow.Image | np.ndarray
@@ -159,7 +160,7 @@ class Predictor:
 def load(
     path: str | Path,
     clusters: str | Path | None = None,
-    detector_path: str | Path | None = None,
+    detector_path: str | Path | bool | None = None,
     detect: Detect | None = None,
     device: str | None = None,
     input_size: str | int | None = None,
@@ -169,9 +170,11 @@ def load(
     A model that was trained in bf16 runs in bf16 on devices with bfloat16 units, and in fp32 elsewhere.
 
     Args:
-        path: e.g. models/segmenter-r1.safetensors.
+        path: e.g. models/segmenter-r1.safetensors; or what `unseg push` wrote: hf://owner/name, hf://owner/name@revision (a
+            branch, a tag or a commit), which is downloaded to the hub's cache, or a folder. Those have clusters and input size.
         clusters: a clusters.yaml with names, colours, merges and ignored clusters.
-        detector_path: e.g. models/detector.safetensors, to detect instances too; `detect` has its settings.
+        detector_path: e.g. models/detector.safetensors, to detect instances too; `detect` has its settings. True: the detector
+            of what `unseg push` wrote, with its settings.
         device: cpu, cuda or mps; None: UNSEG_DEVICE, or the best available.
         input_size: how a photograph is resized for the network: "original" (not at all; the paper), "square" (to the
             training size; the published code), or the pixels of its shorter side. None: as stored in the file; else as in
@@ -179,8 +182,15 @@ def load(
 
     Raises:
         InputError: a missing file, a file of another kind or version, clusters that the model does not have, a detector
-            with other clusters than the segmenter, or a device that is missing or too small.
+            with other clusters than the segmenter, a device that is missing or too small, or a hub that does not answer.
     """
+    if repository.is_named(path):
+        found = repository.read(path, detector_path is True)
+        trained_detector = found.detector if detector_path is True else detector_path
+        size = found.input_size if input_size is None else input_size
+        return load(found.model, clusters or found.clusters, trained_detector, detect or found.detect, device, size)
+    if detector_path is True:
+        raise InputError(f"{path} is a file without a detector; name the file of one")
     net = segmenter.load(path)
     net = replace(net, precision=portable(net.precision))
     names = naming.read(clusters, net.labels - 1) if clusters else naming.ClusterNames(net.labels - 1)

@@ -14,7 +14,9 @@ SIZE: dict[str, Any] = {"type": lambda text: int(text) if text.isdigit() else te
 SHARED: dict[str, dict[str, Any]] = {  # options of several commands
     "run": {"type": lambda text: Run(Path(text)), "default": Run(Path()), "metavar": "FOLDER", "help":
             "Folder in which `dvc repro` ran. Its model, params.yaml and clusters.yaml are used (default: this folder)."},
-    "model": {**FILE, "help": "Segmenter to use (default: the final one of the run)."},
+    "model": {"type": lambda text: text if text.startswith("hf://") else Path(text), "metavar": "MODEL", "help":
+              "Segmenter to use: a file, hf://owner/name[@revision], or a folder of `unseg push` (default: the final one of the "
+              "run)."},
     "clusters": {**FILE, "help": "Names, colours and merges of clusters (default: clusters.yaml of the run)."},
     "device": {"metavar": "NAME", "help": "cpu, cuda or mps (default: $UNSEG_DEVICE, or the best available)."},
 }  # fmt: skip
@@ -148,6 +150,19 @@ def add_exchange(commands: Commands) -> None:
                            "classes.")  # fmt: skip
     corrected.add_argument("--photos", type=Path, metavar="FOLDER",
                            help="Folder of the labelled photographs (default: the photographs of the run).")  # fmt: skip
+
+    push = add_command(commands, "push", "Publish the model on the Hugging Face hub.",
+                       "Uploads the final segmenter, its parameters, clusters.yaml and a model card that is filled from the run. "
+                       "`unseg.load(\"hf://NAME\")` takes it. Log in with `hf auth login` first. See docs/share.md.",
+                       "run", force="")  # fmt: skip
+    push.add_argument("name", metavar="NAME", help="Repository, owner/name. It is created if there is none.")
+    push.add_argument("--to", type=Path, metavar="FOLDER", help="Write the files into FOLDER, new or empty; upload nothing.")
+    push.add_argument("--private", action="store_true", help="Only you and your organisation can see the repository.")
+    push.add_argument("--pictures", action=argparse.BooleanOptionalAction, help="Whether the card shows contact sheets of the "
+                      "results, which have photographs in them. A public upload must say which (else: --pictures).")  # fmt: skip
+    push.add_argument("--detector", action="store_true", help="Add the detector of the run.")
+    push.add_argument("--license", metavar="ID", help="Licence of the card, e.g. apache-2.0, if no weights of others were used, "
+                      "or if their files have no licence (default: the licence of those weights).")  # fmt: skip
 
     compare = add_command(commands, "compare", "Show what changed between runs.", "Prints the parameters and scores that differ.")
     compare.add_argument("runs", type=Path, metavar="RUN", nargs="+",

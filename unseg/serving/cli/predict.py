@@ -19,6 +19,7 @@ from unseg.report import overlay
 from unseg.segmentation.crf import Crf
 from unseg.serving.api import PUBLISHED_CRF, LabelFraction, Prediction, Predictor, load
 from unseg.serving.cli.clusters import clusters_file
+from unseg.serving.hub import repository
 from unseg.serving.run import Run
 
 T = TypeVar("T")
@@ -57,10 +58,14 @@ class Results:
 def run(options: argparse.Namespace) -> None:
     folder: Run = options.run
     has_params = folder.params.exists()
-    if options.instances and not has_params:
-        raise InputError(f"{folder.root} is not the folder of a run, but --instances needs its detector; name one by --run")
-    detector = folder.detector if options.instances else None
-    detect = folder.group("detect", Detect) if options.instances else None
+    detector: Path | bool | None = None
+    detect = None
+    if options.instances and options.model and repository.is_named(options.model):
+        detector = True
+    elif options.instances:
+        if not has_params:
+            raise InputError(f"{folder.root} is not the folder of a run, but --instances needs its detector; name one by --run")
+        detector, detect = folder.detector, folder.group("detect", Detect)
     model = load(options.model or folder.segmenter, clusters_file(options), detector, detect, options.device, options.size)
     crf = (folder.group("crf", Crf) if has_params else PUBLISHED_CRF) if options.crf else None
     results = predict(model, options.input, options.out, crf, options.force)
