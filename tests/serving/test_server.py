@@ -298,7 +298,7 @@ def test_the_page_may_load_nothing_from_elsewhere(client: TestClient) -> None:
 
 def test_serve_without_its_packages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optional, "find_spec", lambda name: None if name == "uvicorn" else name)
-    with pytest.raises(SystemExit, match=r"uvicorn is not installed; install it with `pip install -e '\.\[serve\]'`"):
+    with pytest.raises(SystemExit, match=r"uvicorn is not installed; install it with `pip install '\.\[serve\]'` in a clone"):
         main(["serve", "--model", str(folder / "s.safetensors")])
 
 

@@ -31,4 +31,4 @@ def check_extra(extra: str, *packages: str) -> None:
     """Raises InputError if a package of an extra of pyproject.toml is not installed."""
     for name in packages:
         if find_spec(name) is None:
-            raise InputError(f"{name} is not installed; install it with `pip install -e '.[{extra}]'`")
+            raise InputError(f"{name} is not installed; install it with `pip install '.[{extra}]'` in a clone of unseg")

@@ -109,7 +109,7 @@ def add_use(commands: Commands) -> None:
 
     serve = add_command(commands, "serve", "Open a page that segments photographs and edits the clusters.",
                         "Prints the address of the page, which only this machine can open. Edits go to clusters.yaml of the "
-                        "run. Needs `pip install -e '.[serve]'`.", "model", "clusters", "device", force="")  # fmt: skip
+                        "run. Needs `pip install '.[serve]'` in a clone.", "model", "clusters", "device", force="")  # fmt: skip
     serve.add_argument("run", **SHARED["run"] | {"nargs": "?", "metavar": "RUN"})
     serve.add_argument("--port", type=port, default=7870, metavar="N", help="Port of the page; 0: any free one (default: 7870).")
 
