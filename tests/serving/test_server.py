@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from browser import DESK, NEEDS_CHROMIUM, Browser, chromium
 from PIL import Image as Pillow
 from starlette.testclient import TestClient
@@ -30,6 +31,7 @@ from unseg.clustering import naming
 from unseg.clustering.naming import ClusterNames
 from unseg.core import optional
 from unseg.segmentation import segmenter
+from unseg.serving import api
 from unseg.serving.cli import clusters
 from unseg.serving.cli.main import main
 from unseg.serving.server import uploads
@@ -316,6 +318,16 @@ def test_serve_says_what_is_wrong(folder: Path, capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit, match="2"):
         main(["serve", "--port", "65536"])
     assert "give a number from 0 to 65535" in capsys.readouterr().err
+
+
+def test_a_folder_of_unseg_push_is_served(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "config.json").write_text("{}")
+    (folder / "c.yaml").rename(folder / "clusters.yaml")
+    asked, model = [], unseg.load(folder / "s.safetensors")
+    monkeypatch.setattr(api, "load", lambda *words, **_: asked.append(words) or model)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_: None)
+    main(["serve", str(folder), "--port", "0"])
+    assert asked == [(folder, folder / "clusters.yaml")]
 
 
 @pytest.fixture

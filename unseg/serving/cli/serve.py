@@ -24,7 +24,8 @@ def run(options: argparse.Namespace) -> None:
         from unseg.serving.api import load
         from unseg.serving.server import app
 
-        path = options.model or options.run.segmenter
+        is_pushed = not options.run.params.exists() and (options.run / "config.json").is_file()  # by `unseg push`
+        path = options.model or (options.run.root if is_pushed else options.run.segmenter)
         model = load(path, clusters.clusters_file(options), device=options.device)
         about, edit = {"model": Path(path).name}, None
         if file := options.clusters or (None if options.model else options.run / naming.FILE):
