@@ -30,6 +30,7 @@ import unseg
 from unseg.clustering import naming
 from unseg.clustering.naming import ClusterNames
 from unseg.core import optional
+from unseg.report.page import PERCENT
 from unseg.segmentation import segmenter
 from unseg.serving import api
 from unseg.serving.cli import clusters
@@ -402,7 +403,7 @@ def test_the_page(browser: Browser, site: str, run: Path) -> None:
     merged = model.rename(names).predict(pixels(300, 400))
     assert len(merged.fractions()) < len(want.fractions())
     browser.wait(f"{titles}.join() == {json.dumps(','.join(f.name for f in merged.fractions()))}")
-    areas = [f"{int(100 * f.fraction + 0.5)} %" if f.fraction >= 0.005 else "< 1 %" for f in merged.fractions()]
+    areas = [f"{int(100 * f.fraction + 0.5) if f.fraction >= 0.005 else '< 1'}{PERCENT}" for f in merged.fractions()]
     assert browser.value(f"{rows}.map(e => e.querySelector('.area').textContent)") == areas
     # point at a pixel
     centre = "[b.x + b.width / 2, b.y + b.height / 2, Math.min(b.width / 400, b.height / 300)]"
@@ -410,7 +411,7 @@ def test_the_page(browser: Browser, site: str, run: Path) -> None:
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + scale / 2, y=y + scale / 2)
     label, confidence = merged.labels[150, 200], merged.confidence[150, 200]
     tag = browser.value("document.querySelector('#tag').textContent")
-    assert tag == f"{merged.names[label]}, confidence {round(100 * round(255 * float(confidence)) / 255)} %"
+    assert tag == f"{merged.names[label]}, confidence {round(100 * round(255 * float(confidence)) / 255)}{PERCENT}"
     # a bad file is a message, and the photograph stays
     drop(browser, b"hello", "notes.txt")
     browser.wait("document.querySelector('#message').checkVisibility()")

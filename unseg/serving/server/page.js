@@ -2,7 +2,7 @@
 
 const IGNORED = 255;
 const find = (selector, within = document) => within.querySelector(selector);
-const percent = (x) => (x > 0 && x < 0.005 ? "< 1 %" : `${Math.round(100 * x)} %`);
+const percent = (x) => (x > 0 && x < 0.005 ? "< 1\u00a0%" : `${Math.round(100 * x)}\u00a0%`);
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 const [photo, overlay] = [find("#photo"), find("#overlay")];
 
