@@ -114,8 +114,9 @@ function outline(labels, width, height) {
   const result = new Uint8Array(labels.length);
   for (let i = 0; i < labels.length; i++) {
     const x = i % width;
-    const neighbours = [x ? i - 1 : i, x < width - 1 ? i + 1 : i, i < width ? i : i - width, i + width < labels.length ? i + width : i];
-    result[i] = neighbours.some((j) => labels[j] !== labels[i]);
+    const [left, right] = [x ? i - 1 : i, x < width - 1 ? i + 1 : i];
+    const [above, below] = [i < width ? i : i - width, i + width < labels.length ? i + width : i];
+    result[i] = [left, right, above, below].some((j) => labels[j] !== labels[i]);
   }
   return result;
 }
@@ -125,7 +126,7 @@ function paint() {
   const { width, labels } = answer;
   const alpha = Math.round(2.55 * find("#opacity").value);
   const focus = spot ?? pinned;
-  const pack = (colour, a) => ((a << 24) | (((colour & 255) << 16) | (colour & 0xff00) | (colour >> 16))) >>> 0; // as canvas has it
+  const pack = (rgb, a) => ((a << 24) | ((rgb & 255) << 16) | (rgb & 0xff00) | (rgb >> 16)) >>> 0; // as a canvas has it
   const colours = Array.from({ length: 256 }, (_, label) => {
     const cluster = state.clusters[label - 1];
     return cluster ? Number.parseInt(cluster.colour.slice(1), 16) : 0xffffff;
@@ -198,9 +199,7 @@ function row(label, fraction = null) {
   find(".swatch", item).style.background = label === IGNORED ? "" : colour;
   find(".swatch", item).classList.toggle("void", label === IGNORED);
   find(".title", item).textContent = title(label);
-  for (const [selector, keep] of [["[type=color]", editable], ["[type=text]", editable], [".swatch", !editable], [".title", !editable]]) {
-    if (!keep) find(selector, item).remove();
-  }
+  for (const selector of editable ? [".swatch", ".title"] : ["[type=color]", "[type=text]"]) find(selector, item).remove();
   if (fraction) {
     find(".area", item).textContent = percent(fraction.fraction);
     Object.assign(find(".rail span", item).style, { width: `${100 * fraction.fraction}%`, background: cluster ? colour : "" });
@@ -255,7 +254,8 @@ function keepFocus(change) {
 
 function draw() {
   const { about, clusters } = state;
-  const where = about.file ? `Names, colours and merges are saved to ${about.file}.` : "Start it with --clusters FILE to edit them.";
+  const saved = `Names, colours and merges are saved to ${about.file}.`;
+  const where = about.file ? saved : "Start it with --clusters FILE to edit them.";
   find("#about").textContent = `${about.model} knows ${clusters.length} clusters. ${where}`;
   const present = answer ? answer.fractions : [];
   const ignored = answer && answer.ignored > 0 ? [row(IGNORED, { fraction: answer.ignored })] : [];
@@ -268,7 +268,7 @@ function draw() {
   find("#absent summary").textContent = answer ? "Not in this photograph" : "All clusters";
   if (!answer) find("#absent").open = true;
   find("#reset").hidden = !about.file || !clusters.some((row) => row.edited);
-  find("#readout").textContent = answer ? "Point at the photograph to see the cluster and the confidence there. Click to see one cluster alone." : "";
+  find("#readout").hidden = !answer;
   for (const button of find("#recent").children) button.toggleAttribute("aria-current", button === shown?.button);
   mark();
   paint();
