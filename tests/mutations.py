@@ -529,6 +529,27 @@ FAULTS = [
         "if link == folder:",
         "tests/serving/test_fit.py -k lays_nothing_out",
     ),
+    Fault(
+        "serve: another web site's edits are taken",
+        "unseg/serving/server/app.py",
+        """!= f"http://{request.headers.get('host')}\"""",
+        "is None",
+        "tests/serving/test_server.py -k another_page",
+    ),
+    Fault(
+        "serve: a photograph is decoded before its size is known",
+        "unseg/serving/server/uploads.py",
+        "if width * height > MAX_PIXELS:",
+        "if False:",
+        "tests/serving/test_server.py -k bad_upload",
+    ),
+    Fault(
+        "serve: an edit does not reach the model",
+        "unseg/serving/server/app.py",
+        "self.model = self.model.rename(await run_in_threadpool(self.edit, edits))",
+        "await run_in_threadpool(self.edit, edits)",
+        "tests/serving/test_server.py -k edits_are_saved",
+    ),
 ]
 
 

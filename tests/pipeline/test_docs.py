@@ -21,6 +21,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import uvicorn
 import yaml
 from conftest import TINY, Pipeline
 from packaging.requirements import Requirement
@@ -30,7 +31,7 @@ from PIL import Image as Pillow
 from unseg.clustering import naming
 from unseg.models import timm_weights
 from unseg.serving import export
-from unseg.serving.cli import fit
+from unseg.serving.cli import fit, serve
 from unseg.serving.cli.main import main
 
 MINE = "Your own photographs"  # a section of README
@@ -152,6 +153,9 @@ def home(pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hom
     for key, value in pipe.env.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setattr(timm_weights, "is_available", lambda _: False)  # `unseg fit` pre-trains, as without a network
+    listen = serve.listen
+    monkeypatch.setattr(serve, "listen", lambda _: listen(0))  # the default port may be in use
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_: None)  # as if Ctrl-C was pressed at once
     monkeypatch.chdir(pipe.root)
     git = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
     for words in (("add", "-A"), ("commit", "-q", "-m", "all"), ("branch", "BRANCH")):

@@ -480,5 +480,5 @@ def test_what_the_machine_refuses_is_one_line(model: Path, tmp_path: Path) -> No
 
 def test_predict_needs_a_run_or_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=r"params\.yaml: no such file; name the folder of a run by --run, or a model by --model"):
+    with pytest.raises(SystemExit, match=r"params\.yaml: no such file; name the folder of a run, or a model by --model"):
         main(["predict", ".", "-o", "out"])

@@ -25,3 +25,10 @@ def check_crf_method(method: str) -> None:
             "crf.method is dense, and pydensecrf is not installed; pip install pydensecrf2==1.1 (it needs g++ and Python 3.12 "
             "or older), or set crf.method: conv"
         )
+
+
+def check_extra(extra: str, *packages: str) -> None:
+    """Raises InputError if a package of an extra of pyproject.toml is not installed."""
+    for name in packages:
+        if find_spec(name) is None:
+            raise InputError(f"{name} is not installed; install it with `pip install '.[{extra}]'` in a clone of unseg")

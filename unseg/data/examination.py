@@ -53,9 +53,14 @@ def examine_file(root: Path, candidate: Candidate) -> tuple[int, int] | str:
         return explain(error, path)
     if candidate.size not in (None, (h, w)):
         return f"not of the annotated size: {h} x {w}, not {candidate.size} (rows, columns)"
+    return odd_sides(h, w) or (h, w)
+
+
+def odd_sides(h: int, w: int) -> str | None:
+    """The reason why a photograph of h x w pixels cannot be used, or None."""
     if min(h, w) < MIN_SIDE or max(h, w) > MAX_RATIO * min(h, w):
         return f"too thin or too small: {h} x {w} pixels; at least {MIN_SIDE}, and at most {MAX_RATIO} times as long as wide"
-    return h, w
+    return None
 
 
 def refuse(root: Path, name: str) -> str | None:

@@ -111,6 +111,11 @@ class Predictor:
         """The labels that a prediction can have, and their names."""
         return self.clusters.names()
 
+    def rename(self, clusters: naming.ClusterNames) -> "Predictor":
+        """The same network with other names, colours and merges of its clusters."""
+        names = add_names(clusters, self.net)
+        return replace(self, clusters=names, colours=overlay.colour_table(names))
+
     @torch.inference_mode()
     def predict(self, photo: Photo, crf: Crf | bool | None = None) -> Prediction:
         """Segment one photograph. Raises InputError if it cannot be read.
@@ -193,10 +198,7 @@ def load(
         raise InputError(f"{path} is a file without a detector; name the file of one")
     net = segmenter.load(path)
     net = replace(net, precision=portable(net.precision))
-    names = naming.read(clusters, net.labels - 1) if clusters else naming.ClusterNames(net.labels - 1)
-    if net.names:
-        entries = {k: replace(names.entry(k), name=names.entry(k).name or name) for k, name in enumerate(net.names[1:])}
-        names = replace(names, entries=entries)
+    names = add_names(naming.read(clusters, net.labels - 1) if clusters else naming.ClusterNames(net.labels - 1), net)
     if input_size is None:
         folder = Path(path).resolve().parent
         input_size = net.input_size or (Run(folder.parent).input_size if folder.name == "models" else "original")
@@ -215,6 +217,12 @@ def load(
         trained.model.to(target)
         trained = replace(trained, p=replace(trained.p, precision=portable(trained.p.precision)))
     return Predictor(net, names, overlay.colour_table(names), target, input_size, trained)
+
+
+def add_names(clusters: naming.ClusterNames, net: TrainedSegmenter) -> naming.ClusterNames:
+    """The clusters, with the names that the model's file has for those without one."""
+    names = {k: clusters.entry(k).name or name for k, name in enumerate(net.names[1:])}
+    return replace(clusters, entries=clusters.entries | {k: replace(clusters.entry(k), name=name) for k, name in names.items()})
 
 
 def enlarge(detection: Detection, size: tuple[int, int]) -> Detection:

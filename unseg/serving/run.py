@@ -38,7 +38,7 @@ class Run:
     def segmenter(self) -> Path:
         """The final segmenter. Raises InputError if there is none yet."""
         if not self.params.exists():
-            raise InputError(f"{self.params}: no such file; name the folder of a run by --run, or a model by --model")
+            raise InputError(f"{self.params}: no such file; name the folder of a run, or a model by --model")
         path = self.root / f"models/segmenter-{self.value('final', str)}.safetensors"
         if not path.exists():
             raise InputError(f"{path}: no such file; make it with `dvc repro`, or name a model by --model")

@@ -53,13 +53,18 @@ def read(run: Run, empty: bool = False) -> ClusterNames:
 
 def edit(run: Run, changes: Sequence[tuple[str, str]]) -> ClusterNames:
     """Apply changes (key, "3=dog") to clusters.yaml in their order. Raises InputError for an invalid change, or as `read`."""
-    clusters = read(run, empty=("reset", "all") in changes)
+    return edit_file(run / naming.FILE, read(run, empty=True), changes)
+
+
+def edit_file(file: Path, empty: ClusterNames, changes: Sequence[tuple[str, str]]) -> ClusterNames:
+    """As `edit`, for a file of the clusters of `empty`, which has no entries. The file need not exist."""
+    is_kept = file.exists() and ("reset", "all") not in changes
+    clusters = naming.read(file, empty.count, empty.clustering) if is_kept else empty
     for key, text in changes:
         if (key, text) != ("reset", "all"):
             clusters = change(clusters, key, text)
     if changes:
-        mark = naming.fingerprint(run / "data/instances.json")
-        naming.write(run / naming.FILE, replace(clusters, clustering=mark))
+        naming.write(file, replace(clusters, clustering=empty.clustering or clusters.clustering))
     return clusters
 
 
@@ -67,7 +72,7 @@ def change(clusters: ClusterNames, key: str, text: str) -> ClusterNames:
     """Apply one change, e.g. ("name", "3=dog") or ("ignore", "3")."""
     number, equals, value = text.partition("=")
     example = EDITS[key][0].split("|")[0]
-    if not number.isdigit() or bool(equals) != ("=" in example):
+    if not number.isdecimal() or bool(equals) != ("=" in example):
         raise InputError(f"--{key} {text} is not understood; write it like --{key} {example}")
     k = int(number)
     if not k < clusters.count:
@@ -75,7 +80,7 @@ def change(clusters: ClusterNames, key: str, text: str) -> ClusterNames:
     entry = ClusterEntry() if key == "reset" else clusters.entry(k)
     row: dict[str, Any] = {"name": entry.name, "ignore": entry.ignore, "colour": None, "merge": None}
     if key == "merge":
-        row |= {"merge": int(value) if value.isdigit() else value, "ignore": False}
+        row |= {"merge": int(value) if value.isdecimal() else value, "ignore": False}
     elif key == "ignore":
         row["ignore"] = True
     elif key in ("name", "colour"):

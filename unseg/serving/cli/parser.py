@@ -118,6 +118,18 @@ def add_use(commands: Commands) -> None:
     probe.add_argument("--vote", action="store_true",
                        help="Do not train: name and merge the clusters by the majority of their labelled pixels.")  # fmt: skip
 
+    serve = add_command(commands, "serve", "Open a page that segments photographs and edits the clusters.",
+                        "Prints the address of the page, which only this machine can open. Edits go to clusters.yaml of the "
+                        "run. Needs `pip install '.[serve]'` in a clone.", "model", "clusters", "device", force="")  # fmt: skip
+    serve.add_argument("run", **SHARED["run"] | {"nargs": "?", "metavar": "RUN"})
+    serve.add_argument("--port", type=port, default=7870, metavar="N", help="Port of the page; 0: any free one (default: 7870).")
+
+
+def port(text: str) -> int:
+    if not (text.isdecimal() and int(text) < 1 << 16):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; give a number from 0 to 65535")
+    return int(text)
+
 
 def add_exchange(commands: Commands) -> None:
     export = add_command(commands, "export", "Export the model to ONNX or torch.export.",
