@@ -9,23 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
+from unseg.core.colours import palette
 from unseg.core.image_index import evenly_spaced
 from unseg.report import pictures, sheets
-
-
-@pytest.mark.parametrize(("count", "least"), [(7, 0.07), (20, 0.06), (64, 0.03), (255, 0.012)])
-def test_colours_can_be_told_apart_by_all_eyes(count: int, least: float) -> None:
-    seen = pictures.oklab(pictures.palette(count))
-    distance = np.linalg.norm(seen[:, :, None] - seen[:, None], axis=3)
-    assert distance[:, ~np.eye(count, dtype=bool)].min() > least
-    np.testing.assert_array_equal(pictures.palette(count)[:7], pictures.OKABE_ITO)
-    np.testing.assert_array_equal(pictures.palette(400)[:count], pictures.palette(count))
-
-
-def test_perceived_lightness_of_white_black_and_grey() -> None:
-    lab = pictures.oklab(np.array([[255, 255, 255], [0, 0, 0], [128, 128, 128]], np.uint8))[0]
-    np.testing.assert_allclose(lab[:, 0], [1, 0, 0.6], atol=0.01)
-    np.testing.assert_allclose(lab[:, 1:], 0, atol=2e-3)
 
 
 def test_a_cluster_has_the_colour_of_its_class() -> None:
@@ -40,7 +26,7 @@ def test_a_cluster_has_the_colour_of_its_class() -> None:
     np.testing.assert_array_equal(scheme.truth_table()[0][2], scheme.classes[2])
     plain = pictures.scheme(3, [], {})
     assert not plain.table()[1].any()
-    np.testing.assert_array_equal(plain.clusters, pictures.palette(3))
+    np.testing.assert_array_equal(plain.clusters, palette(3))
     assert len(pictures.scheme(255, [str(i) for i in range(81)], {}).clusters) == 255
 
 
