@@ -130,11 +130,14 @@ def add_exchange(commands: Commands) -> None:
     labels.add_argument("--no-instances", action="store_true", help="Leave the detections out.")
 
     corrected = add_command(commands, "import-labels", "Read corrected labels.",
-                            "Writes label maps for `train_segmenter`, and masks for `unseg probe`. See docs/labels.md.",
-                            "run")  # fmt: skip
-    corrected.add_argument("input", type=Path, metavar="LABELS", help="JSON of COCO or Label Studio; for png, a folder.")
-    corrected.add_argument("--format", required=True, choices=("coco", "label-studio", "png"))
-    corrected.add_argument("-o", "--out", **FILE, help="Zip of label maps to write, with the cluster numbers of the run.")
+                            "Writes label maps that the pipeline trains on (`corrections` of params.yaml), and masks for "
+                            "`unseg probe`. See docs/labels.md.", "run")  # fmt: skip
+    corrected.add_argument("input", type=Path, metavar="LABELS", help="JSON of COCO or Label Studio; for cvat, "
+                           "an archive; for png, a folder.")  # fmt: skip
+    corrected.add_argument("--format", required=True, choices=("coco", "cvat", "label-studio", "png"))
+    corrected.add_argument(
+        "-o", "--out", **FILE, help="Zip of the corrected label maps to write, with the cluster numbers of the run."
+    )
     corrected.add_argument("--masks", type=Path, metavar="MASKS", help="Folder to write for `unseg probe`, new or empty; any "
                            "classes.")  # fmt: skip
     corrected.add_argument("--photos", type=Path, metavar="FOLDER",
