@@ -143,9 +143,23 @@ def add_exchange(commands: Commands) -> None:
     corrected.add_argument("--photos", type=Path, metavar="FOLDER",
                            help="Folder of the labelled photographs (default: the photographs of the run).")  # fmt: skip
 
+    view = add_command(commands, "view", "Look at a run in FiftyOne.",
+                       "Opens the photographs with the mined masks, detections, label maps and clusters, and saved views of what "
+                       "is uncertain, odd in its cluster, or changed. Needs `pip install -e '.[view]'`.", force="")  # fmt: skip
+    view.add_argument("input", **SHARED["run"] | {"nargs": "?", "metavar": "RUN"})
+    view.add_argument("--against", type=lambda text: Run(Path(text)), metavar="RUN",
+                      help="An earlier run, to show what changed (default: the round before the final one).")  # fmt: skip
+    view.add_argument("--predict", action="store_true", help="Run the final segmenter on every photograph: label maps of all, "
+                      "and its own uncertainty, instead of the disagreement of the steps.")  # fmt: skip
+    view.add_argument("--name", metavar="NAME", help="Name of the dataset; one of that name is replaced (default: unseg-RUN).")
+    view.add_argument("--port", type=int, default=5151, metavar="N", help="Of the app, on this machine only (default: 5151).")
+    view.add_argument("--no-app", action="store_true", help="Only write the dataset; `fiftyone app launch NAME` opens it.")
+
     compare = add_command(commands, "compare", "Show what changed between runs.", "Prints the parameters and scores that differ.")
     compare.add_argument("runs", type=Path, metavar="RUN", nargs="+",
                          help="Folders in which `dvc repro` ran. All are compared with the first.")  # fmt: skip
+    compare.add_argument("--round", metavar="NAME",
+                         help="Compare a round of one run, e.g. r1, with its final one.")  # fmt: skip
     compare.add_argument("-o", "--out", **FILE, help="Also write a page with the pictures that changed most.")
 
 
