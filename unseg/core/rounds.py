@@ -18,11 +18,12 @@ ABOUT = "corrections.json"
 
 def human_rounds(file: str | Path = params.FILE) -> set[str]:
     """The rounds that are trained on corrected labels (`corrections` of params.yaml), or on label maps made from such a round."""
-    made = [item for key in ("corrections", "refine", "regroup") for item in params.value(key, list[dict], file)]
-    seen = {item.get("to") for item in params.value("corrections", list[dict], file)}
+    corrected, *others = (params.value(key, list, file) for key in ("corrections", "refine", "regroup"))
+    made = [*corrected, *(item for items in others for item in items)]
+    seen = {str(item.get("to")) for item in corrected}
     for _ in made:  # a chain is no longer than this
-        seen |= {item.get("to") for item in made if item.get("from") in seen}
-    return {str(name) for name in seen}
+        seen |= {str(item.get("to")) for item in made if item.get("from") in seen}
+    return seen
 
 
 def write_corrections(path: Path, maps: Iterable[tuple[str, np.ndarray]], clustering: str) -> None:

@@ -88,9 +88,11 @@ class View:
         folder = self.run.root / self.run.value("data.images", str)
         for image in self.images:
             path = (folder / image.file_name).resolve()
+            labels: np.ndarray | None
+            uncertainty: float | None
             if predict:
                 labels, confidence = predict(path)
-                uncertainty: float | None = 1 - float(confidence.mean())
+                uncertainty = 1 - float(confidence.mean())
             else:
                 labels = self.source.label_map(image) if image.file_name in self.source.maps else None
                 uncertainty = disagreement(image, steps, self.source.lut)

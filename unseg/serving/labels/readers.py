@@ -139,7 +139,8 @@ def read_cvat(path: Path, known: Mapping[str, ImageRecord]) -> Corrections:
 
 def read_cvat_masks(path: Path, archive: zipfile.ZipFile, known: Mapping[str, ImageRecord]) -> Corrections:
     """labelmap.txt has the colours of the classes; SegmentationClass/NAME.png is the map of a photograph NAME.jpg."""
-    made, values = Corrections(path), {}
+    made = Corrections(path)
+    values: dict[int, int] = {}  # by colour
     for line in archive.read("labelmap.txt").decode("utf-8").splitlines():
         if line.strip() and not line.startswith("#"):
             title, rgb, *_ = line.split(":")
