@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from unseg.core import params
+from unseg.core import params, rounds
 from unseg.core.console import run
 from unseg.core.image_index import ImageRecord, eval_images, read_images, train_images
 from unseg.core.instances import Instance, read
@@ -20,14 +20,15 @@ NO_CLASS = "(no class)"  # prediction for the pixels of an unmatched cluster
 
 def main(index: str, truth: str, instances: str, predictions: str, results: str, details: str) -> None:
     k, seed, classes = params.value("cluster.k", int), params.value("seed", int), class_names(truth)
-    steps = ["masks", "detector", *params.value("rounds", list[str])]
+    steps, human = ["masks", "detector", *params.value("rounds", list[str])], rounds.human_rounds()
+    notes = {step: {"human_labels": 1} if step in human else {} for step in steps}
     true_maps, maps = LabelMaps(truth, "semantic/"), [LabelMaps(Path(predictions) / f"{step}.zip") for step in steps]
     images = [image for image in eval_images(index) if image in true_maps]
     shape = len(classes), k + 1
     confusions = dict(zip(steps, loading.confusions(images, true_maps, maps, *shape), strict=True))
     if not loading.total(confusions["masks"], *shape).any():
         for step in steps:
-            write(results, details, step, {"images": 0, "needs": NO_TRUTH.format(truth)}, [], [], [])
+            write(results, details, step, {"images": 0, "needs": NO_TRUTH.format(truth)} | notes[step], [], [], [])
         return
     mined = read(instances, Instance, read_images(index), train_images(index), clusters=k)
     votes = protocols.box_votes(loading.read_boxes(truth, train_images(index)), mined, *shape)
@@ -42,7 +43,7 @@ def main(index: str, truth: str, instances: str, predictions: str, results: str,
             results,
             details,
             step,
-            scores | about,
+            scores | about | notes[step],
             *by_class(classes, metrics.clusters_to_classes(counts, assignment), assignment),
             image_ious,
         )
@@ -68,7 +69,7 @@ def by_image(images: list[ImageRecord], confusions: Iterable[np.ndarray]) -> lis
 
 
 def write(results: str, details: str, step: str, scores: Any, confusion: Any, class_ious: Any, image_ious: Any) -> None:
-    write_json(Path(results) / f"{step}.json", metrics.headline(scores, "miou", "pixel_accuracy"))
+    write_json(Path(results) / f"{step}.json", metrics.headline(scores, "miou", "pixel_accuracy", "human_labels"))
     contents = {"scores": scores, "confusion": confusion, "class_iou": class_ious, "image_iou": image_ious}
     for name, content in contents.items():
         write_json(Path(details) / step / f"{name}.json", content)

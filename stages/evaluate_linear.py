@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from unseg.core import image_index, label_maps, params, storage
+from unseg.core import image_index, label_maps, params, rounds, storage
 from unseg.core.console import run
 from unseg.engine.checkpoint import Checkpoint
 from unseg.evaluation import linear_probe, metrics, protocols
@@ -43,11 +43,12 @@ def main(index: str, images: str, truth: str, weights: str, results: str, detail
             "images": len(eval_images),
             "seeds": [seed],
         }
+        scores |= {"human_labels": 1} if params.value("final", str) in rounds.human_rounds() else {}
         if refined is not None:
             sentences["miou_crf"] = f"as miou, after the CRF of params.yaml: {sentences['miou']}"
             scores["miou_crf"] = metrics.rounded(metrics.mean(metrics.iou(refined)))
         storage.write_json(details, scores | {"protocols": protocols.to_records(sentences)})
-        storage.write_json(results, metrics.headline(scores, "miou", "miou_crf", "pixel_accuracy"))
+        storage.write_json(results, metrics.headline(scores, "miou", "miou_crf", "pixel_accuracy", "human_labels"))
 
 
 if __name__ == "__main__":

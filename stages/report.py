@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from unseg.clustering import naming
-from unseg.core import params
+from unseg.core import params, rounds
 from unseg.core.console import InputError, run
 from unseg.core.image_index import eval_images, read_images, train_images
 from unseg.core.instances import Detection, Instance, Lookup, read, read_by_image
@@ -55,6 +55,7 @@ def main(
         scheme=pictures.apply_names(pictures.scheme(count, classes, matched), names),
     )
     headline, numbers = read_results(root, final, data)
+    human = final if final in rounds.human_rounds() else None
     eval_rows, train_rows = sheets.contact_sheets(data, p.pictures)
     failures = sheets.failures(data, read_json(root / f"details/clustering/{final}/image_iou.json"), p.pictures)
     cards = sheets.cluster_cards(data, p.exemplars)
@@ -69,14 +70,16 @@ def main(
         *numbers[2:],
     ]
     with atomic_write(output) as part:
-        part.write_bytes(page.render("report", shown, data=data, headline=headline))
+        part.write_bytes(page.render("report", shown, data=data, headline=headline, human=human))
 
 
 def read_results(root: Path, final: str, data: sheets.ReportData) -> tuple[list[Fact], list[Section]]:
     """The headline and the sections of numbers, the two most important first; root: the folder results."""
-    first, details = params.value("rounds", list[str])[0], root / "details"
+    names, human, details = params.value("rounds", list[str]), rounds.human_rounds(), root / "details"
+    first, *later = [name for name in names if name not in human] or [final]
     steps = {"ViT masks": "masks", "+ detector": "detector", f"+ segmentation model ({first})": first}
-    steps |= {} if first == final else {f"+ CRF round ({final})": final}
+    steps |= {f"+ CRF round ({later[-1]})": later[-1]} if later else {}
+    steps |= {f"+ corrected labels ({final})": final} if final in human and final != first else {}
     scores = {name: read_json(details / f"clustering/{step}/scores.json") for name, step in steps.items()}
     ious = {name: read_json(details / f"clustering/{step}/class_iou.json") for name, step in steps.items()}
     final_scores, final_ious = list(scores.values())[-1], list(ious.values())[-1]
@@ -91,7 +94,7 @@ def read_results(root: Path, final: str, data: sheets.ReportData) -> tuple[list[
     table = backbones.table(backbone_scores, [b["name"] for b in listed[0]])
 
     label_free_data = {"facts": label_free.quality(quality), "missing": label_free.missing(metrics)}
-    components = Section("components", "Components", "components", sections.components(scores))
+    components = Section("components", "Components", "components", sections.components(scores, human=final in human))
     without_labels = Section("quality", "Quality without labels", "quality", label_free_data)
     return sections.headline(quality, final_scores, linear, instances), [
         *((components, without_labels) if "miou" in final_scores else (without_labels, components)),

@@ -475,7 +475,7 @@ FAULTS = [
     ),
     Fault(
         "export-labels: a hole of a polygon is dropped",
-        "unseg/serving/labels/formats.py",
+        "unseg/serving/labels/polygons.py",
         "bridge(mask, points, inside)",
         "points",
         "tests/serving/test_labels.py -k yolo",
@@ -503,7 +503,7 @@ FAULTS = [
     ),
     Fault(
         "import-labels: the first class of a brush is all",
-        "unseg/serving/labels/corrections.py",
+        "unseg/serving/labels/label_studio.py",
         "made.value(names[0])",
         "1",
         "tests/serving/test_labels.py -k round_trip",
@@ -570,6 +570,27 @@ FAULTS = [
         "prepared(copy.deepcopy(model), p, q, k)",
         "prepared(model, p, q, k)",
         "tests/detection/test_detector.py -k shows_detections",
+    ),
+    Fault(
+        "export-labels: polygons lie on pixels, not on their edges",
+        "unseg/serving/labels/polygons.py",
+        "(points + 1) // 2",
+        "points // 2",
+        "tests/serving/test_labels.py -k outlines",
+    ),
+    Fault(
+        "correct: the round forgets what people corrected",
+        "stages/correct.py",
+        "human[image] if image in human else lut[maps[image]]",
+        "lut[maps[image]]",
+        "tests/core/test_rounds.py",
+    ),
+    Fault(
+        "view: the most typical masks of a cluster are odd",
+        "unseg/serving/fiftyone_view/fields.py",
+        'np.argsort(cosines[members], kind="stable")',
+        'np.argsort(-cosines[members], kind="stable")',
+        "tests/serving/test_view.py",
     ),
 ]
 

@@ -14,7 +14,17 @@ SLOW = ("torch", "torchvision", "timm", "torch._dynamo", "sklearn", "scipy")
 BACKBONES = ("evaluate_backbone_kmeans", "evaluate_backbone_linear", "evaluate_backbone_video")
 GROUPS: dict[str, tuple[list[str], set[str]]] = {  # stages, and which of SLOW they may import
     "no network": (
-        ["self_train", "aggregate", "draw_demo", "evaluate_clustering", "evaluate_instances", "prepare", "regroup", "report"],
+        [
+            "self_train",
+            "aggregate",
+            "correct",
+            "draw_demo",
+            "evaluate_clustering",
+            "evaluate_instances",
+            "prepare",
+            "regroup",
+            "report",
+        ],
         set(),
     ),
     "K-means": (["choose_k", "cluster"], {"sklearn", "scipy"}),

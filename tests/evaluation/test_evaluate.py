@@ -61,7 +61,7 @@ def write_maps(maps: dict[str, np.ndarray]) -> None:
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    Path("params.yaml").write_text("seed: 5\ncluster:\n  k: 3\nrounds: [r0]\n")
+    Path("params.yaml").write_text("seed: 5\ncluster:\n  k: 3\nrounds: [r0]\ncorrections: []\nrefine: []\nregroup: []\n")
     write_json("images.json", {"images": INDEX})
     write_truth("truth.zip", CLASSES, TRUTH, [object_at(0, 0, 1), object_at(0, 1, 1), object_at(4, 1, 2), object_at(0, 2, 2)])
     write_guess()
@@ -134,7 +134,8 @@ def test_clustering_by_hand() -> None:
 def test_every_step_has_its_own_scores() -> None:
     """Each label map has the score that it would have alone."""
     swapped = {name: np.where(m == 1, 2, np.where(m == 2, 1, m)) for name, m in GUESS.items()}
-    Path("params.yaml").write_text("seed: 5\ncluster:\n  k: 3\nrounds: [g0, r1]\n")
+    corrected = "corrections: [{from: g0, file: c.zip, to: r1}]\nrefine: []\nregroup: []\n"
+    Path("params.yaml").write_text(f"seed: 5\ncluster:\n  k: 3\nrounds: [g0, r1]\n{corrected}")
     for step, maps in {"g0": swapped, "r1": {name: np.zeros((4, 6)) for name in GUESS}}.items():
         write_label_maps(f"predictions/{step}.zip", ((name, labels.astype(np.uint8)) for name, labels in maps.items()))
     first = clustering("masks")
@@ -144,6 +145,7 @@ def test_every_step_has_its_own_scores() -> None:
     assert (scores["miou"], confusion) == (first[0]["miou"], same)  # clusters have no names
     assert [row["cluster"] for row in ious] == [-1, 0, 1]
     assert clustering("r1")[0]["miou"] == round(16 / 42 / 3, 6)  # all background
+    assert [clustering(step)[0].get("human_labels") for step in ("masks", "g0", "r1")] == [None, None, 1]
 
 
 def test_each_image_has_its_own_iou() -> None:

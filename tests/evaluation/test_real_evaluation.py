@@ -64,6 +64,7 @@ for key in prepare.PRECISION_KEYS:
 PARAMS["detector"]["backend"] = "torchvision"
 PARAMS["crf"] = {"method": "conv"}
 PARAMS["fetch"] = []
+PARAMS |= {"corrections": [], "refine": [], "regroup": []}
 for group, name in (key.split(".") for key in prepare.WEIGHT_KEYS):
     PARAMS.setdefault(group, {}).setdefault(name, "models/fresh")
 MAPS = ("labels.zip", "predictions/masks.zip", "predictions/detector.zip")

@@ -54,7 +54,15 @@ GROUPS: dict[str, type] = {
     "alarms.segmentation": alarms.SegmentationAlarm,
     "report": page.Report,
 }
-VALUES: dict[str, type] = {"seed": int, "fetch": list, "regroup": list, "rounds": list, "refine": list, "final": str}
+VALUES: dict[str, type] = {
+    "seed": int,
+    "fetch": list,
+    "regroup": list,
+    "corrections": list,
+    "rounds": list,
+    "refine": list,
+    "final": str,
+}
 VALUES |= {"retrain": list, "detections": str, "backbones": list, "sets": list, "videos": list}
 
 

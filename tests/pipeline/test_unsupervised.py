@@ -26,4 +26,5 @@ def test_no_model_has_ground_truth_upstream(warm):
             if file in maker and file != "data/images.json":  # prepare reads the truth to set it apart
                 files += [relative(dep.fs_path) for dep in maker[file].deps if dep.hash_name != "params"]
     assert "data/truth.zip" not in seen
+    assert not [f for f in seen if f.endswith(".zip") and f not in maker]  # nothing that people corrected, as shipped
     assert not [f for f in seen if "truth" in f or "annotations" in f]

@@ -44,7 +44,7 @@ def project(
     (root / "clusters.yaml").write_text("clusters: {}\n")
     (root / "params.yaml").write_text(
         "seed: 0\ncluster: {k: 7}\nrounds: [r0, r1]\nfinal: r1\nreport: {pictures: 12, exemplars: 8}\n"
-        "backbones: []\nsets: []\nvideos: []\n"
+        "backbones: []\nsets: []\nvideos: []\ncorrections: []\nrefine: []\nregroup: []\n"
     )
     index, masks, detections, objects = [], [], [], []
     semantic, pseudo, predicted = {}, {}, {}
@@ -307,6 +307,17 @@ def test_of_the_rounds_the_first_and_the_final_one_are_reported(bare: Path, roun
     assert ("clustering/r0/scores.json" in reader.text) == ("r0" in rounds)
     assert "Segmenter r1" in reader.text
     assert "Segmenter r0" not in reader.text
+
+
+def test_a_final_round_with_human_labels_is_marked(bare: Path) -> None:
+    assert "people corrected" not in write_report()
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("corrections: []", "corrections: [{from: r0, file: c.zip, to: r1}]"))
+    said = Reader(write_report()).text
+    assert "The final segmenter (r1) was trained on labels that people corrected:" in said
+    assert "+ corrected labels (r1)" in said
+    assert "+ CRF round" not in said
+    assert re.findall(r"\(r\w\)4[58]\.[89]", said.replace("not measured here", "")) == ["(r0)45.8"]  # no number of the paper
 
 
 def test_sheets_are_small_and_bytes_stay(full: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:

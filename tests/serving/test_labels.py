@@ -22,7 +22,7 @@ from unseg.core.image_index import ImageRecord
 from unseg.core.label_maps import LabelMaps, write_label_maps
 from unseg.serving import few_labels
 from unseg.serving.cli.main import main
-from unseg.serving.labels import brush, formats
+from unseg.serving.labels import brush, formats, polygons
 
 SIZES = {"a.jpg": (40, 60), "sub dir/b.jpg": (50, 30), "sub dir/c.png": (33, 47)}
 NAMES = {1: "dog", 3: "cluster 2", 4: "tree & <leaf>"}  # cluster 1 is merged into 0
@@ -166,7 +166,7 @@ def test_polygons_of_noise_give_the_mask_again(seed: int) -> None:
     noise = np.random.default_rng(seed).random((60, 80)).astype(np.float32)
     mask = cv2.GaussianBlur(noise, (0, 0), (0.6, 1, 2, 3, 4)[seed]) > 0.45
     got = np.zeros(mask.shape, np.uint8)
-    for points, _ in formats.polygons(mask):
+    for points, _ in polygons.pixel_polygons(mask):
         cv2.fillPoly(got, [points], 1)
     np.testing.assert_array_equal(got > 0, mask)
 
@@ -218,21 +218,53 @@ def test_label_studio_has_brushes(run: Path, maps: dict[str, np.ndarray]) -> Non
             assert (r["original_height"], r["original_width"]) == SIZES[name]
             got[name][brush.decode(r["value"]["rle"], SIZES[name])] = titles[r["value"]["brushlabels"][0]]
     same(got, maps)
-    found = tasks[0]["predictions"][1]
+    found = tasks[0]["predictions"][2]
     assert (found["score"], found["result"][0]["score"], found["result"][0]["value"]["brushlabels"]) == (0.75, 0.75, ["dog"])
     view = ElementTree.parse(out / "config.xml").getroot()
-    assert [x.get("value") for x in view.iter("Label")] == list(titles)
-    assert view.find("BrushLabels").get("toName") == view.find("Image").get("name")  # type: ignore[union-attr]
+    controls = {"BrushLabels": "label", "PolygonLabels": "polygon"}
+    for tag, name in controls.items():
+        control = view.find(tag)
+        assert control is not None
+        assert (control.get("name"), control.get("toName")) == (name, view.find("Image").get("name"))  # type: ignore[union-attr]
+        assert [x.get("value") for x in control] == list(titles)
+    assert {r["from_name"] for r in tasks[0]["predictions"][0]["result"]} == {"label"}
+    assert {r["from_name"] for r in tasks[0]["predictions"][1]["result"]} == {"polygon"}
 
 
-def test_label_studio_reads_the_brushes(run: Path, maps: dict[str, np.ndarray]) -> None:
-    theirs = pytest.importorskip("label_studio_converter.brush")
+def test_label_studio_reads_the_brushes(run: Path) -> None:
+    theirs = pytest.importorskip("label_studio_sdk.converter.brush")
     out = export(run, "label-studio")
     for task in json.loads((out / "tasks.json").read_text()):
         height, width = SIZES[task["data"]["file_name"]]
         for r in task["predictions"][0]["result"]:
             got = theirs.decode_rle(r["value"]["rle"]).reshape(height, width, 4)[..., 3]
             np.testing.assert_array_equal(got > 0, brush.decode(r["value"]["rle"], (height, width)))
+
+
+def test_label_studio_converts_the_polygons(run: Path, maps: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """Its COCO export of accepted polygons has our masks."""
+    converter = pytest.importorskip("label_studio_sdk.converter")
+    out = export(run, "label-studio")
+    tasks = json.loads((out / "tasks.json").read_text())
+    for n, task in enumerate(tasks):
+        (tmp_path / "photos" / task["data"]["file_name"]).parent.mkdir(parents=True, exist_ok=True)
+        Pillow.new("RGB", SIZES[task["data"]["file_name"]][::-1]).save(tmp_path / "photos" / task["data"]["file_name"])
+        task["data"]["image"] = str(tmp_path / "photos" / task["data"]["file_name"])
+        task |= {"id": n, "annotations": [{"id": n, "result": task.pop("predictions")[1]["result"]}]}
+    (tmp_path / "done.json").write_text(json.dumps(tasks))
+    theirs = converter.Converter(str(out / "config.xml"), str(tmp_path), download_resources=False)
+    theirs.convert_to_coco(str(tmp_path / "done.json"), str(tmp_path / "coco"), is_dir=False)
+    coco = COCO(str(tmp_path / "coco/result.json"))
+    titles = {v: k for k, v in {**NAMES, 255: "void"}.items()}
+    assert len(coco.dataset["images"]) == len(maps)
+    for image in coco.dataset["images"]:
+        labels = maps[Path(image["file_name"]).relative_to(tmp_path / "photos").as_posix()]
+        found: dict[int, np.ndarray] = {}
+        for a in coco.imgToAnns[image["id"]]:
+            label = titles[coco.cats[a["category_id"]]["name"]]
+            found[label] = found.get(label, np.zeros(labels.shape, bool)) | (coco.annToMask(a) > 0)
+        assert found.keys() == set(np.unique(labels).tolist()) - {0}
+        assert min(polygons.iou(mask, labels == k) for k, mask in found.items()) >= 0.99
 
 
 def test_supervision_reads_yolo(run: Path, maps: dict[str, np.ndarray]) -> None:
@@ -368,30 +400,164 @@ def as_corrected(out: Path) -> Path:
     return out / "done.json"
 
 
-@pytest.mark.parametrize("format", ["coco", "png", "label-studio"])
-def test_a_round_trip_gives_the_same_maps(run: Path, maps: dict[str, np.ndarray], format: str) -> None:
-    out, made = export(run, format), run.parent / "corrected.zip"
-    path = {"coco": out / "semantic.json", "png": out, "label-studio": out}[format]
-    path = as_corrected(out) if format == "label-studio" else path
-    main(["import-labels", str(path), "--format", format, "--run", str(run), "-o", str(made)])
+def corrected(made: Path) -> dict[str, np.ndarray]:
+    """The label maps in a zip of import-labels."""
     zipped = LabelMaps(made)
+    return {n: zipped[ImageRecord(1, n, *size, "both")] for n, size in SIZES.items() if f"{n}.png" in zipped.names}
+
+
+def bring(run: Path, path: Path, format: str) -> dict[str, np.ndarray]:
+    main(["import-labels", str(path), "--format", format, "--run", str(run), "-o", str(run / "z.zip"), "--force"])
+    return corrected(run / "z.zip")
+
+
+@pytest.mark.parametrize(
+    ("format", "file"),
+    [("coco", "semantic.json"), ("png", ""), ("label-studio", ""), ("cvat", "masks.zip"), ("cvat", "semantic.zip")],
+)
+def test_a_round_trip_gives_the_same_maps(run: Path, maps: dict[str, np.ndarray], format: str, file: str) -> None:
+    out = export(run, format)
+    path = as_corrected(out) if format == "label-studio" else out / file
     done = list(SIZES)[:2] if format == "label-studio" else list(SIZES)
-    images = [ImageRecord(1, n, *SIZES[n], "both") for n in done]
-    assert len(zipped.names) == len(done)
-    same({i.file_name: zipped[i] for i in images}, {n: maps[n] for n in done})
+    same(bring(run, path, format), {n: maps[n] for n in done})
 
 
-def test_photographs_that_nobody_corrected_keep_the_runs_labels(run: Path, maps: dict[str, np.ndarray]) -> None:
-    content = json.loads((export(run, "coco") / "semantic.json").read_text())
-    content["images"] = content["images"][:1]
-    content["annotations"] = []
-    (run / "one.json").write_text(json.dumps(content))
-    main(["import-labels", str(run / "one.json"), "--format", "coco", "--run", str(run), "-o", str(run / "z.zip")])
-    zipped = LabelMaps(run / "z.zip")
-    assert zipped.names == {"a.jpg.png", "sub dir/b.jpg.png"}  # c.png is not for training
-    assert not zipped[ImageRecord(1, "a.jpg", *SIZES["a.jpg"], "both")].any()
-    name = "sub dir/b.jpg"
-    np.testing.assert_array_equal(zipped[ImageRecord(2, name, *SIZES[name], "both")], maps[name])
+def iou(got: np.ndarray, want: np.ndarray, label: int) -> float:
+    return polygons.iou(got == label, want == label)
+
+
+def test_polygons_of_label_studio_come_back(
+    run: Path, maps: dict[str, np.ndarray], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Simplified to an IoU of .99; exact without that. Accepted polygons, a brush and a choice in one annotation."""
+    for tolerances, least in (((2.0, 1.0, 0.5), 0.99), ((), 1.0)):
+        monkeypatch.setattr(polygons, "TOLERANCES", tolerances)
+        out = export(run, "label-studio")
+        tasks = json.loads((out / "tasks.json").read_text())
+        for task in tasks:
+            brushes, outlined = task.pop("predictions")[:2]
+            assert outlined["model_version"] == "unseg labels, polygons"
+            assert {r["type"] for r in outlined["result"]} == {"polygonlabels"}
+            last = [r for r in brushes["result"] if r["value"]["brushlabels"] == ["void"]]
+            choice = {"type": "choices", "value": {"choices": ["sharp"]}, "from_name": "c", "to_name": "image"}
+            others = [r for r in outlined["result"] if r["value"]["polygonlabels"] != ["void"]]
+            task["annotations"] = [{"result": [*others, *last, choice]}]
+        (run / "c.json").write_text(json.dumps(tasks))
+        got = bring(run, run / "c.json", "label-studio")
+        assert min(iou(got[n], maps[n], k) for n in maps for k in np.unique(maps[n]).tolist()) >= least
+        assert "3 results of the type choices are left out" in capsys.readouterr().out
+        shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_outlines_of_noise_are_the_mask(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(seed).random((60, 80)).astype(np.float32)
+    mask = cv2.GaussianBlur(noise, (0, 0), (0.6, 1, 2, 3, 4)[seed]) > 0.45
+    assert polygons.iou(polygons.rasterise(polygons.outlines(mask)[0], mask.shape), mask) >= 0.99
+    monkeypatch.setattr(polygons, "TOLERANCES", ())
+    parts, holes = polygons.outlines(mask)
+    np.testing.assert_array_equal(polygons.rasterise(parts, mask.shape), mask)
+    count = cv2.connectedComponents((~np.pad(mask, 1, constant_values=False)).astype(np.uint8), connectivity=4)[0]
+    assert holes == count - 2  # the background is no hole, and label 0 is the mask
+
+
+def annotated(run: Path, *results: dict[str, Any]) -> Path:
+    """An export of Label Studio with one task, a.jpg (40 rows, 60 columns), whose results are given without what all have."""
+    common = {"original_width": 60, "original_height": 40, "image_rotation": 0, "from_name": "x", "to_name": "image"}
+    task = {"data": {"file_name": "a.jpg"}, "annotations": [{"result": [common | r for r in results]}]}
+    (run / "c.json").write_text(json.dumps([task]))
+    return run / "c.json"
+
+
+def rectangle(**changes: Any) -> dict[str, Any]:
+    value = {"x": 50, "y": 25, "width": 20, "height": 50, "rotation": 0, "rectanglelabels": ["dog"]} | changes
+    return {"type": "rectanglelabels", "value": value}
+
+
+def test_rectangles_and_polygons_by_hand(run: Path) -> None:
+    """12 x 20 pixels from column 30 and row 10 on; turned by 90 degrees around that corner they lie to its left."""
+    triangle = {"points": [[0, 0], [50, 0], [0, 50]], "closed": True, "polygonlabels": ["cluster 2"]}
+    labels = bring(run, annotated(run, rectangle(), {"type": "polygonlabels", "value": triangle}), "label-studio")["a.jpg"]
+    assert (labels == 1).sum() == (labels[10:30, 30:42] == 1).sum() == 240
+    assert (labels[:10, :10] == 3).all()
+    assert (labels == 3).sum() == pytest.approx(300, abs=10)
+    turned = bring(run, annotated(run, rectangle(rotation=90)), "label-studio")["a.jpg"]
+    assert (turned == 1).sum() == (turned[10:22, 10:30] == 1).sum() == 240
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (rectangle() | {"original_width": 61}, "a rectangle is (40, 61), the photograph (40, 60)"),
+        (rectangle() | {"image_rotation": 90}, "was turned by 90 degrees in Label Studio; turn it back"),
+        (rectangle() | {"type": "ellipselabels"}, "a region is 'ellipselabels'; brushes, polygons and rectangles"),
+        (rectangle(x=float("nan")), "no list of three points or more"),
+        (rectangle(rectanglelabels=[]), "a region has 0 labels"),
+        (rectangle(rectanglelabels=["zebra"]), "the run has no cluster 'zebra'"),
+        (rectangle(x=None), "is not as Label Studio exports JSON"),
+        ({"type": "polygonlabels", "value": {"points": [[0, 0], [1, 1]], "polygonlabels": ["dog"]}}, "three points or more"),
+        ({"type": "polygonlabels", "value": {"points": [[0, 0], [1e9, 1], [1, 1]], "polygonlabels": ["dog"]}}, "three points"),
+        ({"type": "polygonlabels", "value": {"points": [0, 1, 2], "polygonlabels": ["dog"]}}, "three points or more"),
+        ({"type": "polygonlabels", "value": {"polygonlabels": ["dog"]}}, "is not as Label Studio exports JSON"),
+    ],
+)
+def test_regions_that_cannot_be_used(run: Path, result: dict[str, Any], message: str) -> None:
+    path = annotated(run, result)
+    refused(["import-labels", path, "--format", "label-studio", "--run", run, "-o", run / "z.zip"], message)
+    assert not (run / "z.zip").exists()
+
+
+def cvat(run: Path, changes: dict[str, bytes]) -> Path:
+    """The archive of masks as CVAT exports it, with other or more members: colours without a palette."""
+    with zipfile.ZipFile(export(run, "cvat") / "masks.zip") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for name in (n for n in members if n.startswith("SegmentationClass/")):
+        members[name] = storage.encode_png(np.asarray(Pillow.open(io.BytesIO(members[name])).convert("RGB")))
+    members["labelmap.txt"] = b"# label:color_rgb:parts:actions\n" + members["labelmap.txt"]
+    with zipfile.ZipFile(run / "cvat.zip", "w") as archive:
+        for name, content in (members | changes).items():
+            archive.writestr(name, content)
+    return run / "cvat.zip"
+
+
+def test_cvats_masks_in_colour(run: Path, maps: dict[str, np.ndarray]) -> None:
+    same(bring(run, cvat(run, {}), "cvat"), maps)
+
+
+PINK = storage.encode_png(np.full((40, 60, 3), (255, 0, 200), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"../escape.png": b""}, "'../escape.png' is no file name below"),
+        ({"/tmp/escape.png": b""}, "'/tmp/escape.png' is no file name below"),
+        ({"SegmentationClass/other.png": PINK}, "there is no photograph 'other'"),
+        ({"SegmentationClass/a.png": storage.encode_png(np.zeros((41, 60), np.uint8))}, "is (41, 60), its photograph (40, 60)"),
+        ({"SegmentationClass/a.png": PINK}, "has the colour #ff00c8, which labelmap.txt does not list"),
+        ({"SegmentationClass/a.png": bytes(100_000)}, "100000 bytes; that is no mask of a.jpg"),
+        ({"SegmentationClass/a.png": b"no PNG"}, "is not an archive that CVAT exports"),
+        ({"labelmap.txt": b""}, "is not an archive that CVAT exports"),
+        ({"labelmap.txt": b"dog:red::"}, "is not an archive that CVAT exports"),
+    ],
+)
+def test_an_archive_of_cvat_that_cannot_be_used(run: Path, changes: dict[str, bytes], message: str) -> None:
+    path, before = cvat(run, changes), sorted(run.parent.rglob("*"))
+    words = ["--run", run, "-o", run / "z.zip", "--masks", run / "masks"]
+    refused(["import-labels", path, "--format", "cvat", *words], message)
+    assert sorted(run.parent.rglob("*")) == before
+
+
+def test_other_archives(run: Path, tmp_path: Path) -> None:
+    words = ["--format", "cvat", "--run", run, "-o", run / "z.zip"]
+    (tmp_path / "no.zip").write_bytes(b"PK no")
+    refused(["import-labels", tmp_path / "no.zip", *words], "is not an archive that CVAT exports")
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        archive.writestr("annotations/a.json", "{}")
+        archive.writestr("annotations/b.json", "{}")
+    refused(["import-labels", tmp_path / "two.zip", *words], "neither labelmap.txt nor one JSON file")
+    refused(["import-labels", tmp_path / "none.zip", *words], "none.zip")
+    assert not (run / "z.zip").exists()
 
 
 def test_masks_for_probe(run: Path, maps: dict[str, np.ndarray], tmp_path: Path) -> None:
@@ -457,7 +623,7 @@ def test_a_coco_file_that_cannot_be_used(run: Path, keys: tuple[Any, ...], value
         ((0, "annotations", 0, "result", 0, "original_width"), 61, "a brush is (40, 61), the photograph (40, 60)"),
         ((0, "annotations", 0, "result", 0, "value", "rle"), brush.encode(np.ones((40, 61), bool)), "2440 pixels, not 40 x 60"),
         ((0, "annotations", 0, "result", 0, "value", "rle"), [1, 2], "cut short"),
-        ((0, "annotations", 0, "result", 0, "type"), "rectanglelabels", "only brush masks"),
+        ((0, "annotations", 0, "result", 0, "value", "format"), "png", "a brush has the format 'png'"),
         ((0, "data", "file_name"), "other.jpg", "there is no photograph 'other.jpg'"),
         ((0, "annotations", 0, "result"), None, "is not as Label Studio exports JSON"),
         ((0, "annotations"), [], "1 tasks"),
@@ -474,6 +640,7 @@ def test_other_input_that_cannot_be_used(run: Path, tmp_path: Path) -> None:
     (tmp_path / "png").mkdir()
     words = ["--format", "png", "--run", run]
     refused(["import-labels", tmp_path / "png", *words], "nothing to write")
+    refused(["import-labels", tmp_path / "png", *words, "-o", "z.zip", "--photos", tmp_path], "leave --photos out")
     refused(["import-labels", tmp_path / "png", *words, "-o", run / "z.zip"], "has no mask")
     Pillow.new("L", (60, 40), 3).save(tmp_path / "png/a.png")
     Pillow.new("L", (60, 40), 2).save(tmp_path / "png/a.jpg.png")

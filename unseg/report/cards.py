@@ -4,11 +4,13 @@ Shapes: M masks, D channels of a CLS token, K clusters.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from unseg.clustering.algorithms import Clustering, normalise
 from unseg.clustering.naming import ClusterEntry, ClusterNames
-from unseg.core.console import track
+from unseg.core.console import InputError, track
 from unseg.core.image_index import ImageRecord
 from unseg.core.instances import Instance
 from unseg.report import page, pictures
@@ -21,6 +23,17 @@ def centre_tokens(tokens: np.ndarray) -> np.ndarray:
     """[M, D] minus their common mean, which would make all cosines large; then scaled to length 1 (0 stays 0)."""
     centred = tokens - tokens.mean(0)
     return np.asarray(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12))
+
+
+def read_tokens(file: Path, instances: Sequence[Instance], p: Clustering) -> np.ndarray:
+    """[M, D] float64: the instances' descriptors as they were clustered, centred. Raises InputError if there is no such file."""
+    try:
+        stored = np.load(file)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}); make it with `dvc repro embed`") from None
+    row_of_id = {id: n for n, id in enumerate(stored["ids"].tolist())}
+    unit = normalise(stored["tokens"], stored["tokens"], p.whiten, p.components)
+    return centre_tokens(unit[[row_of_id[x.id] for x in instances]])
 
 
 def similarity(tokens: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:

@@ -51,17 +51,24 @@ class ComparedRun:
         return self.predictions[self.eval_images[file_name]]
 
 
-def read(folder: Path, name: str) -> ComparedRun:
-    """Raises InputError if the folder holds no finished run."""
+def read(folder: Path, name: str, round: str | None = None) -> ComparedRun:
+    """Read a finished run. Raises InputError if the folder holds none.
+
+    Args:
+        round: of the segmenter, in place of the final one; then the numbers are its mIoUs alone.
+    """
     file, details = folder / "params.yaml", folder / "results/details"
     if not file.exists():
         raise InputError(f"{file}: no such file; name a folder in which `dvc repro` ran")
-    final = params.value("final", str, file)
-    files = sorted([*details.glob("*.json"), *details.glob("clustering/*/scores.json")])
-    scores = {f.relative_to(details).as_posix(): read_json(f) for f in files}
+    if round and round not in (known := params.value("rounds", list[str], file)):
+        raise InputError(f"{folder} has no round {round!r}; {file} has {', '.join(known)}")
+    final = round or params.value("final", str, file)
     clustering = details / "clustering" / final
     if not (missing := clustering / "image_iou.json").exists():
         raise InputError(f"{folder} holds no finished run of this version of unseg ({missing}); run `dvc repro` there")
+    files = sorted([*details.glob("*.json"), *details.glob("clustering/*/scores.json")])
+    scores = {f.relative_to(details).as_posix(): read_json(f) for f in files}
+    scores = {"clustering": read_json(clustering / "scores.json")} if round else scores
     ious, image_ious = read_json(clustering / "class_iou.json"), read_json(clustering / "image_iou.json")
     return ComparedRun(
         name=name,
@@ -105,6 +112,11 @@ def image_changes(runs: Sequence[ComparedRun], names: Sequence[str]) -> dict[str
             first, *others = (run.image_iou.get(n) for run in runs)
             gains[n] = max((x - first for x in others if x is not None and first is not None), key=abs, default=0.0)
         return gains
+    return changed_pixels(runs, names)
+
+
+def changed_pixels(runs: Sequence[ComparedRun], names: Sequence[str]) -> dict[str, float]:
+    """The largest fraction of an image's pixels that have another label than in the first run, after labels are matched."""
     luts, fractions = match_labels(runs, names), {}
     for n in names:
         first_map, *maps = (lut[run.prediction(n)] for run, lut in zip(runs, luts, strict=True))

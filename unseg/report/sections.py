@@ -11,7 +11,7 @@ import numpy as np
 from unseg.report import charts, label_free
 from unseg.report.charts import Chart
 from unseg.report.label_free import Fact
-from unseg.report.page import percent, protocol, scalars
+from unseg.report.page import DASH, percent, protocol, scalars
 from unseg.report.pictures import Scheme
 
 Record = dict[str, Any]
@@ -40,10 +40,14 @@ def headline(quality: Record, scores: Record, linear: Record, instances: Record)
     return [*facts, Fact("linear probe mIoU", "not measured here" if probe is None else percent(probe), "on frozen features")]
 
 
-def components(scores: dict[str, Record]) -> dict[str, Any]:
-    """The mIoU as each component is added, beside the published one; scores: metrics by name, in the order of TABLE_1."""
-    papers = zip(scores.items(), TABLE_1, strict=False)
-    rows = [{"name": name, "metrics": metrics, "paper": paper} for (name, metrics), paper in papers]
+def components(scores: dict[str, Record], human: bool = False) -> dict[str, Any]:
+    """The mIoU as each component is added, beside the published one.
+
+    Args:
+        scores: metrics by name, in the order of TABLE_1; after them, if `human`, the round that has seen human labels.
+    """
+    papers = [*TABLE_1[: len(scores) - human], *([DASH] if human else [])]
+    rows = [{"name": n, "metrics": metrics, "paper": paper} for (n, metrics), paper in zip(scores.items(), papers, strict=True)]
     described = next((metrics for metrics in scores.values() if protocol(metrics, "miou")), None)
     return {"rows": rows, "described": described, "needs": list(label_free.missing(scores))}
 

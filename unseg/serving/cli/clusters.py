@@ -6,10 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from unseg.clustering import naming
-from unseg.clustering.algorithms import Clustering, normalise
+from unseg.clustering.algorithms import Clustering
 from unseg.clustering.naming import BACKGROUND, ClusterEntry, ClusterNames
 from unseg.core import image_index, instances, label_maps, storage
 from unseg.core.console import InputError
@@ -95,15 +93,9 @@ def write_page(run: Run, clusters: ClusterNames, out: Path) -> None:
     """Write the cards of the run's clusters. Raises InputError if a stage up to `cluster` has not run."""
     images = image_index.read_images(run / "data/images.json")
     clustered = instances.read(run / "data/instances.json", Instance, images)
-    try:
-        stored = np.load(file := run / "data/cls_tokens.npz")
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}); make it with `dvc repro embed`") from None
-    row_of_id = {id: n for n, id in enumerate(stored["ids"].tolist())}
-    tokens, p = stored["tokens"], run.group("cluster", Clustering)
-    unit = normalise(tokens, tokens, p.whiten, p.components)[[row_of_id[x.id] for x in clustered]]  # [M, D]
+    tokens = cards.read_tokens(run / "data/cls_tokens.npz", clustered, run.group("cluster", Clustering))
     folder = str(run.root / run.value("data.images", str))
-    drawn = cards.cluster_cards(folder, images, clustered, cards.centre_tokens(unit), clusters.count)
+    drawn = cards.cluster_cards(folder, images, clustered, tokens, clusters.count)
     scheme = pictures.apply_names(pictures.scheme(clusters.count, [], {}), clusters)
     with storage.atomic_write(out) as part:
         part.write_bytes(cards.document(drawn, clusters, scheme, naming.FILE))

@@ -1,18 +1,18 @@
-"""`unseg import-labels`: turns corrected labels into a zip of label maps, and into masks for `unseg probe`."""
+"""`unseg import-labels`: turns corrected labels into a zip for the pipeline, and into masks for `unseg probe`."""
 
 import argparse
-from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image as Pillow
 
-from unseg.core import storage
+from unseg.clustering import naming
+from unseg.core import rounds, storage
 from unseg.core.console import InputError
-from unseg.core.label_maps import IGNORE_LABEL, write_label_maps
+from unseg.core.label_maps import IGNORE_LABEL
 from unseg.serving.cli import clusters
 from unseg.serving.cli.parser import check_output
-from unseg.serving.labels import corrections, formats, source
+from unseg.serving.labels import corrections, formats, readers
 from unseg.serving.labels.corrections import Corrections
 from unseg.serving.run import Run
 
@@ -21,6 +21,8 @@ def run(options: argparse.Namespace) -> None:
     """Raises InputError for labels that cannot be used, before anything is written."""
     if not options.out and not options.masks:
         raise InputError("nothing to write; give -o FILE, --masks FOLDER, or both")
+    if options.out and options.photos:
+        raise InputError("-o is for photographs of the run; leave --photos out, or write --masks")
     if options.out:
         check_output(options.out, options.force)
     if options.masks:
@@ -28,16 +30,16 @@ def run(options: argparse.Namespace) -> None:
     folder: Run = options.run
     known = corrections.photographs(folder, options.photos)
     names = clusters.read(folder).names() if options.out or (folder / "data/instances.json").exists() else {}
-    made = corrections.read(options.input, options.format, known, names)
+    made = readers.read(options.input, options.format, known, names)
     lut = to_labels(made, names) if options.out else None
-    rest = uncorrected(folder, made) if options.out and not options.photos else None
-    print(f"{len(made.maps)} photographs with labels" + (f", {made.waiting} tasks that wait" if made.waiting else ""))
+    print("; ".join([f"{len(made.maps)} photographs with labels", *made.notes]))
     if options.masks:
         print(f"{write_masks(options, made)} classes in {options.masks}")
     if lut is not None:
-        write_label_maps(options.out, all_maps(made, lut, rest))
-        others = len(rest.images) if rest else 0
-        print(f"{len(made.maps)} corrected label maps and {others} as the run has them in {options.out}")
+        maps = ((name, lut[decode(made, name)]) for name in made.maps)
+        rounds.write_corrections(options.out, maps, naming.fingerprint(folder / "data/instances.json"))
+        trained = sum(known[name].split != "val" for name in made.maps)
+        print(f"{trained} of them are for training; name {options.out} in corrections of params.yaml (docs/labels.md)")
 
 
 def to_labels(made: Corrections, names: dict[int, str]) -> np.ndarray:
@@ -59,21 +61,6 @@ def used(made: Corrections) -> set[int]:
 
 def decode(made: Corrections, name: str) -> np.ndarray:
     return storage.decode_png(made.maps[name])
-
-
-def uncorrected(folder: Run, made: Corrections) -> source.LabelSource:
-    """The run's own labels of its other training photographs: train_segmenter needs a map of each."""
-    found = source.read_run(folder, False, clusters.read(folder))
-    found.images[:] = [i for i in found.images if i.split in ("train", "both") and i.file_name not in made.maps]
-    return found
-
-
-def all_maps(made: Corrections, lut: np.ndarray, rest: source.LabelSource | None) -> Iterator[tuple[str, np.ndarray]]:
-    for name in made.maps:
-        yield name, lut[decode(made, name)]
-    if rest:
-        for image in rest.images:
-            yield image.file_name, rest.label_map(image)
 
 
 def write_masks(options: argparse.Namespace, made: Corrections) -> int:

@@ -153,11 +153,14 @@ def add_exchange(commands: Commands) -> None:
     labels.add_argument("--no-instances", action="store_true", help="Leave the detections out.")
 
     corrected = add_command(commands, "import-labels", "Read corrected labels.",
-                            "Writes label maps for `train_segmenter`, and masks for `unseg probe`. See docs/labels.md.",
-                            "run")  # fmt: skip
-    corrected.add_argument("input", type=Path, metavar="LABELS", help="JSON of COCO or Label Studio; for png, a folder.")
-    corrected.add_argument("--format", required=True, choices=("coco", "label-studio", "png"))
-    corrected.add_argument("-o", "--out", **FILE, help="Zip of label maps to write, with the cluster numbers of the run.")
+                            "Writes label maps that the pipeline trains on (`corrections` of params.yaml), and masks for "
+                            "`unseg probe`. See docs/labels.md.", "run")  # fmt: skip
+    corrected.add_argument("input", type=Path, metavar="LABELS", help="JSON of COCO or Label Studio; for cvat, "
+                           "an archive; for png, a folder.")  # fmt: skip
+    corrected.add_argument("--format", required=True, choices=("coco", "cvat", "label-studio", "png"))
+    corrected.add_argument(
+        "-o", "--out", **FILE, help="Zip of the corrected label maps to write, with the cluster numbers of the run."
+    )
     corrected.add_argument("--masks", type=Path, metavar="MASKS", help="Folder to write for `unseg probe`, new or empty; any "
                            "classes.")  # fmt: skip
     corrected.add_argument("--photos", type=Path, metavar="FOLDER",
@@ -175,10 +178,23 @@ def add_exchange(commands: Commands) -> None:
     push.add_argument("--detector", action="store_true", help="Add the detector of the run.")
     push.add_argument("--license", metavar="ID", help="Licence of the card, e.g. apache-2.0, if no weights of others were used, "
                       "or if their files have no licence (default: the licence of those weights).")  # fmt: skip
+    view = add_command(commands, "view", "Look at a run in FiftyOne.",
+                       "Opens the photographs with the mined masks, detections, label maps and clusters, and saved views of what "
+                       "is uncertain, odd in its cluster, or changed. Needs `pip install -e '.[view]'`.", force="")  # fmt: skip
+    view.add_argument("input", **SHARED["run"] | {"nargs": "?", "metavar": "RUN"})
+    view.add_argument("--against", type=lambda text: Run(Path(text)), metavar="RUN",
+                      help="An earlier run, to show what changed (default: the round before the final one).")  # fmt: skip
+    view.add_argument("--predict", action="store_true", help="Run the final segmenter on every photograph: label maps of all, "
+                      "and its own uncertainty, instead of the disagreement of the steps.")  # fmt: skip
+    view.add_argument("--name", metavar="NAME", help="Name of the dataset; one of that name is replaced (default: unseg-RUN).")
+    view.add_argument("--port", type=int, default=5151, metavar="N", help="Of the app, on this machine only (default: 5151).")
+    view.add_argument("--no-app", action="store_true", help="Only write the dataset; `fiftyone app launch NAME` opens it.")
 
     compare = add_command(commands, "compare", "Show what changed between runs.", "Prints the parameters and scores that differ.")
     compare.add_argument("runs", type=Path, metavar="RUN", nargs="+",
                          help="Folders in which `dvc repro` ran. All are compared with the first.")  # fmt: skip
+    compare.add_argument("--round", metavar="NAME",
+                         help="Compare a round of one run, e.g. r1, with its final one.")  # fmt: skip
     compare.add_argument("-o", "--out", **FILE, help="Also write a page with the pictures that changed most.")
 
 

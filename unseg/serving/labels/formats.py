@@ -7,30 +7,26 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import quote
 from xml.etree import ElementTree
 
-import cv2
 import numpy as np
 import yaml
 
-from unseg.core import masks, storage
+from unseg.core import storage
 from unseg.core.console import InputError
-from unseg.core.instances import Detection, instance
+from unseg.core.instances import instance
 from unseg.core.label_maps import IGNORE_LABEL
-from unseg.core.masks import Mask
 from unseg.core.storage import JsonLines, json_line, write_json
 from unseg.report import overlay
-from unseg.serving.labels import brush
-from unseg.serving.labels.source import Labelled, LabelSource, hex_colour, present, title
+from unseg.serving.labels import label_studio
+from unseg.serving.labels.polygons import pixel_polygons
+from unseg.serving.labels.source import Labelled, LabelSource, Photographs, hex_colour, label_masks, present, title
 
-Photographs = Iterable[Labelled]
 Writer = Callable[[Path, LabelSource, Photographs], list[str]]
-LOCAL_FILES = "/data/local-files/?d="  # Label Studio's address of a photograph below its LOCAL_FILES_DOCUMENT_ROOT
 OBJECTS = 254  # that SegmentationObject can number; 255 is void
 SEMANTIC, INSTANCES = "semantic.json", "instances.json"
 
@@ -93,11 +89,6 @@ def write_file(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def mean(values: Iterable[float]) -> float | None:
-    known = list(values)
-    return round(sum(known) / len(known), 4) if known else None
-
-
 # ---- COCO
 
 
@@ -131,12 +122,6 @@ class Coco:
         yield SEMANTIC, self.content(self.semantic, self.has_void)
         if self.source.detections is not None:
             yield INSTANCES, self.content(self.instances, False)
-
-
-def label_masks(p: Labelled) -> list[tuple[int, Mask]]:
-    """The labels of a map but background, void last, each with its mask."""
-    labels = np.asfortranarray(p.labels)  # run lengths go down the columns
-    return [(k, masks.encode(labels == k)) for k in present(p.labels)]
 
 
 def write_coco(out: Path, source: LabelSource, photographs: Photographs) -> list[str]:
@@ -177,7 +162,7 @@ def write_yolo(out: Path, source: LabelSource, photographs: Photographs) -> list
         for k, mask in objects:
             if k == IGNORE_LABEL:
                 continue
-            parts = polygons(mask.decode())
+            parts = pixel_polygons(mask.decode())
             holes += sum(n for _, n in parts)
             split += len(parts) > 1
             for points, _ in parts:
@@ -194,64 +179,6 @@ def write_yolo(out: Path, source: LabelSource, photographs: Photographs) -> list
         "became one object a part; void pixels and confidence are left out",
         "put the photographs, or a link to them, in its folder images",
     ]
-
-
-def polygons(mask: np.ndarray) -> list[tuple[np.ndarray, int]]:
-    """The parts of [H, W] bool as polygons [P, 2] (x, y) of pixels on the outline, P at least 3, each with its number of holes.
-
-    Holes are bridged. cv2.fillPoly, which fills a polygon and its outline, gives the mask again.
-    """
-    found, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    outlines = [c[:, 0] for c in found]  # [P, 2]
-    holes: dict[int, list[np.ndarray]] = {}
-    parents = tree[0, :, 3].tolist() if tree is not None else []  # -1: an outline; else the outline of this hole
-    for points, parent in zip(outlines, parents, strict=True):
-        holes.setdefault(parent, []).append(points)
-    parts = []
-    for i, points in enumerate(outlines):
-        if parents[i] < 0:
-            inside = holes.get(i, [])
-            joined = corners(bridge(mask, points, inside))
-            parts.append((np.resize(joined, (max(3, len(joined)), 2)), len(inside)))  # one or two pixels: points are repeated
-    return parts
-
-
-def bridge(mask: np.ndarray, outline: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
-    """One polygon from an outline [P, 2] and its holes, with all their pixels.
-
-    From the top of each hole a bridge goes straight up, through the mask, to the next contour and back. From the upper hole to
-    the lower ones, that contour has been joined already.
-    """
-    rings = [outline, *sorted((np.roll(h, -int(h[:, 1].argmin()), 0) for h in holes), key=lambda h: int(h[0, 1]))]
-    places: dict[tuple[int, int], tuple[int, int]] = {}  # of a pixel: the first ring that has it, and where
-    joined: dict[tuple[int, int], list[int]] = {}  # of such a place: the rings that hang on it
-    for n, ring in enumerate(rings):
-        if n:
-            x, y = ring[0].tolist()
-            while y and mask[y - 1, x]:
-                y -= 1
-            joined.setdefault(places[x, y], []).append(n)
-        for k, (x, y) in enumerate(ring.tolist()):
-            places.setdefault((x, y), (n, k))
-    points, stack = [], [(0, 0)]
-    while stack:
-        n, k = stack.pop()
-        ring = rings[n]
-        if k > len(ring) or (k == len(ring) and n == 0):
-            continue
-        points.append(ring[k % len(ring)])  # a hole ends where it begins
-        if hanging := joined.get((n, k)):
-            stack += [(n, k), (hanging.pop(), 0)]  # this pixel again, after the hole
-        else:
-            stack.append((n, k + 1))
-    return np.array(points)
-
-
-def corners(points: np.ndarray) -> np.ndarray:
-    """A closed polygon [P, 2] without the points at which it goes straight on."""
-    before, after = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
-    kept = (np.sign(before) != np.sign(after)).any(1) | (np.abs(before).max(1) > 1) | (np.abs(after).max(1) > 1)
-    return points[kept] if kept.any() else points[:1]
 
 
 # ---- VOC and CVAT
@@ -374,59 +301,11 @@ def write_cvat(out: Path, source: LabelSource, photographs: Photographs) -> list
             "COCO 1.0; masks.zip has no place for confidence, and has detections only where the label map agrees"]  # fmt: skip
 
 
-# ---- Label Studio
-
-
-def region(p: Labelled, name: str, mask: Mask, id: str, score: float | None) -> dict[str, Any]:
-    height, width = p.image.size
-    value = {"format": "rle", "rle": brush.encode(mask.decode()), "brushlabels": [name]}
-    fields = {"id": id, "from_name": "label", "to_name": "image", "type": "brushlabels", "image_rotation": 0,
-              "original_width": width, "original_height": height, "value": value}  # fmt: skip
-    return fields | ({} if score is None else {"score": score})
-
-
-def prediction(version: str, regions: list[dict[str, Any]]) -> dict[str, Any]:
-    score = mean(r["score"] for r in regions if "score" in r)
-    return {"model_version": version, "result": regions} | ({} if score is None else {"score": score})
-
-
-def write_label_studio(out: Path, source: LabelSource, photographs: Photographs) -> list[str]:
-    """tasks.json: a task a photograph, with its labels and its detections as two predictions; config.xml."""
-    has_void = False
-
-    def tasks() -> Iterator[str]:
-        nonlocal has_void
-        for p in photographs:
-            found = label_masks(p)
-            has_void |= any(k == IGNORE_LABEL for k, _ in found)
-            regions = [region(p, title(source, k), m, f"label-{k}", p.scores.get(k)) for k, m in found]
-            made = [prediction("unseg labels", regions)]
-            if source.detections is not None:
-                made.append(prediction("unseg detections", [detected(p, source, n, d) for n, d in enumerate(p.detections)]))
-            name = p.image.file_name
-            yield json_line({"data": {"image": LOCAL_FILES + quote(name), "file_name": name}, "predictions": made})
-
-    write_json(out / "tasks.json", JsonLines(tasks()))
-    view = ElementTree.Element("View")
-    ElementTree.SubElement(view, "Image", name="image", value="$image", zoom="true")
-    brushes = ElementTree.SubElement(view, "BrushLabels", name="label", toName="image")
-    for k in [*list(source.names)[1:], *([IGNORE_LABEL] if has_void else [])]:
-        ElementTree.SubElement(brushes, "Label", value=title(source, k), background=hex_colour(source.colours[k]))
-    ElementTree.indent(view)
-    (out / "config.xml").write_bytes(ElementTree.tostring(view, "utf-8") + b"\n")
-    return [f"config.xml is the labelling interface; a task's photograph is {LOCAL_FILES}NAME, below Label Studio's "
-            "LOCAL_FILES_DOCUMENT_ROOT"]  # fmt: skip
-
-
-def detected(p: Labelled, source: LabelSource, number: int, d: Detection) -> dict[str, Any]:
-    return region(p, source.names[d.category_id], d.mask, f"detection-{number}", d.score)
-
-
 WRITERS: dict[str, Writer] = {
     "coco": write_coco,
     "yolo-seg": write_yolo,
     "voc": write_voc,
-    "label-studio": write_label_studio,
+    "label-studio": label_studio.write,
     "cvat": write_cvat,
     "png": write_png,
 }

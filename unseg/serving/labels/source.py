@@ -13,11 +13,12 @@ from PIL import Image as Pillow
 
 from unseg.clustering import naming
 from unseg.clustering.naming import ClusterNames
-from unseg.core import image_index, instances, storage
+from unseg.core import image_index, instances, masks, storage
 from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
 from unseg.core.instances import Detection
 from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
+from unseg.core.masks import Mask
 from unseg.report import overlay
 from unseg.serving.run import Run
 
@@ -33,6 +34,9 @@ class Labelled:
     labels: np.ndarray  # [H, W] uint8
     scores: dict[int, float]  # mean probability of each label of the map, where it is known
     detections: list[Detection]  # category_id is a label; highest score first
+
+
+Photographs = Iterable[Labelled]
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,12 @@ def title(source: LabelSource, label: int) -> str:
 def present(labels: np.ndarray) -> list[int]:
     """The labels of a map but background, in rising order."""
     return [int(k) for k in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)) if k]
+
+
+def label_masks(p: Labelled) -> list[tuple[int, Mask]]:
+    """The labels of a map but background, void last, each with its mask."""
+    labels = np.asfortranarray(p.labels)  # run lengths go down the columns
+    return [(k, masks.encode(labels == k)) for k in present(p.labels)]
 
 
 def hex_colour(rgb: np.ndarray) -> str:
