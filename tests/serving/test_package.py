@@ -5,6 +5,7 @@ import subprocess
 import tarfile
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def of_a_project() -> set[str]:
 
 
 @pytest.fixture
-def wheel(built: Path) -> zipfile.ZipFile:
+def wheel(built: Path) -> Iterator[zipfile.ZipFile]:
     (path,) = built.glob("*.whl")
     with zipfile.ZipFile(path) as file:
         yield file

@@ -123,7 +123,10 @@ def upgrade(root: Path, force: bool) -> list[str]:
         raise InputError(f"{', '.join(edited)}: edits of yours; commit or copy them, then use --force")
     changed = [name for name in before | files if present.get(name) != after.get(name)]
     for name in changed:
-        write(root / name, files[name]) if name in files else (root / name).unlink()
+        if name in files:
+            write(root / name, files[name])
+        else:
+            (root / name).unlink()
     refresh_code(root)
     write_record(root, files)
     return changed
