@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     folder: Run = options.run
     has_params = folder.params.exists()
     detector: Path | bool | None = None
-    detect = None
+    detect: Detect | None = None
     if options.instances and options.model and repository.is_named(options.model):
         detector = True
     elif options.instances:
