@@ -348,13 +348,17 @@ def site(run: Path) -> Iterator[str]:
     """The address of `unseg serve` in a process of its own; Ctrl-C ends it in order."""
     words = [sys.executable, "-m", "unseg", "serve", str(run), "--port", "0"]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout
-    address = re.match(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
-    assert address, process.communicate(timeout=20)
-    yield address[0]
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    assert (process.returncode, out, err) == (0, "", "")
+    try:
+        assert process.stdout
+        address = re.match(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+        assert address, process.communicate(timeout=60)
+        yield address[0]
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)  # a busy machine takes its time
+        assert (process.returncode, out, err) == (0, "", "")
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
