@@ -1,5 +1,7 @@
 """Train Mask R-CNN on the clustered masks of the train images."""
 
+from pathlib import Path
+
 from unseg.core import image_index, params
 from unseg.core.console import InputError, run
 from unseg.core.instances import Instance, read_by_image
@@ -16,7 +18,7 @@ def main(index: str, instances: str, images: str, weights: str, history: str) ->
     if not objects:
         raise InputError(f"{instances} has no object in a training image; look at data/masks.json and at mine in params.yaml")
     with Checkpoint("train_detector", [p, k, seed], [index, instances, images, p.init]) as checkpoint:
-        model, values = detector.train(p, k, images, train_images, objects, seed, checkpoint)
+        model, values = detector.train(p, k, images, train_images, objects, seed, checkpoint, Path(history).stem)
         detector.save(weights, model, p, k)
         training.write_history(history, values)
 

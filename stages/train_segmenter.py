@@ -1,5 +1,7 @@
 """Train a segmenter, DeepLab-v3 or a ViT student, on the label maps of the train images."""
 
+from pathlib import Path
+
 from unseg.core import image_index, label_maps, params
 from unseg.core.console import run
 from unseg.engine import training
@@ -17,7 +19,8 @@ def main(index: str, labels: str, images: str, weights: str, history: str) -> No
         backbone = params.group("backbone", vit.Backbone)
         init = backbone.weights
     with Checkpoint("train_segmenter", [p, backbone, k, seed], [index, labels, images, init]) as checkpoint:
-        model, values = segmenter.train(p, k, images, train_images, maps, seed, checkpoint, "segmenter", backbone)
+        name = Path(history).stem
+        model, values = segmenter.train(p, k, images, train_images, maps, seed, checkpoint, name, backbone)
         segmenter.save(weights, model, p, k, backbone)
         training.write_history(history, values)
 

@@ -1,11 +1,13 @@
-"""What several tests build: params groups, image records, instances, detections."""
+"""What several tests build: params groups, image records, instances, detections; and read: TensorBoard's event files."""
 
+import io
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import yaml
+from PIL import Image as Pillow
 
 from unseg.core import instances, masks, params
 from unseg.core.image_index import ImageRecord
@@ -85,3 +87,23 @@ def section_html(template: str, data: Any) -> str:
 
     section = Section("id", "title", template, data)
     return TEMPLATES.get_template(f"sections/{template}.html.j2").render(section=section)
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The (step, value) of each curve of the one run below a folder of event files."""
+    events = accumulator(folder)
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def logged_pictures(folder: Path) -> dict[str, list[tuple[int, np.ndarray]]]:
+    """The (step, picture [H, W, 3] uint8) of each name, likewise."""
+    events = accumulator(folder)
+    tags = events.Tags()["images"]
+    return {t: [(e.step, np.asarray(Pillow.open(io.BytesIO(e.encoded_image_string)))) for e in events.Images(t)] for t in tags}
+
+
+def accumulator(folder: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (run,) = {path.parent for path in folder.rglob("events.*")}
+    return EventAccumulator(str(run), {"scalars": 0, "images": 0}).Reload()

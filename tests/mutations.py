@@ -480,6 +480,27 @@ FAULTS = [
         "1",
         "tests/serving/test_labels.py -k round_trip",
     ),
+    Fault(
+        "event log: parts stay in evaluation mode",
+        "unseg/engine/event_log.py",
+        "part.training = mode",
+        "part.training = False",
+        "tests/engine/test_event_log.py -k same_weights",
+    ),
+    Fault(
+        "event log: a resumed run purges nothing",
+        "unseg/engine/event_log.py",
+        "purge_step=self.start + 1 if self.start else 0",
+        "purge_step=None",
+        "tests/engine/test_event_log.py -k beyond",
+    ),
+    Fault(
+        "event log: a detector keeps the settings of its pictures",
+        "unseg/detection/detector.py",
+        "prepared(copy.deepcopy(model), p, q, k)",
+        "prepared(model, p, q, k)",
+        "tests/detection/test_detector.py -k shows_detections",
+    ),
 ]
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import factories
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ from unseg.detection import detector, torchvision_fpn
 from unseg.detection.detector import learning_rate
 from unseg.detection.examples import DetectionDataset, pasted
 from unseg.detection.settings import Detect, Detections, Detector
-from unseg.engine import training
+from unseg.engine import event_log, training
 from unseg.engine.checkpoint import Checkpoint
 from unseg.models.weights import RANDOM_INIT
 
@@ -387,6 +388,32 @@ def test_a_killed_training_resumes_with_the_same_result(tmp_path: Path, backend:
     assert len(calls) == 4  # two, the killed one, and the last one
     assert resumed == values
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_a_log_shows_detections_and_changes_no_weight(tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, objects = scenes(tmp_path)
+    p = setting(backend=backend, iterations=4)
+    model, values = learn(tmp_path, p, images, objects)
+    monkeypatch.setenv("UNSEG_LOGDIR", str(tmp_path / "logs"))
+    monkeypatch.setattr(event_log, "LEAST_STEPS", 2)
+    monkeypatch.setitem(detector.DRAWN, "min_score", 0.0)
+    logged, again = learn(tmp_path, p, images, objects)
+    assert again == values
+    assert all(torch.equal(x, logged.state_dict()[key]) for key, x in model.state_dict().items())
+    if backend == "torchvision":
+        assert logged.roi_heads.detections_per_img == model.roi_heads.detections_per_img
+        assert logged.transform.min_size == model.transform.min_size
+    shown = factories.logged_pictures(tmp_path / "logs/detector")
+    assert set(shown) == {f"pictures/{i}.png" for i in range(1, 5)}
+    for i, pictures in enumerate(shown.values(), 1):
+        assert [step for step, _ in pictures] == [0, 2, 4]
+        photo = np.asarray(Pillow.open(tmp_path / f"{i}.png").resize((128, 128), Pillow.Resampling.BILINEAR))
+        assert all(x.shape == (128, 256, 3) for _, x in pictures)
+        changed = (pictures[0][1][:, :128] != photo).any(2)  # where there are masks
+        masks = np.any([cv2.resize(o.mask.decode().astype(np.uint8), (128, 128)) > 0 for o in objects[i]], 0)
+        assert changed[2:-2, 2:-2].any()
+        assert not changed[~cv2.dilate(masks.astype(np.uint8), np.ones((5, 5))).astype(bool)].any()
+    assert any((pictures[-1][1][:, 128:] != pictures[0][1][:, 128:]).any() for pictures in shown.values())
 
 
 PARTS = ("loss", "classifier", "box_reg", "mask", "objectness", "rpn_box_reg")

@@ -47,6 +47,22 @@ def learn(folder: Path, p: Foreground, count: int = 6) -> tuple[Any, list[dict[s
         return foreground.train(p, vit.load(BACKBONE), str(folder), photographs(folder, count), 0, checkpoint)
 
 
+def test_a_log_shows_masks_and_changes_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, values = learn(tmp_path, setting())
+    monkeypatch.setenv("UNSEG_LOGDIR", str(tmp_path / "logs"))
+    logged, again = learn(tmp_path, setting())
+    assert again == values
+    assert torch.equal(head.weight, logged.weight)
+    assert torch.equal(head.bias, logged.bias)
+    shown = factories.logged_pictures(tmp_path / "logs/foreground")
+    assert set(shown) == {f"pictures/{i}.png" for i in (0, 2, 3, 5)}
+    (start, first), (end, last) = shown["pictures/0.png"]
+    assert (start, end) == (0, 40)
+    assert first.shape == last.shape == (128, 256, 3)
+    assert (first[:, :128] == last[:, :128]).all()  # the coarse mask
+    assert (first[:, 128:] != last[:, 128:]).any()
+
+
 # ---- coarse masks
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch._dynamo  # optimizers import it, otherwise in each fork
+import torch.utils.tensorboard  # for the logs
 from PIL import Image as Pillow
 
 from tests.processes import free_port, start
@@ -39,6 +40,8 @@ SETTINGS = croc_training.Croc(
 
 def learn(folder: Path, name: str, checkpoint: str, kill: bool = False) -> None:
     os.environ |= {"UNSEG_SCRATCH": str(folder / checkpoint), "UNSEG_CHECKPOINT_SECONDS": "0" if checkpoint == "killed" else "60"}
+    if name != "one":  # which has the same weights without a log
+        os.environ["UNSEG_LOGDIR"] = str(folder / "logs" / checkpoint)
     if kill:
         update, steps = croc_training.StudentTeacher.update_teacher, []
 

@@ -592,7 +592,7 @@ def test_schedules_and_frozen_last_layers(tmp_path: Any, monkeypatch: pytest.Mon
     seen: list[dict[str, Any]] = []
     real = training.fit
 
-    def spy(what: str, checkpoint: Any, state: dict[str, Any], *rest: Any) -> Any:
+    def spy(what: str, checkpoint: Any, state: dict[str, Any], *rest: Any, **named: Any) -> Any:
         *most, step, collate = rest
         net, optimizer = state["net"], state["optimizer"]
         start = [x.clone() for x in net.student.head.last.parameters()]
@@ -608,7 +608,7 @@ def test_schedules_and_frozen_last_layers(tmp_path: Any, monkeypatch: pytest.Mon
             assert all(x.ndim > 1 for x in group["params"])
             return out
 
-        return real(what, checkpoint, state, *most, watched, collate)
+        return real(what, checkpoint, state, *most, watched, collate, **named)
 
     monkeypatch.setattr(training, "fit", spy)
     monkeypatch.setenv("UNSEG_SCRATCH", str(tmp_path / "scratch"))

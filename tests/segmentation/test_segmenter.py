@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import factories
 import numpy as np
 import pytest
@@ -14,11 +15,11 @@ from PIL import Image as Pillow
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from unseg.core import label_maps
+from unseg.core import colours, label_maps
 from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
 from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
-from unseg.engine import batching, training
+from unseg.engine import batching, event_log, training
 from unseg.engine.checkpoint import Checkpoint
 from unseg.models import resnet
 from unseg.models.weights import RANDOM_INIT
@@ -386,13 +387,13 @@ def test_the_moving_average_of_weights_and_statistics_is_kept(tmp_path: Path, mo
     states: list[dict[str, torch.Tensor]] = []  # after each step
     real = training.fit
 
-    def fit(what: str, checkpoint: Checkpoint, state: dict[str, Any], *rest: Any) -> Any:
+    def fit(what: str, checkpoint: Checkpoint, state: dict[str, Any], *rest: Any, **named: Any) -> Any:
         def step(number: int, batch: Any) -> Any:
             values = rest[-1](number, batch)
             states.append({k: v.clone() for k, v in state["model"].state_dict().items()})
             return values
 
-        return real(what, checkpoint, state, *rest[:-1], step)
+        return real(what, checkpoint, state, *rest[:-1], step, **named)
 
     monkeypatch.setattr(training, "fit", fit)
     model, values = learn(tmp_path, setting(epochs=3, ema=0.6))
@@ -411,6 +412,33 @@ def test_the_moving_average_of_weights_and_statistics_is_kept(tmp_path: Path, mo
     assert all(torch.equal(v, last[k]) for k, v in without.state_dict().items())
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.6])
+def test_a_log_shows_predictions_and_changes_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float) -> None:
+    p = setting(epochs=15, lr_milestone=12, ema=ema, frozen_stages=1)
+    model, values = learn(tmp_path, p)
+    monkeypatch.setenv("UNSEG_LOGDIR", str(tmp_path / "logs"))
+    monkeypatch.setattr(event_log, "LEAST_STEPS", 10)
+    logged, again = learn(tmp_path, p)
+    assert again == values
+    assert all(torch.equal(x, logged.state_dict()[key]) for key, x in model.state_dict().items())
+    shown = factories.logged_pictures(tmp_path / "logs/segmenter")
+    assert set(shown) == {f"pictures/{i}.png" for i in (1, 3, 5, 7)}
+    for i in (1, 3, 5, 7):
+        steps, pictures = zip(*shown[f"pictures/{i}.png"], strict=True)
+        assert steps == (0, 10, 20, 30)
+        assert {x.shape for x in pictures} == {(128, 256, 3)}
+        photo, labels = Pillow.open(tmp_path / f"{i}.png"), LabelMaps(tmp_path / "labels.zip")
+        large = np.asarray(photo.resize((128, 128), Pillow.Resampling.BILINEAR))
+        target = cv2.resize(labels[dataset(tmp_path)[0][i]], (128, 128), interpolation=cv2.INTER_NEAREST_EXACT)
+        assert all((x[:, :128] == colours.overlay(large, target, colours.palette(2))).all() for x in pictures)
+        with torch.no_grad():
+            x = batching.to_tensor(photo.resize((32, 32), Pillow.Resampling.BILINEAR))[None]
+            logits = F.interpolate(model.eval()(x), (128, 128), mode="bilinear", align_corners=False)
+        last = colours.overlay(large, logits[0].argmax(0).byte().numpy(), colours.palette(2))
+        assert (pictures[-1][:, 128:] == last).all()  # of the weights that are saved
+        assert (pictures[0][:, 128:] != last).any()
+
+
 @pytest.mark.parametrize("changed", [{"precision": "bf16"}, {"frozen_stages": 2}, {"arch": "resnet50", "width": 4}])
 def test_other_settings_train(tmp_path: Path, changed: dict[str, Any]) -> None:
     model, values = learn(tmp_path, setting(epochs=1, **changed))
@@ -422,7 +450,7 @@ def test_other_settings_train(tmp_path: Path, changed: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("border", "label"), [("ignore", IGNORE_LABEL), ("background", 0)])
 def test_training_augments_as_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, border: str, label: int) -> None:
     datasets: list[Any] = []
-    monkeypatch.setattr(training, "fit", lambda name, checkpoint, state, dataset, *rest: datasets.append(dataset) or [])
+    monkeypatch.setattr(training, "fit", lambda name, checkpoint, state, dataset, *rest, **named: datasets.append(dataset) or [])
     learn(tmp_path, setting(rotate=3.0, scale=0.1, border=border, size=40))
     assert (datasets[0].size, datasets[0].warp) == (40, (3.0, 0.1, label))
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import factories
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 import unseg
 from stages import relabel
 from unseg.clustering import naming
-from unseg.core import label_maps
+from unseg.core import colours, label_maps
 from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
 from unseg.core.label_maps import IGNORE_LABEL, LabelMaps
@@ -74,6 +75,29 @@ def learn(folder: Path, p: Segmenter, count: int = 8) -> tuple[ViTStudent, list[
         model, values = segmenter.train(p, 2, str(folder), images, labels, 0, checkpoint, "segmenter", BACKBONE)
     assert isinstance(model, ViTStudent)
     return model, values
+
+
+@pytest.mark.parametrize("tuned_blocks", [0, 1])
+def test_a_log_shows_predictions_and_changes_no_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuned_blocks: int
+) -> None:
+    p = setting(epochs=2, tuned_blocks=tuned_blocks, ema=0.5)
+    model, values = learn(tmp_path, p)
+    monkeypatch.setenv("UNSEG_LOGDIR", str(tmp_path / "logs"))
+    logged, again = learn(tmp_path, p)
+    assert again == values
+    assert all(torch.equal(x, logged.state_dict()[key]) for key, x in model.state_dict().items())
+    shown = factories.logged_pictures(tmp_path / "logs/segmenter")
+    assert set(shown) == {f"pictures/{i}.png" for i in (1, 3, 5, 7)}
+    with torch.no_grad():
+        x = batching.to_tensor(Pillow.open(tmp_path / "3.png"))[None]
+        prediction = model.eval()(x)[0].argmax(0).byte().numpy()  # [48, 48]
+    (_, first), (_, last) = shown["pictures/3.png"]
+    photo = np.asarray(Pillow.open(tmp_path / "3.png").resize((128, 128), Pillow.Resampling.BILINEAR))
+    large = cv2.resize(prediction, (128, 128), interpolation=cv2.INTER_NEAREST_EXACT)
+    want = colours.overlay(photo, large, colours.palette(2))
+    assert (last[:, 128:] == want).all(2).mean() > 0.9  # but for the outlines, which here are of 48 pixels
+    assert (first[:, 128:] != last[:, 128:]).any()
 
 
 # ---- the network

@@ -6,12 +6,14 @@ Both modules define the same functions: build, initialise, sync_norms, param_gro
 Shapes: B images, H rows, W columns, M objects of an image, K clusters.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from unseg.core.image_index import ImageRecord
 from unseg.core.instances import Detection
 from unseg.core.masks import encode_all
 from unseg.data.photos import read
+from unseg.detection import log_pictures
 from unseg.detection.examples import DetectionDataset, Objects, Target, collate
 from unseg.detection.settings import Detect, Detections, Detector
 from unseg.engine import batching, distributed, environment, training
@@ -30,6 +33,8 @@ from unseg.engine.batching import Batches
 from unseg.engine.checkpoint import Checkpoint
 from unseg.engine.precision import autocast
 from unseg.models.weights import RANDOM_INIT
+
+DRAWN: Any = {"min_score": 0.5, "nms": 0.5, "max_detections": 10}  # of `Detect`, for the pictures in TensorBoard
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,18 @@ def learning_rate(p: Detector, iteration: int) -> float:
 
 
 def train(
-    p: Detector, k: int, root: str, images: list[ImageRecord], objects: Objects, seed: int, checkpoint: Checkpoint
+    p: Detector,
+    k: int,
+    root: str,
+    images: list[ImageRecord],
+    objects: Objects,
+    seed: int,
+    checkpoint: Checkpoint,
+    name: str = "detector",
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Train on instances of K clusters. Images without instances count as background.
 
+    `name` is on the progress bar and in TensorBoard.
     Returns the model, and the metrics of each step: the total loss and its parts, with the same names for both backends.
     Raises InputError if the backend is not installed, the weights do not fit, or a loss is not finite.
     """
@@ -99,9 +112,15 @@ def train(
         optimizer.step()
         return {name: distributed.all_reduce_mean(x) for name, x in {"loss": loss, **parts}.items()}
 
+    def detect_each(photos: Sequence[Tensor]) -> list[list[Detection]]:
+        trained = prepared(copy.deepcopy(model), p, q, k)  # a copy, because `prepare` changes settings of the model
+        return [detect_batch(trained, x.to(device), [0])[0] for x in photos]
+
+    q = Detect(short_side=min(p.short_sides), pixels=1, **DRAWN)
+    draw = log_pictures.drawing(root, images, objects, k, q.short_side, detect_each)
     dataset = DetectionDataset(root, images, objects, p.copy_paste, p.paste_scale)
     state = {"model": model, "optimizer": optimizer}
-    values = training.fit("detector", checkpoint, state, dataset, p.batch, p.iterations, seed, step, collate)
+    values = training.fit(name, checkpoint, state, dataset, p.batch, p.iterations, seed, step, collate, draw=draw)
     return model, values
 
 

@@ -98,9 +98,11 @@ class Checkpoint:
         InputError: another process works on the same run, or an input cannot be read.
     """
 
-    def __init__(self, stage: str, settings: Iterable[Any], inputs: Iterable[str | Path]) -> None:
+    def __init__(self, stage: str, settings: Sequence[Any], inputs: Iterable[str | Path]) -> None:
+        environment.log_folder()  # raises before the stage's work
         scratch = Path(os.environ.get("UNSEG_SCRATCH", ".scratch"))
-        self.path = scratch / stage / f"{code_hash()}-{run_hash(settings, inputs)}"
+        self.settings, self.key = settings, run_hash(settings, inputs)
+        self.path = scratch / stage / f"{code_hash()}-{self.key}"
         self.file = self.path / "checkpoint.pt"
 
     def __enter__(self) -> "Checkpoint":

@@ -4,6 +4,8 @@ torch is imported inside functions, so that stages without a network start witho
 """
 
 import os
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unseg.core.console import InputError
@@ -69,8 +71,17 @@ def checkpoint_seconds() -> float:
     return seconds
 
 
+def log_folder() -> Path | None:
+    """UNSEG_LOGDIR, for TensorBoard's files; None if it is unset or empty. Raises InputError if TensorBoard is not installed."""
+    if not (text := os.environ.get("UNSEG_LOGDIR", "").strip()):
+        return None
+    if find_spec("tensorboard") is None:
+        raise InputError("UNSEG_LOGDIR is set, and TensorBoard is not installed; pip install tensorboard, or unset UNSEG_LOGDIR")
+    return Path(text)
+
+
 def check() -> None:
-    """Raises InputError if UNSEG_DEVICE, _WORKERS, _PROCESSES or _CHECKPOINT_SECONDS has a value that cannot be used."""
+    """Raises InputError if UNSEG_DEVICE, _WORKERS, _PROCESSES, _CHECKPOINT_SECONDS or _LOGDIR cannot be used."""
     if os.environ.get("UNSEG_DEVICE"):
         device()
-    workers(), checkpoint_seconds(), env_int("UNSEG_PROCESSES", 1, 1)
+    workers(), checkpoint_seconds(), log_folder(), env_int("UNSEG_PROCESSES", 1, 1)

@@ -22,6 +22,7 @@ from unseg.core import storage
 from unseg.core.console import InputError, Meter
 from unseg.engine import distributed, environment
 from unseg.engine.checkpoint import Checkpoint
+from unseg.engine.event_log import Draw, EventLog
 
 Metrics = dict[str, Tensor]
 HISTORY_ROWS = 400  # at most
@@ -69,15 +70,17 @@ def fit(
     seed: int,
     step: Callable[[int, Any], Metrics],
     collate: Callable[[list[Any]], Any] | None = None,
+    draw: Draw | None = None,
 ) -> list[dict[str, float]]:
     """Run `step(number, batch)` for each step, from the last checkpoint on.
 
     Args:
-        what: the name on the progress bar.
+        what: the name on the progress bar, and in TensorBoard.
         state: modules and optimisers (with `state_dict`) that a checkpoint holds.
         dataset: its index is (index, seed); len() is the number of examples.
         batch: examples a step, in all processes together.
         step: computes one step on this process's part of the batch and returns scalars, "loss" among them.
+        draw: pictures of how far the training is, for TensorBoard; the modules of `state` are in evaluation mode.
 
     Returns:
         The metrics of all steps.
@@ -101,16 +104,20 @@ def fit(
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=environment.workers(), collate_fn=collate, pin_memory=pin)
     pending: list[Metrics] = []
     saved_at = time.monotonic()
-    with Meter(steps, what, start) as meter:
+    log = EventLog(what, checkpoint, size, steps, start, history_interval(steps), state, draw)
+    with Meter(steps, what, start) as meter, log:
         for number, examples in zip(range(start, steps), loader, strict=True):
             torch.manual_seed(mix_seeds(seed, number, 0))  # the same in all processes, which draw for the whole batch
             pending.append(step(number, examples))
             if len(pending) == 20 or number == steps - 1:
                 values += flush(pending, what, number)
             meter.step(" ".join(f"{k} {v:.3f}" for k, v in values[-1].items()) if values else "")
+            log.step(number + 1, values)
             due = time.monotonic() - saved_at > environment.checkpoint_seconds()
             if distributed.rank() == 0 and due and number < steps - 1:
                 values += flush(pending, what, number)
+                log.write(values)
+                log.flush()
                 checkpoint.save({name: part.state_dict() for name, part in state.items()} | {"values": values})
                 saved_at = time.monotonic()
     return values
@@ -129,11 +136,16 @@ def flush(pending: list[Metrics], what: str, number: int) -> list[dict[str, floa
     return rows
 
 
+def history_interval(steps: int) -> int:
+    """Steps of a row of the history."""
+    return max(1, math.ceil(steps / HISTORY_ROWS))
+
+
 def write_history(path: str | Path, values: list[dict[str, float]]) -> None:
     """Write a TSV with the mean of each metric over intervals of equal length; the column `step` has the end of the interval."""
     if distributed.rank() != 0:
         return
-    interval = max(1, math.ceil(len(values) / HISTORY_ROWS))
+    interval = history_interval(len(values))
     with storage.atomic_write(path) as part, part.open("w") as file:
         print("step", *values[0], sep="\t", file=file)
         for begin in range(0, len(values), interval):

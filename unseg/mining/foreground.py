@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
 from scipy import ndimage
@@ -23,11 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from unseg.core.colours import overlay, palette
 from unseg.core.console import InputError
-from unseg.core.image_index import ImageRecord
+from unseg.core.image_index import ImageRecord, evenly_spaced
 from unseg.core.params import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Precision
 from unseg.data import photos
-from unseg.engine import batching, distributed, environment, training
+from unseg.engine import batching, distributed, environment, event_log, training
 from unseg.engine.checkpoint import Checkpoint
 from unseg.mining.affinity import affinity_rows, otsu
 from unseg.models import facets, frozen_tokens, vit
@@ -151,8 +153,19 @@ def train(
         metrics = {"loss": loss, "foreground": (scores > 0).float().mean(), "coarse_foreground": coarse.mean()}
         return {key: distributed.all_reduce_mean(value) for key, value in metrics.items()}
 
+    def draw() -> dict[str, np.ndarray]:
+        """Photographs with their coarse masks (left) and the head's (right)."""
+        pictures, side = {}, event_log.SIDE
+        for i in evenly_spaced(range(len(images)), event_log.IMAGES):
+            photo = np.asarray(photos.resize(photos.read(root, images[i]), (side, side)))
+            own = (head(dataset.tokens[i, :1].float().to(device))[0, 0] > 0).cpu()
+            grids = [x.numpy().astype(np.uint8) for x in (dataset.masks[i, 0], own)]
+            maps = [cv2.resize(x, (side, side), interpolation=cv2.INTER_NEAREST_EXACT) for x in grids]
+            pictures[images[i].file_name] = np.concatenate([overlay(photo, x, palette(1)) for x in maps], 1)
+        return pictures
+
     state = {"head": head, "optimizer": optimizer}
-    values = training.fit("foreground", checkpoint, state, dataset, p.batch, p.iterations, seed, step)
+    values = training.fit("foreground", checkpoint, state, dataset, p.batch, p.iterations, seed, step, draw=draw)
     return head, values
 
 

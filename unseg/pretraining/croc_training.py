@@ -24,7 +24,7 @@ from unseg.engine.precision import autocast
 from unseg.models import facets, vit
 from unseg.models.vit import ViT
 from unseg.models.weights import RANDOM_INIT
-from unseg.pretraining import croc, views
+from unseg.pretraining import croc, log_pictures, views
 
 SHORT = 128  # patches; below, explicit attention is faster on a CPU than the fused kernel (at 64 a step takes 0.7 s, not 1.0 s)
 
@@ -307,7 +307,7 @@ def train(
         return metrics
 
     dataset = views.ViewPairs(root, records, p.views)
-    values = training.fit(
-        "croc", checkpoint, {"net": net, "optimizer": optimizer}, dataset, p.batch, steps, seed, step, views.collate
-    )
+    draw = log_pictures.drawing(net.teacher.vit, p.views.size, p.precision, root, records)
+    state = {"net": net, "optimizer": optimizer}
+    values = training.fit("croc", checkpoint, state, dataset, p.batch, steps, seed, step, views.collate, draw=draw)
     return copy.deepcopy(net.teacher.vit).cpu(), values

@@ -38,6 +38,7 @@ from unseg.engine.batching import Batches
 from unseg.engine.checkpoint import Checkpoint
 from unseg.engine.precision import autocast
 from unseg.models import resnet
+from unseg.segmentation import log_pictures
 from unseg.segmentation.deeplab import DeepLab
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def train(
 ) -> "tuple[DeepLab | ViTStudent, list[dict[str, float]]]":
     """Train on label maps of K clusters; returns the model and the metrics of each step.
 
-    `name` is on the progress bar. backbone: the ViT of a ViT student; no other network has one.
+    `name` is on the progress bar and in TensorBoard. backbone: the ViT of a ViT student; no other network has one.
 
     With p.ema the model has the exponential moving average of the weights after each step, from those after the first on. The
     running statistics of batch norm are averaged too, because those of the last weights would not fit the averaged ones.
@@ -211,8 +212,18 @@ def train(
             average.update_parameters(trained)
         return {"loss": distributed.all_reduce_mean(loss)}
 
+    def load(index: int) -> Tensor:
+        if backbone is not None:
+            return dataset.tokens[index, :1].float()  # type: ignore[attr-defined,no-any-return]
+        return batching.to_tensor(resize(read(root, images[index]), (p.size, p.size)))[None]
+
+    def logits_of(x: Tensor) -> Tensor:
+        with autocast(device, p.precision):
+            return cast(Tensor, average.module(x.to(device)) if average else trained(x.to(device)))
+
+    draw = log_pictures.drawing(root, images, labels, k, load, logits_of)
     state = {"model": trained, "optimizer": optimizer} | ({"average": average} if average else {})
-    values = training.fit(name, checkpoint, state, dataset, p.batch, p.epochs * steps_per_epoch, seed, step)
+    values = training.fit(name, checkpoint, state, dataset, p.batch, p.epochs * steps_per_epoch, seed, step, draw=draw)
     if average:
         trained.load_state_dict(average.module.state_dict())
     return model, values
