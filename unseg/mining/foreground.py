@@ -155,7 +155,8 @@ def train(
 
     def draw() -> dict[str, np.ndarray]:
         """Photographs with their coarse masks (left) and the head's (right)."""
-        pictures, side = {}, event_log.SIDE
+        pictures: dict[str, np.ndarray] = {}
+        side = event_log.SIDE
         for i in evenly_spaced(range(len(images)), event_log.IMAGES):
             photo = np.asarray(photos.resize(photos.read(root, images[i]), (side, side)))
             own = (head(dataset.tokens[i, :1].float().to(device))[0, 0] > 0).cpu()

@@ -220,7 +220,8 @@ def train(
 
     def logits_of(x: Tensor) -> Tensor:
         with autocast(device, p.precision):
-            return cast(Tensor, average.module(x.to(device)) if average else trained(x.to(device)))
+            logits: Tensor = average.module(x.to(device)) if average else trained(x.to(device))
+        return logits
 
     draw = log_pictures.drawing(root, images, labels, k, load, logits_of)
     state = {"model": trained, "optimizer": optimizer} | ({"average": average} if average else {})
