@@ -13,8 +13,8 @@ mine      each mining choice on --photos evaluation images: foreground IoU, and 
 embed     each descriptor of the true regions of all images
 cluster   each clustering of each of those descriptors: purity, AMI, what quality.json has about clusters; each K of choose_k
 masks     the chain: masks of all images by CHAIN, their descriptors and clusters; clustering mIoU of masks
-detector  Mask R-CNN on them        deeplab  DeepLab-v3 on the detector's label maps
-student   ViT students on the label maps of masks and detector        rounds  self-training and CRF rounds
+detector  Mask R-CNN on them        deeplab  DeepLab-v3 on the label maps of masks
+student   ViT students on the label maps of masks        rounds  self-training and CRF rounds
 mIoU: evaluation images, Hungarian on IoU. Seconds an image include what a network would cost alone: facets and tokens that
 several choices share are computed once. Detector and DeepLab are small (see CHAIN), because a CPU trains them.
 
@@ -78,7 +78,7 @@ CHAIN: Changes = {
 MINE_BASE: Changes = {"mine.resize": 448, "mine.rank": "logits", "mine.flip": False, "mine.threshold": 0.0}
 CLUSTER_BASE: Changes = {"embed.region": "masked", "cluster.algorithm": "full", "cluster.whiten": "pca", "cluster.components": 64}
 DEEPLAB: Changes = {"segmenter.arch": "resnet18", "segmenter.width": 32, "segmenter.size": 224, "segmenter.lr": 0.02}
-DEEPLAB |= {"segmenter.epochs": 30, "segmenter.lr_milestone": 24}
+DEEPLAB |= {"segmenter.epochs": 10, "segmenter.lr_milestone": 7}
 STUDENT: Changes = {"segmenter.arch": "vit", "segmenter.lr": 0.02, "segmenter.size": 336, "segmenter.hard_pixel_ratio": 0.5}
 STUDENT |= {"segmenter.epochs": 30, "segmenter.lr_milestone": 24}
 SCALES = [0.75, 1.0]
@@ -134,7 +134,6 @@ SHORT: Changes = {"segmenter.epochs": 10, "segmenter.lr_milestone": 7}
 STUDENTS: dict[str, tuple[str, Changes]] = {  # name: round of label maps, values
     "conv-masks": ("masks", {"segmenter.head": "conv"}),
     "linear-masks": ("masks", {"segmenter.head": "linear"}),
-    "conv-detector": ("r0", {"segmenter.head": "conv"}),
     "paper-loss": ("masks", {"segmenter.head": "conv", "segmenter.hard_pixel_ratio": 0.2}),
     "layer-8": ("masks", {"segmenter.head": "conv", "segmenter.layer": 8}),
     "tuned-masks": ("masks", {"segmenter.head": "conv", "segmenter.tuned_blocks": 1} | SHORT),
@@ -316,7 +315,7 @@ def segment(project: Project, step: str, name: str, labels: str, changes: Change
 
 
 def deeplab(project: Project) -> None:
-    segment(project, "deeplab", "deeplab", "r0", DEEPLAB)
+    segment(project, "deeplab", "deeplab", "masks", DEEPLAB)
 
 
 def student(project: Project) -> None:

@@ -1,6 +1,6 @@
 """Inference over many items: resuming, distribution over processes and progress."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ T = TypeVar("T")
 @contextmanager
 def map_batches(
     stage: str,
-    settings: Iterable[Any],
+    settings: Sequence[Any],
     inputs: Iterable[str | Path],
     batches: Batches[T],
     fn: Callable[[Batches[T]], Iterable[tuple[T, bytes]]],

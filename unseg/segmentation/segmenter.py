@@ -215,7 +215,8 @@ def train(
 
     def load(index: int) -> Tensor:
         if backbone is not None:
-            return dataset.tokens[index, :1].float()  # type: ignore[attr-defined,no-any-return]
+            tokens: Tensor = cast(Any, dataset).tokens  # of a vit_student.TokenDataset
+            return tokens[index, :1].float()
         return batching.to_tensor(resize(read(root, images[index]), (p.size, p.size)))[None]
 
     def logits_of(x: Tensor) -> Tensor:

@@ -143,8 +143,8 @@ def read_cvat_masks(path: Path, archive: zipfile.ZipFile, known: Mapping[str, Im
     values: dict[int, int] = {}  # by colour
     for line in archive.read("labelmap.txt").decode("utf-8").splitlines():
         if line.strip() and not line.startswith("#"):
-            title, rgb, *_ = line.split(":")
-            red, green, blue = map(int, rgb.split(","))
+            title, text, *_ = line.split(":")
+            red, green, blue = map(int, text.split(","))
             values[red << 16 | green << 8 | blue] = made.value(title)
     colours = np.array(sorted(values))
     lut = np.array([values[c] for c in colours.tolist()], np.uint8)
