@@ -78,6 +78,14 @@ class Browser:
             text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
 
+    def drop(self, content: bytes, name: str) -> None:
+        """Drop a file on the page."""
+        text = base64.b64encode(content).decode()
+        self.value(
+            f"(() => {{ const bytes = Uint8Array.from(atob('{text}'), (c) => c.charCodeAt(0)); const t = new DataTransfer();"
+            f" t.items.add(new File([bytes], '{name}')); dispatchEvent(new DragEvent('drop', {{dataTransfer: t}})); }})()"
+        )
+
     def screenshot(self, file: Path, whole: bool = False) -> None:
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]))
 

@@ -367,15 +367,6 @@ def browser() -> Iterator[Browser]:
         yield it
 
 
-def drop(browser: Browser, content: bytes, name: str) -> None:
-    """Drop a file on the page."""
-    text = base64.b64encode(content).decode()
-    browser.value(
-        f"(() => {{ const bytes = Uint8Array.from(atob('{text}'), (c) => c.charCodeAt(0)); const t = new DataTransfer();"
-        f" t.items.add(new File([bytes], '{name}')); dispatchEvent(new DragEvent('drop', {{dataTransfer: t}})); }})()"
-    )
-
-
 @NEEDS_CHROMIUM
 def test_the_page(browser: Browser, site: str, run: Path) -> None:
     browser.open(site, DESK)
@@ -383,7 +374,7 @@ def test_the_page(browser: Browser, site: str, run: Path) -> None:
     titles = f"{rows}.map(e => e.querySelector('[type=text]')?.value ?? e.querySelector('.title').textContent)"
     browser.wait("document.querySelector('#about').textContent.includes('4 clusters')")
     Pillow.fromarray(pixels(300, 400)).save(run / "photo.png")
-    drop(browser, (run / "photo.png").read_bytes(), "photo.png")
+    browser.drop((run / "photo.png").read_bytes(), "photo.png")
     browser.wait(f"{rows}.length > 2")
     model = unseg.load(run / "models/segmenter-r1.safetensors")
     want = model.predict(pixels(300, 400))
@@ -417,13 +408,13 @@ def test_the_page(browser: Browser, site: str, run: Path) -> None:
     tag = browser.value("document.querySelector('#tag').textContent")
     assert tag == f"{merged.names[label]}, confidence {round(100 * round(255 * float(confidence)) / 255)}{PERCENT}"
     # a bad file is a message, and the photograph stays
-    drop(browser, b"hello", "notes.txt")
+    browser.drop(b"hello", "notes.txt")
     browser.wait("document.querySelector('#message').checkVisibility()")
     said = browser.value("document.querySelector('#message').textContent")
     assert said == "notes.txt: not an image; choose a photograph that Pillow reads"
     assert browser.value(titles) == [f.name for f in merged.fractions()]
     # the next photograph
-    drop(browser, file_of(Pillow.fromarray(pixels(200, 200, 5))), "b.png")
+    browser.drop(file_of(Pillow.fromarray(pixels(200, 200, 5))), "b.png")
     browser.wait("document.querySelectorAll('#recent button').length == 2")
     for width in (1280, 500):
         for scheme in ("light", "dark"):

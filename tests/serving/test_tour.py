@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from browser import CHROMIUM, DESK, chromium
 from PIL import Image as Pillow
 from PIL import ImageDraw
 from safetensors.torch import save_file
@@ -23,7 +24,7 @@ from unseg.models import vit
 PHOTOGRAPHS = 40
 SMALL = (
     *("rounds=[r0]", "refine=[]", "final=r0", "mine.resize=56", "embed.resize=28", "embed.longest=56", "embed.descriptor=cls"),
-    *("cluster.k=3", "cluster.components=4", "choose.ks=[2]", "choose.repeats=2", "linear.epochs=1", "report.pictures=4"),
+    *("cluster.k=3", "choose.ks=[2]", "choose.repeats=2", "linear.epochs=1", "report.pictures=4"),
     *("detector.width=8", "detector.fpn=16", "detector.hidden=16", "detector.short_sides=[64]", "detector.long_side=64"),
     *("detector.iterations=2", "detector.batch=2", "detector.lr_steps=[1]", "detector.rois=8", "detector.proposals=10"),
     *("detector.warmup_iterations=0", "detect.short_side=64", "detect.max_detections=3", "quality.images=8"),
@@ -135,7 +136,8 @@ def fit(tour: Tour) -> None:
 def predict(tour: Tour) -> None:
     tour.sh("unseg", "predict", str(tour.home / "new"), "-o", "out")
     assert {p.name for p in (tour.root / "out/labels").iterdir()} == {"100.jpg.png", "101.jpg.png"}
-    assert Pillow.open(tour.root / "out/labels/100.jpg.png").size == (80, 64)
+    with Pillow.open(tour.root / "out/labels/100.jpg.png") as labels:
+        assert labels.size == (80, 64)
 
 
 def export_labels(tour: Tour) -> None:
@@ -147,7 +149,39 @@ def export_labels(tour: Tour) -> None:
     assert {p.stem for p in (tour.root / "labels-yolo-seg/labels").rglob("*.txt")} == {"100", "101"}
 
 
-STEPS = (pictures, installed, init, fit, predict, export_labels)
+def push(tour: Tour) -> None:
+    """The model, into a folder with the layout of a repository of the hub, and the card."""
+    tour.sh("unseg", "push", "jane/shapes", "--to", "share", "--license", "apache-2.0", "--pictures")
+    assert "jane/shapes" in (tour.root / "share/README.md").read_text()
+
+
+def load(tour: Tour) -> None:
+    program = "import sys, unseg; print(unseg.load('share').predict(sys.argv[1]).labels.shape)"
+    assert "(64, 80)" in tour.sh("python", "-c", program, str(tour.home / "new/100.jpg"))
+
+
+def serve(tour: Tour) -> None:
+    """A photograph dropped on the page is answered; skipped without Chromium."""
+    if not CHROMIUM:
+        return
+    words = ["unseg", "serve", "--port", "0"]
+    with (
+        subprocess.Popen(words, cwd=tour.root, env=tour.env, stdout=subprocess.PIPE, text=True) as process,
+        chromium() as browser,
+    ):
+        try:
+            assert process.stdout
+            browser.open(process.stdout.readline().split()[0], DESK)
+            browser.wait("document.querySelector('#about').textContent.includes('3 clusters')")
+            browser.drop((tour.home / "new/100.jpg").read_bytes(), "100.jpg")
+            browser.wait("document.querySelectorAll('#here li').length")
+            browser.screenshot(tour.home / "page.png", whole=True)
+            assert (tour.home / "page.png").stat().st_size > 10_000
+        finally:
+            process.kill()
+
+
+STEPS = (pictures, installed, init, fit, predict, export_labels, push, load, serve)
 
 
 def test_the_tour(tour: Tour) -> None:
