@@ -85,7 +85,9 @@ def clustering(step: str = "r0") -> tuple[Any, Any, Any]:
     """Scores, pixels of the confusion matrix, and IoUs."""
     evaluate_clustering.main(*CLUSTERING)
     scores, cells, ious = (read(f"details/clustering/{step}/{name}.json") for name in ("scores", "confusion", "class_iou"))
-    assert read(f"clustering/{step}.json") == {key: scores[key] for key in ("miou", "pixel_accuracy") if key in scores}
+    assert read(f"clustering/{step}.json") == {
+        key: scores[key] for key in ("miou", "pixel_accuracy", "human_labels") if key in scores
+    }
     columns = list(dict.fromkeys(cell["prediction"] for cell in cells))
     matrix: dict[str, list[int]] = {cell["truth"]: [0] * len(columns) for cell in cells}
     for cell in cells:

@@ -167,8 +167,8 @@ def corners(value: Json, scale: np.ndarray) -> np.ndarray:
     sides = np.array([(0, 0), (w, 0), (w, h), (0, h)]) * scale  # pixels
     angle = np.radians(float(value.get("rotation", 0)))
     sin, cos = np.sin(angle), np.cos(angle)
-    turned: np.ndarray = np.array([x, y]) + sides @ np.array([[cos, sin], [-sin, cos]]) / scale
-    return turned
+    moved = np.array([x, y]) + sides @ np.array([[cos, sin], [-sin, cos]]) / scale
+    return np.asarray(moved)
 
 
 def task_name(data: Json, known: Iterable[str]) -> str:

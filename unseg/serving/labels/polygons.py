@@ -41,8 +41,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def without_repeats(points: np.ndarray) -> np.ndarray:
-    distinct: np.ndarray = points[(points != np.roll(points, 1, 0)).any(1)]
-    return distinct
+    return np.asarray(points[(points != np.roll(points, 1, 0)).any(1)])
 
 
 def pixel_polygons(mask: np.ndarray) -> list[tuple[np.ndarray, int]]:

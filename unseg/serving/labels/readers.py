@@ -157,8 +157,8 @@ def read_cvat_masks(path: Path, archive: zipfile.ZipFile, known: Mapping[str, Im
         with Pillow.open(io.BytesIO(archive.read(member)), formats=["PNG"]) as file:
             if file.size != image.size[::-1]:
                 raise InputError(f"{path}: {member.filename} is {file.size[::-1]}, its photograph {image.size} (rows, columns)")
-            rgb = np.asarray(file.convert("RGB")).astype(np.int64)  # [H, W, 3]
-        pixels = rgb @ np.array([1 << 16, 1 << 8, 1])  # [H, W]
+            channels = np.asarray(file.convert("RGB")).astype(np.int64)  # [H, W, 3]
+        pixels = channels @ np.array([1 << 16, 1 << 8, 1])  # [H, W]
         place = np.minimum(np.searchsorted(colours, pixels), len(colours) - 1)
         if (strange := pixels[colours[place] != pixels]).size:
             raise InputError(f"{path}: {member.filename} has the colour #{strange[0]:06x}, which labelmap.txt does not list")
