@@ -161,8 +161,8 @@ FAULTS = [
     Fault(
         "resume: progress of other code",
         "unseg/engine/checkpoint.py",
-        'f"{code_hash()}-{run_hash',
-        'f"000000000000-{run_hash',
+        'f"{code_hash()}-{self.key',
+        'f"000000000000-{self.key',
         "tests/pipeline/test_faults.py -k not_resumed",
     ),
     Fault(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,6 +128,7 @@ def test_a_resumed_training_continues_its_curves(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("UNSEG_LOGDIR", str(tmp_path / "logs"))
     with pytest.raises(Killed):
         learn(9, kill_at)
+    time.sleep(1)  # TensorBoard orders the files by the seconds in their names
     learn(9)
     assert len(list((tmp_path / "logs").rglob("events.*"))) == 2
     whole, resumed = factories.curves(tmp_path / "whole"), factories.curves(tmp_path / "logs")

@@ -4,7 +4,7 @@ Shapes: B images, N patches (row-major over a grid of rows x cols), P prefix tok
 of a head, D = H d.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from timm.models.vision_transformer import VisionTransformer
@@ -77,17 +77,17 @@ def block_tokens(model: ViT, images: Tensor, layer: int = -1) -> Tensor:
         return vit.tokens(model, images)
     x, _ = tokens_before(model, images, index + 1)
     norm: Any = model.norm  # mypy takes attributes of modules for tensors
-    return nn.functional.layer_norm(x, x.shape[-1:], eps=norm.eps)
+    return nn.functional.layer_norm(x, x.shape[-1:], eps=getattr(norm, "eps", 1e-6))
 
 
 def truncate(model: ViT, layer: int) -> ViT:
     """The ViT, changed in place, without the blocks after `layer`: its tokens are those of `block_tokens`."""
-    index = layer % len(model.blocks)
+    index, norm = layer % len(model.blocks), cast(Any, model.norm)
     if index < len(model.blocks) - 1:
         model.blocks = model.blocks[: index + 1]
-        norm: Any = model.norm
-        nn.init.ones_(norm.weight)
-        nn.init.zeros_(norm.bias)
+        if isinstance(norm, nn.LayerNorm):  # some models end without a norm; their heads begin with one
+            nn.init.ones_(norm.weight)
+            nn.init.zeros_(norm.bias)
     return model
 
 
