@@ -174,6 +174,17 @@ def test_the_card_has_the_runs_numbers_and_none_of_its_paths(run: Path, tmp_path
     assert "data" not in config["params"]
 
 
+def test_a_model_of_corrected_labels_says_so(run: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load((run / "params.yaml").read_text()) | {"corrections": [{"from": "r0", "file": "c.zip", "to": "r1"}]}
+    push(run, "--to", str(tmp_path / "before"))
+    (run / "params.yaml").write_text(yaml.safe_dump(values))
+    push(run, "--to", str(tmp_path / "after"))
+    before, after = ((tmp_path / name / "README.md").read_text() for name in ("before", "after"))
+    assert "without labels, by" in before
+    assert "labels that people corrected, by" in after
+    assert ("- unsupervised" in before, "- unsupervised" in after) == (True, False)
+
+
 def test_without_truth_there_is_no_score(run: Path, tmp_path: Path) -> None:
     storage.write_json(run / "results/details/clustering/r1/scores.json", {"images": 0, "needs": "ground truth"})
     lock(run)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unseg.clustering.naming import ClusterNames
-from unseg.core import image_index, params, storage
+from unseg.core import image_index, params, rounds, storage
 from unseg.core.console import InputError
 from unseg.core.fetched import CROC
 from unseg.core.label_maps import IGNORE_LABEL
@@ -172,10 +172,12 @@ def render(
     """
     values = read_values(run)
     scores, title = read_scores(run, values["final"]), name.partition("/")[2]
-    head = metadata(title, KINDS[values["data.kind"]], scores, licence)
+    human = values["final"] in rounds.human_rounds(run.params)
+    head = metadata(title, KINDS[values["data.kind"]], scores, licence, human)
     body = page.TEMPLATES.overlay(autoescape=False).get_template("model_card.md.j2").render(
         name=name,
         title=title,
+        human=human,
         clusters=cluster_rows(clusters),
         named=any(entry.name for entry in clusters.entries.values()),
         kind=KINDS[values["data.kind"]],
@@ -191,8 +193,8 @@ def render(
     return f"---\n{head.to_yaml()}\n---\n{body}".encode()
 
 
-def metadata(title: str, data: str, scores: Scores | None, licence: Sequence[str]) -> Any:
-    """The hub's metadata, as ModelCardData; data: what the scores were measured on."""
+def metadata(title: str, data: str, scores: Scores | None, licence: Sequence[str], human: bool) -> Any:
+    """The hub's metadata, as ModelCardData; data: what the scores were measured on; human: trained on corrected labels."""
     from huggingface_hub import EvalResult, ModelCardData
 
     task: dict[str, Any] = {"task_type": "image-segmentation", "dataset_type": "custom", "dataset_name": data}
@@ -205,7 +207,7 @@ def metadata(title: str, data: str, scores: Scores | None, licence: Sequence[str
         **licence_fields(licence),
         library_name="unseg",
         pipeline_tag="image-segmentation",
-        tags=["unseg", "semantic-segmentation", "unsupervised", "self-supervised", "maskdistill"],
+        tags=["unseg", "semantic-segmentation", *([] if human else ["unsupervised"]), "self-supervised", "maskdistill"],
         **index,
     )
 
