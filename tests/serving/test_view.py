@@ -139,10 +139,10 @@ def test_changed_against_another_run(run: Run, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_without_fiftyone_one_line_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unseg.serving.cli.view.find_spec", lambda _: None)
+    monkeypatch.setattr("unseg.core.optional.find_spec", lambda _: None)
     with pytest.raises(SystemExit) as error:
         main(["view", str(run.root)])
-    assert str(error.value) == "error: fiftyone is not installed; install it with `pip install -e '.[view]'`"
+    assert str(error.value) == "error: fiftyone is not installed; install it with `pip install '.[view]'` in a clone of unseg"
 
 
 LOOK = """

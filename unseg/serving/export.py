@@ -11,7 +11,6 @@ The metadata has this too, with the labels' names and colours, as JSON under the
 """
 
 import copy
-import importlib.util
 import json
 import logging
 import warnings
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from unseg.clustering.naming import ClusterNames
-from unseg.core import storage
+from unseg.core import optional, storage
 from unseg.core.console import InputError
 from unseg.engine import batching
 from unseg.segmentation.segmenter import TrainedSegmenter
@@ -71,9 +70,7 @@ def to_onnx(path: str | Path, net: TrainedSegmenter, about: dict[str, Any], patc
         raise InputError(
             f"a {net.shape['arch']} has no patch tokens; leave out --patch-tokens, or train with segmenter.arch: vit"
         )
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(name) is None:
-            raise InputError(f"{name} is not installed; install it with `pip install '.[onnx]'` in a clone of unseg")
+    optional.check_extra("onnx", "onnx", "onnxscript", "onnxruntime")
     import onnx
 
     model, outputs = to_cpu(net), ["logits"]

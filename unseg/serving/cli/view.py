@@ -2,13 +2,13 @@
 
 import argparse
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from unseg.clustering import naming
+from unseg.core import optional
 from unseg.core.console import InputError, track
 from unseg.serving.cli import clusters
 from unseg.serving.run import Run
@@ -22,8 +22,7 @@ SCORE = 0.5  # least score of a detection that is shown, as in the report
 
 def run(options: argparse.Namespace) -> None:
     """Raises InputError if FiftyOne is not installed, or if the run is not finished."""
-    if find_spec("fiftyone") is None:
-        raise InputError("fiftyone is not installed; install it with `pip install -e '.[view]'`")
+    optional.check_extra("view", "fiftyone")
     from unseg.serving.fiftyone_view import fields
 
     view = fields.read(options.input, clusters.read(options.input), options.against)
