@@ -9,7 +9,7 @@ import numpy as np
 
 from unseg.clustering import naming
 from unseg.core import optional
-from unseg.core.console import InputError, track
+from unseg.core.console import track
 from unseg.serving.cli import clusters
 from unseg.serving.run import Run
 
