@@ -180,7 +180,7 @@ def add_exchange(commands: Commands) -> None:
                       "or if their files have no licence (default: the licence of those weights).")  # fmt: skip
     view = add_command(commands, "view", "Look at a run in FiftyOne.",
                        "Opens the photographs with the mined masks, detections, label maps and clusters, and saved views of what "
-                       "is uncertain, odd in its cluster, or changed. Needs `pip install '.[view]'` in a clone.", force="")  # fmt: skip
+                       "is uncertain, odd, or changed. Needs `pip install '.[view]'` in a clone.", force="")  # fmt: skip
     view.add_argument("input", **SHARED["run"] | {"nargs": "?", "metavar": "RUN"})
     view.add_argument("--against", type=lambda text: Run(Path(text)), metavar="RUN",
                       help="An earlier run, to show what changed (default: the round before the final one).")  # fmt: skip
