@@ -56,8 +56,8 @@ def main(words: list[str] | None = None) -> None:
     options = parser.parse_args(words)
     given = {key.removeprefix("segmenter."): yaml.safe_load(text) for key, text in (pair.split("=", 1) for pair in options.set)}
     lines = []
-    for run in options.runs:
-        deeplab, student = measure(run.resolve(), {}), measure(run.resolve(), STUDENT | given)
+    for run in [path.resolve() for path in options.runs]:
+        deeplab, student = measure(run, {}), measure(run, STUDENT | given)
         lines.append(
             f"{run}: DeepLab-v3 {deeplab[0]:.1f} s, mIoU {deeplab[1]:.4f}; student {student[0]:.1f} s, mIoU {student[1]:.4f}; "
             f"time {student[0] / deeplab[0]:.2f}, mIoU {student[1] - deeplab[1]:+.4f}"

@@ -7,8 +7,8 @@
 machinery at work, and what it gives is no result without labels. --data is a VOC2012 folder, by default ../shared/data/VOC2012.
 
 The stages run in this process, in a copy of this working tree, with their command lines of dvc.yaml and params.yaml of
-profiles/voc_small.yaml with the values CHAIN (what we recommend), --set, and those that name a row; the rows of mine, embed and
-cluster vary MINE_BASE and CLUSTER_BASE instead. Steps:
+profiles/voc_small.yaml with the values CHAIN (what we recommend, with this ViT's layer), --set, and those that name a row; the
+rows of mine, embed and cluster vary MINE_BASE and CLUSTER_BASE instead. Steps:
 mine      each mining choice on --photos evaluation images: foreground IoU, and what quality.json has about masks
 embed     each descriptor of the true regions of all images
 cluster   each clustering of each of those descriptors: purity, AMI, what quality.json has about clusters; each K of choose_k

@@ -18,7 +18,7 @@ def main(index: str, instances: str, labels: str, corrected: str, clusters: str,
 
     def merged() -> Iterator[tuple[str, np.ndarray]]:
         for image in track(images, "correct", len(images)):
-            yield image.file_name, human[image] if image in human else lut[maps[image]]
+            yield image.file_name, lut[(human if image in human else maps)[image]]
 
     label_maps.write_label_maps(output, merged())
     print(f"{sum(image in human for image in images)} of {len(images)} training photographs have corrected labels")

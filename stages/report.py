@@ -78,7 +78,8 @@ def read_results(root: Path, final: str, data: sheets.ReportData) -> tuple[list[
     names, human, details = params.value("rounds", list[str]), rounds.human_rounds(), root / "details"
     first, *later = [name for name in names if name not in human] or [final]
     steps = {"ViT masks": "masks", "+ detector": "detector", f"+ segmentation model ({first})": first}
-    steps |= {f"+ CRF round ({later[-1]})": later[-1]} if later else {}
+    last = [final] if final in later else later[-1:] if final in human else []
+    steps |= {f"+ CRF round ({name})": name for name in last}
     steps |= {f"+ corrected labels ({final})": final} if final in human and final != first else {}
     scores = {name: read_json(details / f"clustering/{step}/scores.json") for name, step in steps.items()}
     ious = {name: read_json(details / f"clustering/{step}/class_iou.json") for name, step in steps.items()}

@@ -185,6 +185,20 @@ def test_a_model_of_corrected_labels_says_so(run: Path, tmp_path: Path) -> None:
     assert ("- unsupervised" in before, "- unsupervised" in after) == (True, False)
 
 
+def test_other_parameters_than_the_run_had_are_refused(run: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load((run / "params.yaml").read_text())
+    content = yaml.safe_load((run / "dvc.lock").read_text())
+    ran = {"params.yaml": {"segmenter": values["segmenter"], "cluster.k": values["cluster"]["k"]}}
+    content["stages"]["train_segmenter@r1"] = {"params": ran}
+    (run / "dvc.lock").write_text(yaml.safe_dump(content))
+    push(run, "--to", str(tmp_path / "same"))
+    values["segmenter"]["epochs"] += 1
+    (run / "params.yaml").write_text(yaml.safe_dump(values))
+    words = ["push", "jane/toys", "--run", run, "--to", tmp_path / "other"]
+    refused(words, "segmenter is not what the stage train_segmenter@r1 ran with (dvc.lock)")
+    assert not (tmp_path / "other").exists()
+
+
 def test_without_truth_there_is_no_score(run: Path, tmp_path: Path) -> None:
     storage.write_json(run / "results/details/clustering/r1/scores.json", {"images": 0, "needs": "ground truth"})
     lock(run)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,13 +29,14 @@ class LabelMaps:
     def __init__(self, path: str | Path, folder: str = "") -> None:
         self.path, self.folder = Path(path), folder
         self._zip: zipfile.ZipFile | None = None
+        self._process = os.getpid()
         self.names = frozenset(self._open().namelist())
         self._zip = None
 
     def _open(self) -> zipfile.ZipFile:
-        if self._zip is None:
+        if self._zip is None or self._process != os.getpid():  # a forked worker would share the parent's place in the file
             try:
-                self._zip = zipfile.ZipFile(self.path)
+                self._zip, self._process = zipfile.ZipFile(self.path), os.getpid()
             except FileNotFoundError:
                 raise InputError(f"{self.path}: no such file") from None
             except Exception as error:  # a damaged archive raises many types

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def read_corrections(path: Path, images: Iterable[ImageRecord], clustering: str)
     try:
         with zipfile.ZipFile(path) as archive:
             stored = json.loads(archive.read(ABOUT))["clustering"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile, zlib.error):
         raise InputError(f"{path} is not what `unseg import-labels -o` writes; import the labels again") from None
     if stored != clustering:
         raise InputError(f"{path} is for another clustering, with other cluster numbers; import the labels again")

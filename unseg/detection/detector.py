@@ -24,6 +24,7 @@ from unseg.core.console import InputError
 from unseg.core.image_index import ImageRecord
 from unseg.core.instances import Detection
 from unseg.core.masks import encode_all
+from unseg.core.storage import one_line
 from unseg.data.photos import read
 from unseg.detection import log_pictures
 from unseg.detection.examples import DetectionDataset, Objects, Target, collate
@@ -140,8 +141,12 @@ def load(path: str | Path, q: Detect) -> TrainedDetector:
         p: Detector = params.check("detector", Detector, about.get("detector"), path)
     except InputError:
         raise InputError(f"{path} is of another version of unseg; train it again with `dvc repro`") from None
-    model: nn.Module = backend(p).build(p, about["k"])
-    model.load_state_dict(state)
+    network = backend(p)
+    try:
+        model: nn.Module = network.build(p, about["k"])
+        model.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # the metadata can be anything
+        raise InputError(f"{path}: weights and metadata do not fit ({one_line(error)}); train it again") from None
     return prepared(model, p, q, about["k"])
 
 

@@ -175,7 +175,7 @@ def load(
     A model that was trained in bf16 runs in bf16 on devices with bfloat16 units, and in fp32 elsewhere.
 
     Args:
-        path: e.g. models/segmenter-r1.safetensors; or what `unseg push` wrote: hf://owner/name, hf://owner/name@revision (a
+        path: e.g. models/segmenter-r0.safetensors; or what `unseg push` wrote: hf://owner/name, hf://owner/name@revision (a
             branch, a tag or a commit), which is downloaded to the hub's cache, or a folder. Those have clusters and input size.
         clusters: a clusters.yaml with names, colours, merges and ignored clusters.
         detector_path: e.g. models/detector.safetensors, to detect instances too; `detect` has its settings. True: the detector

@@ -1,6 +1,7 @@
 """`unseg import-labels`: turns corrected labels into a zip for the pipeline, and into masks for `unseg probe`."""
 
 import argparse
+import os
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -39,7 +40,8 @@ def run(options: argparse.Namespace) -> None:
         maps = ((name, lut[decode(made, name)]) for name in made.maps)
         rounds.write_corrections(options.out, maps, naming.fingerprint(folder / "data/instances.json"))
         trained = sum(known[name].split != "val" for name in made.maps)
-        print(f"{trained} of them are for training; name {options.out} in corrections of params.yaml (docs/labels.md)")
+        file = os.path.relpath(options.out, folder.root)
+        print(f"{trained} of them are for training; name {file} in corrections of params.yaml (docs/labels.md)")
 
 
 def to_labels(made: Corrections, names: dict[int, str]) -> np.ndarray:

@@ -26,8 +26,9 @@ def run(options: argparse.Namespace) -> None:
 
         is_pushed = not options.run.params.exists() and (options.run / "config.json").is_file()  # by `unseg push`
         path = options.model or (options.run.root if is_pushed else options.run.segmenter)
-        model = load(path, clusters.clusters_file(options), device=options.device)
-        about, edit = {"model": Path(path).name}, None
+        named = clusters.clusters_file(options)  # a new file of --clusters is written by the first edit
+        model = load(path, named if named and named.exists() else None, device=options.device)
+        about, edit = {"model": Path(path).resolve().name}, None
         if file := options.clusters or (None if options.model else options.run / naming.FILE):
             clustering = options.run / "data/instances.json"
             is_of_run = not (options.model or options.clusters) and clustering.exists()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ruamel.yaml import YAML
 
 from unseg.clustering.naming import ClusterNames
 from unseg.core import image_index, params, rounds, storage
@@ -34,7 +35,8 @@ PICTURES = {  # files of results/pictures, and titles
     "clusters.png": "Masks of each cluster",
 }
 HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "bsd-3-clause-clear", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0",
-                "apple-ascl", "apple-amlr", "gemma", "unknown")  # fmt: skip
+                "apple-ascl", "apple-amlr", "gemma", "unknown", "cc0-1.0", "cc-by-sa-4.0", "cc-by-nd-4.0",
+                "cc-by-nc-nd-4.0", "gpl-2.0", "gpl-3.0", "agpl-3.0", "lgpl-3.0", "mpl-2.0", "bsd-2-clause")  # fmt: skip
 UNKNOWN = "unknown"
 PERCENT = " %"
 REPRO = "`dvc repro` brings the run up to date"
@@ -77,13 +79,28 @@ def check_finished(run: Run, final: str) -> None:
     for path in dict.fromkeys(path for paths in read_or_written.values() for path in paths):
         if not (run / path).exists():
             raise InputError(f"{run / path}: no such file; a model card needs a finished run: {REPRO}")
-    lock = (params.read(run / "dvc.lock") or {}).get("stages", {}) if (run / "dvc.lock").exists() else {}
+    yaml = YAML(typ="safe")  # as DVC reads and writes numbers
+    lock = (yaml.load(run / "dvc.lock") or {}).get("stages", {}) if (run / "dvc.lock").exists() else {}
+    check_params(run, lock, final)
     for stage, paths in read_or_written.items():
         listed = [*lock.get(stage, {}).get("deps", []), *lock.get(stage, {}).get("outs", [])]
         md5 = {x["path"]: x.get("md5") for x in listed}
         for path in paths:
             if md5.get(path) != dvc_md5(run / path):
                 raise InputError(f"{run / path} is not what the stage {stage} had in its last run (dvc.lock); {REPRO}")
+
+
+def check_params(run: Run, lock: Mapping[str, Any], final: str) -> None:
+    """Raises InputError if params.yaml has another value than a stage ran with: the card would describe another model."""
+    values = YAML(typ="safe").load(run.params)
+    made = ("prepare", "mine", "embed", "cluster", "train_detector", "aggregate", f"train_segmenter@{final}")
+    for stage in (*made, "evaluate_clustering"):
+        for key, ran_with in lock.get(stage, {}).get("params", {}).get(params.FILE, {}).items():
+            value = values
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            if value != ran_with:
+                raise InputError(f"{run.params}: {key} is not what the stage {stage} ran with (dvc.lock); {REPRO}")
 
 
 def dvc_md5(path: Path) -> str:
@@ -119,6 +136,9 @@ def describe(run: Run, file: str, used: str) -> Weights:
         about = vit_files.read_metadata(str(run / file))
     except Exception:  # the file is not there, or no safetensors file
         about = {}
+    for part in (about, about.get("init", {})):
+        if str(part.get("license", "")).startswith(UNKNOWN):  # as `fetch` writes it
+            part["license"] = UNKNOWN
     shape = about.get("backbone", {})
     size = f" (patch {shape['patch']}, width {shape['width']}, {shape['depth']} blocks)" if "patch" in shape else ""
     if file == CROC:
@@ -154,6 +174,11 @@ def escape(text: object) -> str:
     return re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", " ".join(str(text).split()))
 
 
+def linked(text: str) -> str:
+    """As `escape`, but a URL stays a link."""
+    return f"<{text}>" if re.fullmatch(r"https?://[^\s<>|\\]+", text) else escape(text)
+
+
 def render(
     run: Run,
     name: str,
@@ -182,7 +207,7 @@ def render(
         named=any(entry.name for entry in clusters.entries.values()),
         kind=KINDS[values["data.kind"]],
         steps=[(step, escape(setting)) for step, setting in steps(values)],
-        weights=[Weights(*(escape(x or "no licence of others") for x in w)) for w in weights],
+        weights=[Weights(*(linked(x or "no licence of others") for x in w)) for w in weights],
         detector=detector,
         scores=scores,
         score_rows=[(SCORES[key], page.percent(x, PERCENT)) for key, x in scores.values.items()] if scores else [],

@@ -36,7 +36,7 @@ from unseg.clustering.naming import ClusterNames
 from unseg.core.console import InputError
 from unseg.core.label_maps import IGNORE_LABEL
 from unseg.report import overlay, page, pictures
-from unseg.serving.api import Prediction, Predictor
+from unseg.serving.api import Prediction, Predictor, add_names
 from unseg.serving.cli.parser import EDITS
 from unseg.serving.server import uploads
 
@@ -96,12 +96,13 @@ class Server:
     def clusters(self, model: Predictor) -> dict[str, Any]:
         """What the page shows of each cluster; `label` is what its pixels become: 0 background, cluster + 1, 255 ignored."""
         names, lut = model.clusters, model.clusters.label_lut().tolist()
+        unedited = add_names(ClusterNames(names.count), model.net)
         rows = [
             {
                 "label": lut[k + 1],
                 "title": names.title(k),
                 "colour": "#{:02x}{:02x}{:02x}".format(*model.colours[k + 1].tolist()),
-                "edited": k in names.entries,
+                "edited": names.entry(k) != unedited.entry(k),
             }
             for k in range(names.count)
         ]
