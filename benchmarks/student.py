@@ -8,7 +8,7 @@ STUDENT and --set. The seconds are of the training stage without imports; the st
 """
 
 import argparse
-import os
+import contextlib
 import sys
 import tempfile
 import time
@@ -37,15 +37,14 @@ def measure(run: Path, changes: dict[str, Any]) -> tuple[float, float]:
         values = yaml.safe_load((run / "params.yaml").read_text("utf-8"))
         values["segmenter"] |= changes
         (folder / "params.yaml").write_text(yaml.safe_dump(values), "utf-8")
-        os.chdir(folder)
-        index, images = "data/images.json", str(values["data"]["images"])
-        start = time.perf_counter()
-        train_segmenter.main(index=index, labels="data/labels-r0.zip", images=images, weights="s.safetensors", history="s.tsv")
-        seconds = time.perf_counter() - start
-        predict.main(index=index, images=images, weights="s.safetensors", predictions="s.zip")
-        val = image_index.eval_images(index)
-        score = truth_scores.miou(Path("s.zip"), Path("data/truth.zip"), val, params.value("cluster.k", int))
-        os.chdir(ROOT)
+        with contextlib.chdir(folder):
+            index, images = "data/images.json", str(values["data"]["images"])
+            start = time.perf_counter()
+            train_segmenter.main(index, "data/labels-r0.zip", images, weights="s.safetensors", history="s.tsv")
+            seconds = time.perf_counter() - start
+            predict.main(index=index, images=images, weights="s.safetensors", predictions="s.zip")
+            val = image_index.eval_images(index)
+            score = truth_scores.miou(Path("s.zip"), Path("data/truth.zip"), val, params.value("cluster.k", int))
         return seconds, score
 
 

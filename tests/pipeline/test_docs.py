@@ -69,6 +69,7 @@ SHRUNK = {  # benchmarks at the papers' sizes: main() is called at the sizes giv
     "python benchmarks/predict.py": ("benchmarks/predict.py", {"SMALL": (60, 80), "LARGE": (300, 400)}, [["--photos", "2"]]),
     "python benchmarks/scenes.py": ("benchmarks/scenes.py", {}, [["--scenes", "20", "--seeds", "0"]]),
     "python benchmarks/crf.py": ("benchmarks/crf.py", {}, [["--scenes", "1", "--photos", "0"]]),
+    "python benchmarks/student.py .": ("benchmarks/student.py", {}, [["."]]),
     "python benchmarks/precision.py": ("benchmarks/precision.py", {}, [["--photos", "12"]]),
 }
 GPU = "unseg profile voc"  # after it, `dvc repro` wants GPUs and official weights: only `prepare` is run
