@@ -66,9 +66,11 @@ def read(folder: Path, name: str, round: str | None = None) -> ComparedRun:
     clustering = details / "clustering" / final
     if not (missing := clustering / "image_iou.json").exists():
         raise InputError(f"{folder} holds no finished run of this version of unseg ({missing}); run `dvc repro` there")
-    files = sorted([*details.glob("*.json"), *details.glob("clustering/*/scores.json")])
-    scores = {f.relative_to(details).as_posix(): read_json(f) for f in files}
-    scores = {"clustering": read_json(clustering / "scores.json")} if round else scores
+    if round:
+        scores = {"clustering": read_json(clustering / "scores.json")}
+    else:
+        files = sorted([*details.glob("*.json"), *details.glob("clustering/*/scores.json")])
+        scores = {f.relative_to(details).as_posix(): read_json(f) for f in files}
     ious, image_ious = read_json(clustering / "class_iou.json"), read_json(clustering / "image_iou.json")
     return ComparedRun(
         name=name,

@@ -46,8 +46,8 @@ def run(options: argparse.Namespace) -> None:
     given = {} if options.weights is None else name_weights(options.weights, root)
     changes = {**sizes(values, photos, accelerator), **given, **dict(map(parse_setting, options.set))}
     text = profiles.render(profile, changes, known)
-    estimated = time_needed(yaml.safe_load(text), photos)
-    at = Path(str(yaml.safe_load(text)["data"]["root"]))
+    filled = yaml.safe_load(text)
+    estimated, at = time_needed(filled, photos), Path(str(filled["data"]["root"]))
     check_apart(folder, root, at)
     if is_new:
         project.create(root)
